@@ -1,0 +1,32 @@
+# Two commands for everybody: `make demo` and `make test`. Both create the environment (.venv) when it is not there.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint types format clean
+
+# The environment is made anew when its requirements change. uv installs in seconds what pip takes minutes for.
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "uv>=0.7"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable ".[dev]"
+	touch $@
+
+demo: .venv/installed  ## caption examples/ with the shipped checkpoint and write demo.html
+	$(BIN)/python scripts/demo.py
+
+test: .venv/installed  ## every test; those whose needs are not met skip with a reason
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed
+	$(BIN)/ty check vlm_caption scripts benchmarks
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv demo.html

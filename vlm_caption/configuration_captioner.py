@@ -1,0 +1,142 @@
+"""Configuration of the composed captioner: two towers, the projector between them, and the image tokens' layout."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+@strict
+class CaptionerConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`CaptionerForConditionalGeneration`]: a vision tower, a projector and a causal language model.
+
+    `CaptionerConfig()` is the smallest useful system: the 512-d ViT
+    `timm/vit_mediumd_patch16_reg4_gap_384.sbb2_e200_in12k_ft_in1k`, `gpt2`, and a 512 → 1536 → 768 projection of
+    1,968,384 trained parameters.
+
+    Args:
+        vision_config (`PreTrainedConfig` or `dict`): any vision tower that `AutoModel` builds.
+        text_config (`PreTrainedConfig` or `dict`): any language model that `AutoModelForCausalLM` builds.
+        image_tokens (`"pooled"` or `"patches"`): what the language model sees of an image: one pooled vector, or the
+            tower's patch tokens.
+        image_grid (`int`, *optional*): with `"patches"`, average-pool the patches to `image_grid` × `image_grid`.
+        pooled_in_front (`bool`): with `"patches"`, put the pooled vector before them.
+        pooled_feature (`"pooler_output"`, `"cls"` or `"image_embeds"`): which vector is the pooled one.
+            `"cls"` is the first token of `last_hidden_state`; `"image_embeds"` is CLIP's joint embedding (the tower is
+            then built with its visual projection).
+        image_start (`"bos"`, `"learned"` or `"none"`, *optional*): what stands at position 0, before the image tokens.
+            Decoder language models park attention on their first position; a single projected token put there did
+            not learn. Unset: the language model's BOS embedding where it has one.
+        projector_expansion (`int`): hidden width of the projector, in multiples of its input width.
+        projector_hidden_act (`str`): activation between the projector's two layers.
+        freeze_vision (`bool`), freeze_language (`bool`): keep a tower's weights as they are: no gradient, never in
+            train mode.
+        image_token_id (`int`, *optional*): the image placeholder in `input_ids`. It is never looked up in the
+            language model's embedding table; unset, it is the first id behind it.
+        vision_backbone (`dict`, *optional*), text_backbone (`dict`, *optional*): where a pretrained tower came from:
+            `name`, `revision` and the `fingerprint` of its weights.
+        external_towers (`list[str]`): the towers whose weights are *not* in this checkpoint and are fetched from
+            their backbone instead (`"vision_tower"`, `"language_model"`). Empty in a self-contained checkpoint.
+    """
+
+    model_type = "vlm_captioner"
+    sub_configs_defaults = {  # noqa: RUF012 (the attribute's type is the base class's)
+        "vision_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type="timm_wrapper",
+            # `num_features` is the width that timm's own Hub configs carry; the wrapper's config has no field for it.
+            init_kwargs={"architecture": "vit_mediumd_patch16_reg4_gap_384", "num_features": 512},
+        ),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="gpt2"),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    image_tokens: Literal["pooled", "patches"] = "pooled"
+    image_grid: int | None = None
+    pooled_in_front: bool = False
+    pooled_feature: Literal["pooler_output", "cls", "image_embeds"] = "pooler_output"
+    image_start: Literal["bos", "learned", "none"] | None = None
+    projector_expansion: int = 3
+    projector_hidden_act: str = "gelu"
+    freeze_vision: bool = True
+    freeze_language: bool = True
+    image_token_id: int | None = None
+    vision_backbone: dict | None = None
+    text_backbone: dict | None = None
+    external_towers: list | tuple = ()
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        bos_token_id = getattr(self.text_config, "bos_token_id", None)
+        if self.image_start is None:
+            self.image_start = "bos" if bos_token_id is not None else "none"
+        if self.image_start == "bos" and bos_token_id is None:
+            raise ValueError(
+                f"image_start='bos' needs a language model with a BOS token, and {self.text_config.model_type} names "
+                "none: choose 'learned' or 'none'."
+            )
+        if self.image_tokens == "pooled" and (self.image_grid is not None or self.pooled_in_front):
+            raise ValueError("image_grid and pooled_in_front belong to image_tokens='patches'.")
+        if self.image_grid is not None and self.image_grid < 1:
+            raise ValueError(f"image_grid must be at least 1, got {self.image_grid}.")
+        if self.projector_expansion < 1:
+            raise ValueError(f"projector_expansion must be at least 1, got {self.projector_expansion}.")
+        if self.image_token_id is None:
+            self.image_token_id = self.text_config.vocab_size
+        if self.image_token_id < self.text_config.vocab_size:
+            raise ValueError(
+                f"image_token_id {self.image_token_id} lies inside the language model's vocabulary of "
+                f"{self.text_config.vocab_size}; the placeholder must be an id behind it."
+            )
+        self.external_towers = list(self.external_towers)
+        # The language model ties its own head; the composed model ties nothing on top of that.
+        self.tie_word_embeddings = getattr(self.text_config, "tie_word_embeddings", True)
+
+    @property
+    def vision_feature_size(self) -> int:
+        """Width of the vision tower's image tokens: the projector's input.
+
+        Raises:
+            ValueError: if the tower's config names no width.
+        """
+        names = ("projection_dim",) if self.pooled_feature == "image_embeds" else ("hidden_size", "num_features")
+        for name in names:
+            if width := getattr(self.vision_config, name, None):
+                return width
+        raise ValueError(
+            f"The {self.vision_config.model_type} vision config names no feature width: set its {' or '.join(names)}."
+        )
+
+    @property
+    def image_seq_length(self) -> int:
+        """Number of placeholders that one image takes in `input_ids` (the BOS before them not counted).
+
+        Raises:
+            ValueError: for all patches of a tower whose config does not say how many there are.
+        """
+        if self.image_tokens == "pooled":
+            tokens = 1
+        elif self.image_grid is not None:
+            tokens = self.image_grid**2
+        else:
+            image_size = getattr(self.vision_config, "image_size", None)
+            patch_size = getattr(self.vision_config, "patch_size", None)
+            if not isinstance(image_size, int) or not isinstance(patch_size, int):
+                raise ValueError(
+                    f"The {self.vision_config.model_type} vision config does not say how many patches an image has: "
+                    "set image_grid, or image_size and patch_size in vision_config."
+                )
+            tokens = (image_size // patch_size) ** 2
+        return tokens + self.pooled_in_front + (self.image_start == "learned")
+
+    @property
+    def start_token_id(self) -> int | None:
+        """The token at position 0, before the image tokens: the language model's BOS, or None."""
+        return self.text_config.bos_token_id if self.image_start == "bos" else None
+
+
+__all__ = ["CaptionerConfig"]

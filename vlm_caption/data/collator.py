@@ -1,0 +1,99 @@
+"""Batches of captioned images: the captions of one image are packed behind one copy of its image tokens.
+
+A row is `[start token] [image tokens] [prompt] caption 1 <eos> caption 2 <eos> …`. Position ids restart behind the prompt
+for every caption, and the attention mask lets a caption see the prompt, the image and itself alone, so each caption is
+predicted exactly as if it stood in a row of its own, and the prefix is computed once instead of once a caption.
+"""
+
+from collections.abc import Callable
+
+import torch
+from transformers import ProcessorMixin
+
+from ..modeling_captioner import IGNORE_INDEX
+from .captions import DataError
+
+
+class CaptionCollator:
+    """Turns rows of `{"captions": list[str], "image": …}` into a batch for the model.
+
+    Args:
+        processor: the model's processor.
+        encode_images: gets the rows and returns their images as model inputs: `{"pixel_values": float [B, 3, H, W]}` or
+            `{"image_features": float [B, N, D_vision]}`.
+        prompt: text between the image and the caption; not learnt.
+        max_caption_tokens: longer captions are cut here, and then have no end token to learn.
+    """
+
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        encode_images: Callable[[list[dict]], dict[str, torch.Tensor]],
+        prompt: str = "",
+        max_caption_tokens: int = 64,
+    ):
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.encode_images = encode_images
+        self.max_caption_tokens = max_caption_tokens
+        prompt = prompt.rstrip()
+        # Byte-pair tokenizers keep a word's space with the word, so it belongs to the caption.
+        self.separator = " " if prompt else ""
+        prefix = (processor.start_token or "") + processor.image_token * processor.image_seq_length + prompt
+        self.prefix: list[int] = self.tokenizer(prefix, add_special_tokens=False).input_ids
+
+    def caption_ids(self, caption: str) -> list[int]:
+        """Token ids of one caption, its end token included.
+
+        Raises:
+            DataError: if nothing is left of the caption.
+        """
+        if not caption.strip():
+            raise DataError("a caption is empty: remove it from the data")
+        # Text that looks like a special token (`<image>`) is text here.
+        ids = self.tokenizer(self.separator + caption, add_special_tokens=False, split_special_tokens=True).input_ids
+        return [*ids, self.tokenizer.eos_token_id][: self.max_caption_tokens]
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        """
+        Returns:
+            `input_ids`, `position_ids`: int64 [B, T]; `attention_mask`: bool [B, 1, T, T], True where a token may look;
+            `logits_to_keep`: int64 [B, M], the positions that predict; `shift_labels` and `labels` (the same, for
+            Trainer's count of targets): int64 [B, M], what they predict, −100 at padding; and the images.
+        """
+        start = len(self.prefix)
+        packed = [[self.caption_ids(caption) for caption in row["captions"]] for row in rows]
+        width = max(sum(map(len, captions)) for captions in packed)  # M
+        length = start + width  # T
+        pad = self.tokenizer.pad_token_id
+
+        input_ids = torch.full((len(rows), length), pad)
+        input_ids[:, :start] = torch.tensor(self.prefix)
+        position_ids = torch.zeros(len(rows), length, dtype=torch.long)
+        position_ids[:, :start] = torch.arange(start)
+        segment = torch.full((len(rows), length), -1)  # which caption a token belongs to; −1 is padding
+        predictor = torch.zeros(len(rows), width, dtype=torch.long)
+        targets = torch.full((len(rows), width), IGNORE_INDEX)
+        for b, captions in enumerate(packed):
+            at = start
+            for number, ids in enumerate(captions):
+                end = at + len(ids)
+                input_ids[b, at:end] = targets[b, at - start : end - start] = torch.tensor(ids)
+                position_ids[b, at:end] = torch.arange(start, start + len(ids))
+                segment[b, at:end] = number
+                predictor[b, at - start : end - start] = torch.arange(at - 1, end - 1)
+                predictor[b, at - start] = start - 1  # the last prefix token predicts every caption's first one
+                at = end
+
+        causal = torch.ones(length, length, dtype=torch.bool).tril()
+        same_caption = segment[:, :, None] == segment[:, None, :]
+        in_prefix = torch.arange(length) < start
+        return {
+            "input_ids": input_ids,
+            "position_ids": position_ids,
+            "attention_mask": ((same_caption | in_prefix) & causal)[:, None],
+            "logits_to_keep": predictor,
+            "shift_labels": targets,
+            "labels": targets,
+            **self.encode_images(rows),
+        }

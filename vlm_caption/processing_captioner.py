@@ -1,0 +1,111 @@
+"""Pictures and text to the model's inputs: placeholders for the image tokens, the start token before them."""
+
+from tokenizers import AddedToken
+from transformers import ProcessorMixin
+from transformers.image_utils import make_flat_list_of_images
+
+from .configuration_captioner import CaptionerConfig
+
+
+class CaptionerProcessor(ProcessorMixin):
+    r"""
+    Wraps an image processor and a tokenizer.
+
+    `processor(images=image)` asks for a caption; `processor(images=image, text="A photo of")` for the rest of one. Text
+    may say where the image goes with `<image>`; where it does not, the image goes in front.
+
+    Args:
+        image_processor: any image processor.
+        tokenizer: the language model's tokenizer, with `image_token` added (see [`CaptionerProcessor.from_config`]).
+        image_seq_length (`int`): placeholders an image takes.
+        start_token (`str`, *optional*): what stands at position 0 of every input: the BOS, or nothing.
+        image_token (`str`): how a placeholder is written in text.
+        chat_template (`str`, *optional*): as of `ProcessorMixin`.
+    """
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        image_seq_length: int = 1,
+        start_token: str | None = None,
+        image_token: str = "<image>",
+        chat_template: str | None = None,
+        **kwargs,
+    ):
+        self.image_seq_length = image_seq_length
+        self.start_token = start_token
+        self.image_token = image_token
+        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
+
+    @classmethod
+    def from_config(cls, config: CaptionerConfig, image_processor, tokenizer, image_token: str = "<image>"):
+        """The processor that belongs to a model of this config. The tokenizer is changed in place.
+
+        Raises:
+            ValueError: if the tokenizer knows `image_token` as something else, or has grown past the placeholder.
+        """
+        if image_token not in tokenizer.get_vocab():
+            # Language models pad their embedding tables; the placeholder must have an id behind the padding, and a
+            # tokenizer hands out ids in order.
+            gap = config.image_token_id - len(tokenizer)
+            tokenizer.add_tokens([AddedToken(f"<unused_{i}>", special=True) for i in range(gap)], special_tokens=True)
+            tokenizer.add_tokens([AddedToken(image_token, special=True)], special_tokens=True)
+        if (image_token_id := tokenizer.convert_tokens_to_ids(image_token)) != config.image_token_id:
+            raise ValueError(
+                f"The tokenizer has {image_token} at id {image_token_id}, and the model's image placeholder is "
+                f"{config.image_token_id}: set image_token_id of the model, or choose another image_token."
+            )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "left"  # a decoder continues each row at its right end
+        start_token_id = config.start_token_id
+        return cls(
+            image_processor,
+            tokenizer,
+            image_seq_length=config.image_seq_length,
+            start_token=None if start_token_id is None else tokenizer.convert_ids_to_tokens(start_token_id),
+            image_token=image_token,
+        )
+
+    def __call__(self, images=None, text: str | list[str] | None = None, **kwargs):
+        """
+        Args:
+            images: a picture or a list of them, as of the image processor.
+            text: a prompt for each row. Without `<image>` in it, each row gets one image in front; a single prompt
+                is then repeated for all images.
+            **kwargs: as of `ProcessorMixin.__call__` (`return_tensors="pt"`, `padding=True`, …).
+
+        Returns:
+            `input_ids` and `attention_mask`, int64 [B, T], and `pixel_values`, float [I, 3, H, W].
+        """
+        if images is not None:
+            text = self._place_images(images, text)
+        if text is not None:
+            rows = [text] if isinstance(text, str) else text
+            start = self.start_token or ""
+            text = [row if start and row.startswith(start) else start + row for row in rows]
+        kwargs.setdefault("add_special_tokens", False)  # the start token is written out above
+        return super().__call__(images=images, text=text, **kwargs)
+
+    def _place_images(self, images, text: str | list[str] | None) -> list[str]:
+        num_images = len(make_flat_list_of_images(images))
+        rows = [text or ""] if text is None or isinstance(text, str) else list(text)
+        if any(self.image_token in row for row in rows):
+            return rows  # the base class checks that the numbers match
+        if len(rows) == 1:
+            rows *= num_images
+        if len(rows) != num_images:
+            raise ValueError(
+                f"{len(rows)} prompts for {num_images} images: give one prompt for all, one for each, or say with "
+                f"{self.image_token} where the images go."
+            )
+        return [self.image_token + row for row in rows]
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        """One `<image>` in the text becomes as many placeholders as the image has tokens."""
+        return self.image_token * self.image_seq_length
+
+
+__all__ = ["CaptionerProcessor"]

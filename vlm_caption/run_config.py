@@ -1,0 +1,204 @@
+"""The settings of a training run: a YAML file in three sections, each field overridable on the command line."""
+
+import argparse
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+
+class ConfigError(ValueError):
+    """A setting that is unknown, missing or of the wrong kind; the message names it and says what to do."""
+
+
+@dataclass
+class ModelSection:
+    """The towers, and how an image becomes tokens. Fields that `None` leaves out keep `CaptionerConfig`'s default."""
+
+    vision: str | dict = "timm/vit_mediumd_patch16_reg4_gap_384.sbb2_e200_in12k_ft_in1k"
+    language: str | dict = "openai-community/gpt2"
+    vision_revision: str | None = None
+    language_revision: str | None = None
+    image_tokens: Literal["pooled", "patches"] = "pooled"
+    image_grid: int | None = None
+    pooled_in_front: bool = False
+    pooled_feature: Literal["pooler_output", "cls", "image_embeds"] = "pooler_output"
+    image_start: Literal["bos", "learned", "none"] | None = None
+    projector_expansion: int = 3
+
+
+@dataclass
+class DataSection:
+    """Captioned images; see `vlm_caption.data` for the formats."""
+
+    path: str = ""
+    format: str | None = None
+    train_split: str = "train"
+    dev_split: str = "dev"
+    limit: int | None = None
+    prompt: str = ""
+    max_caption_tokens: int = 64
+
+
+@dataclass
+class TrainingSection:
+    """How long, how fast, and what is told on the way. A batch counts images, each with all its captions."""
+
+    output_dir: str = "runs/captioner"
+    batch_size: int = 8
+    accumulation: int = 1
+    epochs: float = 3.0
+    max_steps: int = -1
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    output_scale: float = 3.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    cache_features: bool = True
+    compile: bool = False
+    eval_steps: int = 250
+    eval_images: int = 200
+    save_steps: int = 250
+    logging_steps: int = 25
+    samples: int = 3
+    seed: int = 0
+    resume: bool = True
+
+
+@dataclass
+class RunConfig:
+    """All settings of one training run."""
+
+    model: ModelSection = field(default_factory=ModelSection)
+    data: DataSection = field(default_factory=DataSection)
+    training: TrainingSection = field(default_factory=TrainingSection)
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> "RunConfig":
+        """Reads a YAML file and then applies overrides, `{"training.max_steps": 10}`.
+
+        A relative `data.path` in the file is taken from the file's folder's parent (the repository, for `configs/`)
+        unless it exists from where the program runs.
+
+        Raises:
+            ConfigError: for a file that cannot be read, an unknown field, or a value of the wrong kind.
+        """
+        values: dict[str, Any] = {}
+        if path is not None:
+            try:
+                loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+            except OSError as error:
+                raise ConfigError(f"{path}: the config cannot be read ({error.strerror or error}).") from error
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise ConfigError(f"{path}: the config is not valid YAML: {' '.join(str(error).split())}.") from error
+            if not isinstance(loaded, dict):
+                raise ConfigError(f"{path}: a config is made of the sections {', '.join(_sections())}.")
+            for section, fields in loaded.items():
+                _check_name(str(section), list(_sections()), f"{path}: there is no section")
+                if not isinstance(fields, dict):
+                    raise ConfigError(f"{path}: the section {section} holds no fields.")
+                for name, value in fields.items():
+                    values[f"{section}.{name}"] = value
+        if path is not None and isinstance(values.get("data.path"), str):
+            values["data.path"] = _find_data(values["data.path"], Path(path))
+        values |= overrides or {}
+
+        config = cls()
+        known = list(field_types())
+        for name, value in values.items():
+            _check_name(name, known, "there is no setting")
+            section, _, attribute = name.partition(".")
+            setattr(getattr(config, section), attribute, _checked(name, value, field_types()[name]))
+        return config
+
+
+def field_types() -> dict[str, Any]:
+    """Every setting's full name, `section.field`, and its type."""
+    return {
+        f"{section}.{name}": hint
+        for section, section_class in _sections().items()
+        for name, hint in typing.get_type_hints(section_class).items()
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds an option for every setting: `--training.max_steps 10`, or shorter `--max-steps 10`."""
+    for name, hint in field_types().items():
+        section, _, attribute = name.partition(".")
+        parser.add_argument(
+            f"--{attribute.replace('_', '-')}",
+            f"--{name}",
+            dest=name,
+            default=argparse.SUPPRESS,
+            metavar=_type_name(hint),
+            help=f"{section}.{attribute}",
+        )
+
+
+def parse_arguments(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> tuple[argparse.Namespace, dict]:
+    """Parses a command line made by [`add_arguments`]. Returns the other options, and the overrides.
+
+    Raises:
+        ConfigError: for an unknown option, with the nearest known one.
+    """
+    arguments, unknown = parser.parse_known_args(argv)
+    for option in unknown:
+        known = [string.lstrip("-") for action in parser._actions for string in action.option_strings]
+        _check_name(option.split("=")[0].lstrip("-"), known, "there is no option")
+    names = field_types()
+    overrides = {name: yaml.safe_load(value) for name, value in vars(arguments).items() if name in names}
+    return arguments, overrides
+
+
+def _sections() -> dict[str, type]:
+    return {f.name: typing.cast(type, f.default_factory) for f in dataclasses.fields(RunConfig)}
+
+
+def _check_name(name: str, known: list[str], complaint: str) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        raise ConfigError(f"{complaint} {name!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
+
+
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    """`value` as `hint` wants it: whole numbers may stand for floats, and 1e-3 (a string to YAML) for a number."""
+    allowed = typing.get_args(hint) if _is_union(hint) else (hint,)
+    for kind in allowed:
+        if typing.get_origin(kind) is Literal:
+            if value in typing.get_args(kind):
+                return value
+        elif kind is float and not isinstance(value, bool):
+            try:
+                return float(value)
+            except (TypeError, ValueError):
+                continue
+        elif kind is str and isinstance(value, int | float) and not isinstance(value, bool):
+            return str(value)
+        elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+            return value
+    raise ConfigError(f"{name} must be {_type_name(hint)}, and {value!r} is not.")
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)  # `Literal[…] | None` is the former
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return "|".join(map(str, typing.get_args(hint)))
+    if _is_union(hint):
+        return "|".join("null" if kind is types.NoneType else _type_name(kind) for kind in typing.get_args(hint))
+    return hint.__name__
+
+
+def _find_data(path: str, config_path: Path) -> str:
+    if not path or Path(path).exists():
+        return path
+    beside = config_path.resolve().parent.parent / path
+    return str(beside) if beside.exists() else path
