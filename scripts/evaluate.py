@@ -1,40 +1,43 @@
 """Scores a checkpoint on captioned photos: `python scripts/evaluate.py --data.path ../shared/flickr8k --split dev`."""
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
 from vlm_caption.backbones import BackboneError
 from vlm_caption.captioner import DEFAULT_CHECKPOINT, Captioner
-from vlm_caption.console import setup_logging
+from vlm_caption.console import ArgumentParser, positive_int, setup_logging
 from vlm_caption.data import DataError, load_captions
-from vlm_caption.evaluation import evaluate
+from vlm_caption.evaluation import Evaluation, evaluate
 from vlm_caption.images import ImageError
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 for a checkpoint or data that cannot be used."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="a folder or a Hub id")
     parser.add_argument("--data.path", dest="path", required=True, help="captioned photos, as in a config's data.path")
     parser.add_argument("--split", default="dev")
-    parser.add_argument("--limit", type=int, help="only the first N images")
-    parser.add_argument("--num-beams", type=int)
+    parser.add_argument("--limit", type=positive_int, help="only the first N images")
+    parser.add_argument("--prompt", default="", help="as in the config that the checkpoint was trained with")
+    parser.add_argument("--num-beams", type=positive_int)
     parser.add_argument("--captions", type=int, default=10, help="how many captions to show")
     parser.add_argument("--json", type=Path, help="also write everything to this file")
     arguments = parser.parse_args(argv)
+    if arguments.json and not arguments.json.parent.is_dir():
+        parser.error(f"--json: there is no folder {arguments.json.parent}")
     setup_logging()
     beams = {} if arguments.num_beams is None else {"num_beams": arguments.num_beams}
     try:
         dataset = load_captions(arguments.path, arguments.split, limit=arguments.limit)
-        result = evaluate(Captioner.from_pretrained(arguments.checkpoint), dataset, **beams)
+        result = evaluate(Captioner.from_pretrained(arguments.checkpoint), dataset, prompt=arguments.prompt, **beams)
     except (BackboneError, DataError, ImageError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
     print(f"{len(dataset)} images of {arguments.path}, {arguments.split}")
     print(f"loss            {result.loss:8.4f} nats a token")
-    print(f"shuffled images {result.shuffled_loss:8.4f} nats a token")
+    if result.shuffled_loss is not None:
+        print(f"shuffled images {result.shuffled_loss:8.4f} nats a token")
     for name, value in result.metrics.items():
         print(f"{name:15s} {100 * value:8.2f}")
     if result.reason:
@@ -42,10 +45,16 @@ def main(argv: list[str] | None = None) -> int:
     for row, caption in zip(list(dataset)[: arguments.captions], result.captions, strict=False):
         print(f"  {Path(row['image']).name}: {caption}  [reference: {row['captions'][0]}]")
     if arguments.json:
-        scores = {"loss": result.loss, "shuffled_loss": result.shuffled_loss, **result.metrics}
-        captions = dict(zip(dataset["image"], result.captions, strict=True))
-        arguments.json.write_text(json.dumps({"scores": scores, "captions": captions}, indent=2, ensure_ascii=False))
+        _write_json(arguments.json, result, dataset["image"])
     return 0
+
+
+def _write_json(path: Path, result: Evaluation, images: list[str]) -> None:
+    scores = {"loss": result.loss, "shuffled_loss": result.shuffled_loss, **result.metrics}
+    captions = dict(zip(images, result.captions, strict=True))
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps({"scores": scores, "captions": captions}, indent=2, ensure_ascii=False))
+    partial.replace(path)  # whole or not at all
 
 
 if __name__ == "__main__":

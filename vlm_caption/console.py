@@ -1,8 +1,108 @@
-"""placeholder"""
-import logging, sys, contextlib
+"""What a command says on the terminal: progress, log lines, one-sentence errors, and nothing from transformers."""
+
+import argparse
+import contextlib
+import io
+import logging
+import sys
+import time
+from collections.abc import Generator, Iterable
+from typing import NoReturn, TypeVar
+
 from tqdm import tqdm
-def progress(iterable, total=None, desc=""):
-    return tqdm(iterable, total=total, desc=desc, mininterval=5)
-def setup_logging():
-    h=logging.StreamHandler(sys.stderr); h.setFormatter(logging.Formatter("%(message)s"))
-    l=logging.getLogger("vlm_caption"); l.addHandler(h); l.setLevel(logging.INFO)
+
+Item = TypeVar("Item")
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An `argparse.ArgumentParser` that reports bad usage in one line, without the usage text; exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def positive_int(text: str) -> int:
+    """An argument of at least 1, for argparse's `type`.
+
+    Raises:
+        argparse.ArgumentTypeError: It is anything else.
+    """
+    # isdecimal: int() also takes "1_0" and " 1 ".
+    if not (text.isascii() and text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"give a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def progress(iterable: Iterable[Item], total: int | None = None, desc: str = "") -> Iterable[Item]:
+    """Pass the items on and say on stderr how far they are.
+
+    On a terminal that is a bar. Elsewhere, such as in a log file, it is a line at most every 10 seconds and one at the
+    end, with the count, the total and the items a second.
+
+    Args:
+        iterable: The items.
+        total: How many there are; by default `len(iterable)`, where it has one.
+        desc: What stands before the count.
+    """
+    if sys.stderr.isatty():
+        return tqdm(iterable, desc=desc, total=total, file=sys.stderr)
+    if total is None:
+        with contextlib.suppress(TypeError):
+            total = len(iterable)  # ty: ignore[invalid-argument-type]
+    return _progress_lines(iterable, total, desc)
+
+
+def _progress_lines(iterable: Iterable[Item], total: int | None, desc: str) -> Generator[Item]:
+    start = last = time.monotonic()
+    count, said = 0, None
+
+    def say(now: float) -> None:
+        done = f"{count}" if total is None else f"{count}/{total}"
+        rate = count / max(now - start, 1e-9)
+        print(f"{desc}{': ' if desc else ''}{done}, {rate:.3g}/s", file=sys.stderr, flush=True)
+
+    for item in iterable:
+        yield item
+        count += 1  # here the caller is done with it
+        now = time.monotonic()
+        if now - last >= _SECONDS_BETWEEN_LINES:
+            say(now)
+            last, said = now, count
+    if said != count:
+        say(time.monotonic())
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Generator[None]:
+    """Keep the progress bars and warnings of transformers off the terminal; errors are raised as ever.
+
+    All that goes to `sys.stderr` meanwhile is lost, but for the log lines of [`setup_logging`].
+    """
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging as transformers_logging
+
+    verbosities = transformers_logging.get_verbosity(), hub_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        # The GGUF reader draws its bar with tqdm itself, which asks neither of the settings above.
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosities[0])
+        hub_logging.set_verbosity(verbosities[1])
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def setup_logging() -> None:
+    """Print this package's log messages, from INFO up, as plain lines on stderr. Calling it again changes nothing."""
+    handler = logging.StreamHandler()  # bound to the stderr of this moment, which quiet_transformers does not reach
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger(__package__)
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)

@@ -5,14 +5,13 @@ and the files of the tokenizer or image processor. What they write depends on th
 fingerprint of a converted tower is the same on every machine.
 """
 
-import contextlib
-import io
 import json
 import re
-from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
+
+from vlm_caption.console import quiet_transformers as _quiet_transformers
 
 _IMAGENET_MEAN = [0.485, 0.456, 0.406]
 _IMAGENET_STD = [0.229, 0.224, 0.225]
@@ -41,24 +40,6 @@ _DINOV2_LAYER_NAMES = {
     "mlp.fc2.bias": "mlp.fc2.bias",
     "ls2.gamma": "layer_scale2.lambda1",
 }
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Generator[None]:
-    """Keep the progress bars and warnings of transformers off the terminal; errors are raised as ever."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        # The GGUF reader draws its bar with tqdm itself, which asks neither of the two settings above.
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def llama_from_gguf(path: Path, directory: Path) -> None:

@@ -2,8 +2,6 @@
 captions' BLEU and CIDEr.
 """
 
-import contextlib
-import io
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,14 +20,15 @@ class Evaluation:
 
     Attributes:
         loss: nats a token of the references, end tokens included.
-        shuffled_loss: the same, every reference beside another row's image; a model that looks loses by it.
+        shuffled_loss: the same, every reference beside another row's image; a model that looks loses by it. None for
+            a single row.
         captions: one a row, in order.
         metrics: `bleu_1` … `bleu_4` and `cider`, as fractions (papers print them × 100); empty where not computed.
         reason: why `metrics` is empty.
     """
 
     loss: float
-    shuffled_loss: float
+    shuffled_loss: float | None
     captions: list[str]
     metrics: dict[str, float]
     reason: str | None
@@ -57,23 +56,23 @@ def evaluate(
     Raises:
         ImageError: if a picture cannot be read.
     """
-    model, processor = captioner.model.eval(), captioner.processor
+    model, processor = captioner.model, captioner.processor
     dataset = with_index(dataset)
     images = ImageInputs(model, processor, dataset["image"], cache=True, features_dir=features_dir)
     collator = CaptionCollator(processor, images, prompt=prompt, max_caption_tokens=max_caption_tokens)
     loss = caption_nll(model, dataset, collator, batch_size)
-    shuffled_loss = caption_nll(model, dataset, collator, batch_size, shuffle_images=True)
-    captions = [
-        caption.text
-        for caption in captioner.caption(list(dataset["image"]), prompt=prompt, batch_size=batch_size, **generate_kwargs)
-    ]
+    shuffled_loss = None
+    if len(dataset) > 1:
+        shuffled_loss = caption_nll(model, dataset, collator, batch_size, shuffle_images=True)
+    captions = captioner.caption(list(dataset["image"]), prompt=prompt, batch_size=batch_size, **generate_kwargs)
+    texts = [caption.text for caption in captions]
     metrics: dict[str, float] = {}
     reason = None
     try:
-        metrics = score(captions, dataset["captions"])
+        metrics = score(texts, dataset["captions"])
     except ScorerMissingError as error:
         reason = str(error)
-    return Evaluation(loss, shuffled_loss, captions, metrics, reason)
+    return Evaluation(loss, shuffled_loss, texts, metrics, reason)
 
 
 class ScorerMissingError(RuntimeError):
@@ -100,10 +99,9 @@ def score(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[
         raise ScorerMissingError("BLEU and CIDEr need java, which the PTB tokenizer runs on")
 
     def tokenize(texts: Mapping[int, Sequence[str]]) -> dict[int, list[str]]:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return PTBTokenizer(verbose=False).tokenize(
-                {image: [{"caption": text} for text in lines] for image, lines in texts.items()}
-            )
+        return PTBTokenizer().tokenize(
+            {image: [{"caption": text} for text in lines] for image, lines in texts.items()}
+        )
 
     candidate_tokens = tokenize({image: [text] for image, text in enumerate(captions)})
     reference_tokens = tokenize(dict(enumerate(references)))

@@ -1,13 +1,14 @@
 """Frozen features, computed once: what a frozen vision tower says of each image, kept on disk for every later epoch.
 
 A cache file holds one tensor, the image tokens of a list of images. Its name is a fingerprint of all that they depend
-on: the tower's weights, its preprocessing, the token choice, the dtype and every image's bytes. A change in any of them
-names another file, so nothing stale is ever read.
+on: the tower's weights and config, its preprocessing, the token choice, the dtype and every image's bytes. A change in
+any of them names another file, so nothing stale is ever read.
 """
 
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 from .backbones import cache_dir
 from .configuration_captioner import CaptionerConfig
 from .console import progress
-from .images import open_image
+from .images import ImageError, open_image
 from .modeling_captioner import CaptionerForConditionalGeneration
 from .processing_captioner import CaptionerProcessor
 
@@ -26,15 +27,25 @@ logger = logging.getLogger(__name__)
 # Settings of the composed model that decide which tokens are taken from the tower's output.
 _TOKEN_SETTINGS = ("image_tokens", "image_grid", "pooled_in_front", "pooled_feature")
 
+# Fields of a tower's config that saving or loading it changes.
+_INCIDENTAL = ("_name_or_path", "architectures", "dtype")
+
 
 def features_key(
     model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, images: list[str], dtype: torch.dtype
 ) -> str:
-    """SHA-256 of everything that the features of `images` depend on, as hex."""
+    """SHA-256 of everything that the features of `images` depend on, as hex.
+
+    Raises:
+        ImageError: if an image's file cannot be read.
+    """
     digest = hashlib.sha256()
     config: CaptionerConfig = model.config
+    tower_config = model.model.vision_tower.config.to_dict()
     settings = {
-        "tower": config.vision_backbone["fingerprint"] if config.vision_backbone else _weights_digest(model),
+        # Not the backbone's fingerprint: what counts is what is in the model, wherever it came from.
+        "tower_weights": _weights_digest(model),
+        "tower_config": {name: value for name, value in tower_config.items() if name not in _INCIDENTAL},
         "tower_dtype": str(model.model.vision_tower.dtype),
         "preprocessing": processor.image_processor.to_dict(),
         "tokens": {name: getattr(config, name) for name in _TOKEN_SETTINGS},
@@ -42,7 +53,11 @@ def features_key(
     }
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for image in images:
-        digest.update(hashlib.sha256(Path(image).read_bytes()).digest())
+        try:
+            content = Path(image).read_bytes()
+        except OSError as error:
+            raise ImageError(image, f"the file cannot be read ({error.strerror or error})") from error
+        digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
 
 
@@ -50,7 +65,7 @@ def _weights_digest(model: CaptionerForConditionalGeneration) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.model.vision_tower.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -92,10 +107,13 @@ def image_features(
         for start in progress(range(0, len(images), batch_size), desc="image features"):
             chunk = images[start : start + batch_size]
             pixels = processor.image_processor([open_image(image) for image in chunk], return_tensors="pt")
-            features[start : start + len(chunk)] = model.model.encode_images(pixels["pixel_values"]).pooler_output
+            features[start : start + len(chunk)] = model.model.encode_images(**pixels)["pooler_output"]
         directory.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{id(features)}.partial")
-        save_file({"features": features}, partial)
-        partial.replace(path)  # whole or not at all
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        try:
+            save_file({"features": features}, partial)
+            partial.replace(path)  # whole or not at all
+        finally:
+            partial.unlink(missing_ok=True)
     with safe_open(path, framework="pt") as file:
         return file.get_tensor("features")

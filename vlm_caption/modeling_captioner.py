@@ -5,6 +5,7 @@ model through `inputs_embeds`. Shapes in comments: B rows, T tokens a row, I ima
 """
 
 import contextlib
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -99,7 +99,7 @@ def caption_loss(
             over accumulated batches and processes (transformers' Trainer passes it).
     """
     logits, targets = logits.reshape(-1, logits.shape[-1]).float(), targets.reshape(-1).to(logits.device)
-    total = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+    total = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
     if num_items_in_batch is None:
         num_items_in_batch = (targets != IGNORE_INDEX).sum()
     return total / torch.as_tensor(num_items_in_batch, device=total.device).clamp_min(1)
@@ -131,13 +131,14 @@ class CaptionerPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, MultiModalProjector):
+        projector = self._core.multi_modal_projector
+        # Layer by layer: of models outside transformers, a module without parameters of its own never comes here.
+        if module is projector.linear_1 or module is projector.linear_2:
             # The towers' own schemes (GPT-2's normal of 0.02) are too small for a layer that must reach the scale of
             # embeddings: PyTorch's default for linear layers, uniform in ±1/sqrt(fan_in).
-            for linear in (module.linear_1, module.linear_2):
-                bound = linear.in_features**-0.5
-                init.uniform_(linear.weight, -bound, bound)
-                init.uniform_(linear.bias, -bound, bound)
+            bound = module.in_features**-0.5
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, CaptionerModel) and module.image_start is not None:
             init.normal_(module.image_start, std=0.02)
         elif not isinstance(module, CaptionerPreTrainedModel):
@@ -168,7 +169,10 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         return {f"{prefix}{tower}.{key}" for tower in towers for key in getattr(core, tower).state_dict()}
 
     def _external_towers(self) -> list[str]:
-        """The towers that a bridge checkpoint leaves out: frozen, and to be had again from a named backbone."""
+        """The towers that a bridge checkpoint leaves out: frozen, and to be had again from a named backbone.
+
+        A backbone without a fingerprint is where a tower came from before it was trained: it is not to be had again.
+        """
         towers = (
             ("vision_tower", self.config.freeze_vision, self.config.vision_backbone),
             ("language_model", self.config.freeze_language, self.config.text_backbone),
@@ -176,7 +180,9 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         return [
             name
             for name, frozen, backbone in towers
-            if frozen and backbone and not any(p.requires_grad for p in getattr(self._core, name).parameters())
+            if frozen
+            and (backbone or {}).get("fingerprint")
+            and not any(p.requires_grad for p in getattr(self._core, name).parameters())
         ]
 
     def save_pretrained(self, save_directory, full: bool = False, **kwargs):
@@ -189,7 +195,11 @@ class CaptionerPreTrainedModel(PreTrainedModel):
             full: write both towers too, so that the checkpoint needs nothing else.
             **kwargs: as of `PreTrainedModel.save_pretrained`.
         """
-        self.config.external_towers = [] if full else self._external_towers()
+        untouched = self._external_towers()
+        for part, tower in (("vision_backbone", "vision_tower"), ("text_backbone", "language_model")):
+            if tower not in untouched and (backbone := getattr(self.config, part)):
+                setattr(self.config, part, {**backbone, "fingerprint": None})
+        self.config.external_towers = [] if full else untouched
         # Exact names, on the instance: Trainer checkpoints and `push_to_hub` go through this list as well.
         self._keys_to_ignore_on_save = self._tower_keys(self.config.external_towers)
         super().save_pretrained(save_directory, **kwargs)
@@ -224,21 +234,23 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         Raises:
             ImportError: for a bridge, where only these files are there and not the package that fetches towers.
             BackboneError: if a tower cannot be had, or its weights differ.
+            ValueError: if any weight is missing.
         """
         if pretrained_model_name_or_path is None:  # a caller's own state dict
-            return cls._frozen(super().from_pretrained(None, *model_args, config=config, **kwargs))
+            return cls._load_whole(None, *model_args, config=config, **kwargs)
         hub_names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
         hub_kwargs = {name: kwargs[name] for name in hub_names if name in kwargs}
         if config is None:
             config = CaptionerConfig.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
         if not config.external_towers:
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
-            return cls._frozen(loaded)
+            return cls._load_whole(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         if cls.load_towers is None:
             raise ImportError(
-                f"{pretrained_model_name_or_path} holds the bridge alone, without {' and '.join(config.external_towers)}: "
-                "install and import vlm_caption, which fetches them, or use a checkpoint saved with full=True."
+                f"{pretrained_model_name_or_path} holds the bridge alone, without "
+                f"{' and '.join(config.external_towers)}: install and import vlm_caption, which fetches them, or use "
+                "a checkpoint saved with full=True."
             )
+        config = copy.deepcopy(config)  # the caller's own stays as it is
         for part, name in (("vision_backbone", vision_backbone), ("text_backbone", text_backbone)):
             if name is not None:
                 setattr(config, part, {**(getattr(config, part) or {}), "name": name, "revision": None})
@@ -247,7 +259,7 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         config.external_towers = []
         for name in hub_names:
             kwargs.pop(name, None)
-        loaded = cls._frozen(super().from_pretrained(None, *model_args, config=config, state_dict=weights, **kwargs))
+        loaded = cls._load_whole(None, *model_args, config=config, state_dict=weights, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if model.can_generate():
             with contextlib.suppress(OSError):  # a bridge written by hand may lack one
@@ -256,13 +268,18 @@ class CaptionerPreTrainedModel(PreTrainedModel):
                 )
         return loaded
 
-    @staticmethod
-    def _frozen(loaded):
-        # Loading puts fresh parameters in place, all of them trainable.
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.freeze_towers()
+    @classmethod
+    def _load_whole(cls, name_or_path, *model_args, output_loading_info: bool = False, **kwargs):
+        """As `PreTrainedModel.from_pretrained`, which fills gaps with random weights: here a gap is an error."""
+        model, info = super().from_pretrained(name_or_path, *model_args, output_loading_info=True, **kwargs)
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(
+                f"{name_or_path or 'The state dict'} lacks {len(missing)} weights of the captioner "
+                f"({', '.join(missing[:3])}, …): load it with the config.json that was saved with it."
+            )
+        model.freeze_towers()  # loading puts fresh parameters in place, all of them trainable
         model._keys_to_ignore_on_save = model._tower_keys(model._external_towers())
-        return loaded
+        return (model, info) if output_loading_info else model
 
 
 def _read_safetensors(name_or_path, **hub_kwargs) -> dict[str, torch.Tensor]:
@@ -352,7 +369,7 @@ class CaptionerModel(CaptionerPreTrainedModel):
             patches = hidden[:, hidden.shape[1] - rows * columns :]
             hidden = patches.transpose(1, 2).reshape(len(hidden), -1, rows, columns)  # [I, D, rows, columns]
         if self.config.image_grid is not None:
-            hidden = F.adaptive_avg_pool2d(hidden, self.config.image_grid)  # [I, D, g, g]
+            hidden = nn.functional.adaptive_avg_pool2d(hidden, self.config.image_grid)  # [I, D, g, g]
         return hidden.flatten(2).transpose(1, 2)
 
     @can_return_tuple
@@ -387,19 +404,13 @@ class CaptionerModel(CaptionerPreTrainedModel):
             ids = [self.config.start_token_id, *ids]
         return torch.tensor([ids], device=self.language_model.device).repeat(num_images, 1)
 
-    def embed_inputs(self, input_ids: torch.Tensor, image_embeds: torch.Tensor | None) -> torch.Tensor:
-        """Text embeddings with the projected image tokens in the placeholders' places, float [B, T, D_text].
-
-        Args:
-            input_ids: int64 [B, T].
-            image_embeds: float [I, N, D_text], used up in the order of the placeholders; or None.
+    def find_placeholders(self, input_ids: torch.Tensor, image_embeds: torch.Tensor | None) -> torch.Tensor:
+        """Where image tokens go, bool [B, T].
 
         Raises:
             ValueError: if placeholders and image tokens do not match in number.
         """
-        placeholders = input_ids == self.config.image_token_id  # [B, T]
-        # The placeholder is an id behind the embedding table: any id inside it serves until it is overwritten.
-        inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(placeholders, 0))
+        placeholders = input_ids == self.config.image_token_id
         if not torch.compiler.is_compiling():  # counting would break the graph
             wanted = int(placeholders.sum())
             given = 0 if image_embeds is None else image_embeds.shape[0] * image_embeds.shape[1]
@@ -409,6 +420,18 @@ class CaptionerModel(CaptionerPreTrainedModel):
                     f"tokens ({self.config.image_seq_length} an image). Let the processor build the input, or pass "
                     "pixel_values alone to generate()."
                 )
+        return placeholders
+
+    def embed_inputs(self, input_ids: torch.Tensor, image_embeds: torch.Tensor | None) -> torch.Tensor:
+        """Text embeddings with the projected image tokens in the placeholders' places, float [B, T, D_text].
+
+        Args:
+            input_ids: int64 [B, T].
+            image_embeds: float [I, N, D_text], used up in the order of the placeholders; or None.
+        """
+        placeholders = self.find_placeholders(input_ids, image_embeds)
+        # The placeholder is an id behind the embedding table: any id inside it serves until it is overwritten.
+        inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(placeholders, 0))
         if image_embeds is None:
             return inputs_embeds
         image_embeds = image_embeds.to(inputs_embeds.device, inputs_embeds.dtype)
@@ -440,12 +463,17 @@ class CaptionerModel(CaptionerPreTrainedModel):
             raise ValueError("inputs_embeds hold their image tokens already: pass input_ids with an image.")
 
         limit = getattr(self.config.text_config, "max_position_embeddings", None)
-        if position_ids is None and limit is not None and inputs_embeds.shape[1] > limit:
-            raise ValueError(
-                f"{inputs_embeds.shape[1]} tokens (image tokens included) exceed the {limit} positions of the "
-                f"{self.config.text_config.model_type} language model: shorten the prompt or the caption."
-            )
-        if attention_mask is not None and attention_mask.ndim == 4 and attention_mask.dtype == torch.bool:
+        if limit is not None and not torch.compiler.is_compiling():
+            # Positions of a packed row restart with each caption, so it may be longer than the limit.
+            length = inputs_embeds.shape[1] if position_ids is None else int(position_ids.max()) + 1
+            if length > limit:
+                raise ValueError(
+                    f"{length} tokens (image tokens included) exceed the {limit} positions of the "
+                    f"{self.config.text_config.model_type} language model: shorten the prompt or the caption."
+                )
+        # `generate` hands a dict of masks, one for each kind of layer, to some families.
+        is_tensor = isinstance(attention_mask, torch.Tensor)
+        if is_tensor and attention_mask.ndim == 4 and attention_mask.dtype == torch.bool:
             # Boolean means "may look at"; the additive form is what every attention implementation takes.
             blocked = torch.finfo(inputs_embeds.dtype).min
             attention_mask = torch.zeros_like(attention_mask, dtype=inputs_embeds.dtype).masked_fill(
@@ -556,7 +584,7 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             kwargs.setdefault("use_cache", False)
         outputs = self.model.language_model(**inputs, logits_to_keep=logits_to_keep, **kwargs)
         if shift_labels is None and labels is not None:
-            next_ids = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # position t predicts token t + 1
+            next_ids = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # position t predicts token t + 1
             shift_labels = slice_logits_to_keep(next_ids.unsqueeze(-1), logits_to_keep).squeeze(-1)
         loss = None if shift_labels is None else caption_loss(outputs.logits, shift_labels, num_items_in_batch)
         return CaptionerCausalLMOutputWithPast(
@@ -579,12 +607,19 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
                 takes.
         """
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
-        image_features = kwargs.pop("image_features", None)
-        if image_features is not None:
-            kwargs["mm_encoder_outputs"] = {"image": self.get_image_features(image_features=image_features)}
-        images = image_features if image_features is not None else kwargs.get("pixel_values")
-        if input_ids is None and images is not None and "inputs_embeds" not in kwargs:
-            input_ids = self.model.image_prompt(len(images))
+        images = {name: kwargs.pop(name, None) for name in ("pixel_values", "image_features")}
+        if any(image is not None for image in images.values()):
+            if kwargs.get("mm_encoder_outputs") is not None:
+                raise ValueError("Pass the image once: as pixel_values, image_features or mm_encoder_outputs.")
+            encoded = self.get_image_features(**images)
+            kwargs["mm_encoder_outputs"] = {"image": encoded}
+            if input_ids is None and kwargs.get("inputs_embeds") is None:
+                input_ids = self.model.image_prompt(len(encoded.pooler_output))
+                # Nothing is padded, and the start token may be the padding token.
+                kwargs.setdefault("attention_mask", torch.ones_like(input_ids))
+            if input_ids is not None:
+                # Here, for beams are expanded with as many image tokens as they have placeholders.
+                self.model.find_placeholders(input_ids, encoded.pooler_output)
         return super().generate(input_ids, generation_config, **kwargs)
 
     def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length):

@@ -1,7 +1,7 @@
 """Pictures and text to the model's inputs: placeholders for the image tokens, the start token before them."""
 
 from tokenizers import AddedToken
-from transformers import ProcessorMixin
+from transformers import AutoImageProcessor, ProcessorMixin
 from transformers.image_utils import make_flat_list_of_images
 
 from .configuration_captioner import CaptionerConfig
@@ -11,8 +11,8 @@ class CaptionerProcessor(ProcessorMixin):
     r"""
     Wraps an image processor and a tokenizer.
 
-    `processor(images=image)` asks for a caption; `processor(images=image, text="A photo of")` for the rest of one. Text
-    may say where the image goes with `<image>`; where it does not, the image goes in front.
+    `processor(images=image)` asks for a caption; `processor(images=image, text="A photo of")` for the rest of one.
+    Text may say where the image goes with `<image>`; where it does not, the image goes in front.
 
     Args:
         image_processor: any image processor.
@@ -37,6 +37,7 @@ class CaptionerProcessor(ProcessorMixin):
         self.start_token = start_token
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        tokenizer.padding_side = "left"  # a decoder continues each row at its right end
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
     @classmethod
@@ -59,7 +60,6 @@ class CaptionerProcessor(ProcessorMixin):
             )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        tokenizer.padding_side = "left"  # a decoder continues each row at its right end
         start_token_id = config.start_token_id
         return cls(
             image_processor,
@@ -68,6 +68,19 @@ class CaptionerProcessor(ProcessorMixin):
             start_token=None if start_token_id is None else tokenizer.convert_ids_to_tokens(start_token_id),
             image_token=image_token,
         )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, backend: str = "pil", **kwargs):
+        """As of `ProcessorMixin`; `backend` is the image processor's, as of `AutoImageProcessor`.
+
+        Pillow by default, whether torchvision is installed or not: the two differ in their pixels.
+        """
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        # The base class would hand `backend` to the tokenizer too, which has its own meaning of the word.
+        processor.image_processor = AutoImageProcessor.from_pretrained(
+            pretrained_model_name_or_path, backend=backend, **kwargs
+        )
+        return processor
 
     def __call__(self, images=None, text: str | list[str] | None = None, **kwargs):
         """

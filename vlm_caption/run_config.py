@@ -1,8 +1,10 @@
 """The settings of a training run: a YAML file in three sections, each field overridable on the command line."""
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -11,9 +13,15 @@ from typing import Any, Literal
 
 import yaml
 
+# Nothing would be learnt, or told, with 0 of these.
+_POSITIVE = {"data.max_caption_tokens"} | {
+    f"training.{name}"
+    for name in ("batch_size", "accumulation", "epochs", "eval_steps", "eval_images", "save_steps", "logging_steps")
+}
+
 
 class ConfigError(ValueError):
-    """A setting that is unknown, missing or of the wrong kind; the message names it and says what to do."""
+    """A setting that is unknown, out of range or of the wrong kind; the message names it and says what to do."""
 
 
 @dataclass
@@ -137,7 +145,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             dest=name,
             default=argparse.SUPPRESS,
             metavar=_type_name(hint),
-            help=f"{section}.{attribute}",
+            help=f"{section} setting",
         )
 
 
@@ -145,14 +153,18 @@ def parse_arguments(parser: argparse.ArgumentParser, argv: list[str] | None = No
     """Parses a command line made by [`add_arguments`]. Returns the other options, and the overrides.
 
     Raises:
-        ConfigError: for an unknown option, with the nearest known one.
+        ConfigError: for an unknown option, with the nearest known one, or a value that is not YAML where it must be.
     """
     arguments, unknown = parser.parse_known_args(argv)
     for option in unknown:
-        known = [string.lstrip("-") for action in parser._actions for string in action.option_strings]
-        _check_name(option.split("=")[0].lstrip("-"), known, "there is no option")
-    names = field_types()
-    overrides = {name: yaml.safe_load(value) for name, value in vars(arguments).items() if name in names}
+        known = [string for action in parser._actions for string in action.option_strings]
+        _check_name(option.split("=")[0], known, "there is no option")
+    types_by_name = field_types()
+    overrides = {
+        name: _parse(name, value, types_by_name[name])
+        for name, value in vars(arguments).items()
+        if name in types_by_name
+    }
     return arguments, overrides
 
 
@@ -166,18 +178,36 @@ def _check_name(name: str, known: list[str], complaint: str) -> None:
         raise ConfigError(f"{complaint} {name!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
 
 
+def _parse(name: str, text: str, hint: Any) -> Any:
+    """A command line's value. Text is taken as it is, for a prompt may look like YAML; the rest is YAML."""
+    kinds = _kinds(hint)
+    is_dict = dict in kinds and text.startswith("{")
+    is_null = types.NoneType in kinds and text == "null"
+    if str in kinds and not is_dict and not is_null:
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name} must be {_type_name(hint)}, and {text!r} is not.") from error
+
+
 def _checked(name: str, value: Any, hint: Any) -> Any:
+    value = _converted(name, value, hint)
+    if name in _POSITIVE and value <= 0:
+        raise ConfigError(f"{name} must be above 0, and {value} is not.")
+    return value
+
+
+def _converted(name: str, value: Any, hint: Any) -> Any:
     """`value` as `hint` wants it: whole numbers may stand for floats, and 1e-3 (a string to YAML) for a number."""
-    allowed = typing.get_args(hint) if _is_union(hint) else (hint,)
-    for kind in allowed:
+    for kind in _kinds(hint):
         if typing.get_origin(kind) is Literal:
             if value in typing.get_args(kind):
                 return value
         elif kind is float and not isinstance(value, bool):
-            try:
-                return float(value)
-            except (TypeError, ValueError):
-                continue
+            with contextlib.suppress(TypeError, ValueError):
+                if math.isfinite(number := float(value)):
+                    return number
         elif kind is str and isinstance(value, int | float) and not isinstance(value, bool):
             return str(value)
         elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
@@ -185,16 +215,18 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     raise ConfigError(f"{name} must be {_type_name(hint)}, and {value!r} is not.")
 
 
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType)  # `Literal[…] | None` is the former
+def _kinds(hint: Any) -> tuple:
+    """The members of a union (`Literal[…] | None` is one of the older sort), or the one type that it is."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def _type_name(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return "|".join(map(str, typing.get_args(hint)))
-    if _is_union(hint):
-        return "|".join("null" if kind is types.NoneType else _type_name(kind) for kind in typing.get_args(hint))
-    return hint.__name__
+    kinds = _kinds(hint)
+    if len(kinds) > 1:
+        return "|".join(map(_type_name, kinds))
+    return "null" if hint is types.NoneType else hint.__name__
 
 
 def _find_data(path: str, config_path: Path) -> str:

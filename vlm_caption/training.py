@@ -1,19 +1,23 @@
 """Training the bridge: what is frozen and what is trained, the data's way in, and transformers' Trainer around it.
 
     train(RunConfig.load("configs/embedded.yaml", {"training.max_steps": 1000}))
+
+`scripts/train.py` is the same on the command line.
 """
 
 import dataclasses
 import logging
-import os
+import shutil
 import sys
 from pathlib import Path
 
 import torch
 import yaml
 from datasets import Dataset
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import sort_checkpoints
 
 from .composition import compose
 from .data import load_captions
@@ -58,7 +62,12 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
         len(dev_set),
     )
 
-    model, processor = compose(**dataclasses.asdict(config.model))
+    try:
+        model, processor = compose(**dataclasses.asdict(config.model))
+    except (ValueError, StrictDataclassError) as error:
+        raise ConfigError(f"The settings in model do not go together: {' '.join(str(error).split())}") from error
+    arguments = training_arguments(config)
+    model.to(arguments.device)
     if use_bf16(settings.precision):
         # What is frozen needs no precision beyond its use; what is trained stays in float32.
         for tower, frozen in (
@@ -70,11 +79,13 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
     log_parts(model)
 
     train_set, dev_set = (with_index(dataset) for dataset in (train_set, dev_set))
-    train_images, dev_images = (
-        ImageInputs(model, processor, dataset["image"], settings.cache_features) for dataset in (train_set, dev_set)
-    )
+    with arguments.main_process_first(desc="image features"):  # the others find them in the cache
+        train_images, dev_images = (
+            ImageInputs(model, processor, dataset["image"], settings.cache_features)
+            for dataset in (train_set, dev_set)
+        )
     if checkpoint is None:
-        embeddings = model.get_input_embeddings().weight
+        embeddings = next(model.get_input_embeddings().parameters())
         model.model.multi_modal_projector.fit_scale(
             train_images.sample_features(), settings.output_scale * embeddings.float().std().item()
         )
@@ -83,7 +94,7 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
     dev_collator = CaptionCollator(processor, dev_images, **collator_options)
     trainer = CaptionTrainer(
         model=model,
-        args=training_arguments(config),
+        args=arguments,
         train_dataset=train_set,
         eval_dataset=dev_set,
         data_collator=CaptionCollator(processor, train_images, **collator_options),
@@ -97,26 +108,39 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(PlainLog())
     if settings.compile:
+        # Fused by the compiler, plain attention over rows this short is faster than the library's kernel on a CPU.
+        model.model.language_model.set_attn_implementation("eager")
         model.model.language_model.base_model.compile(dynamic=True)
 
     if trainer.is_world_process_zero():
         output_dir.mkdir(parents=True, exist_ok=True)
+        if checkpoint is None:
+            # Left there, they would be taken for this run's, and this run's first ones for the oldest.
+            for folder in sort_checkpoints(str(output_dir)):
+                logger.info("Starting afresh: removing %s", folder)
+                shutil.rmtree(folder)
         (output_dir / RUN_CONFIG_NAME).write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
     if checkpoint is not None:
         logger.info("Resuming from %s", checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-
-    loss = caption_nll(model, dev_set, dev_collator, settings.batch_size)
-    shuffled = caption_nll(model, dev_set, dev_collator, settings.batch_size, shuffle_images=True)
-    logger.info(
-        "Dev loss: %.4f nats a token; with the images shuffled among the captions: %.4f%s",
-        loss,
-        shuffled,
-        "" if shuffled > loss else " (the model does not look at the images)",
-    )
-    logger.info("Saved the bridge to %s", output_dir)
+    if trainer.is_world_process_zero():
+        save_captioner(model, processor, output_dir)
+        logger.info("Saved the bridge to %s", output_dir)
+        loss = caption_nll(model, dev_set, dev_collator, settings.batch_size)
+        logger.info("Dev loss: %.4f nats a token", loss)
+        if len(dev_set) > 1:
+            shuffled = caption_nll(model, dev_set, dev_collator, settings.batch_size, shuffle_images=True)
+            verdict = "" if shuffled > loss else " (the model does not look at the images)"
+            logger.info("With the images shuffled among the captions: %.4f%s", shuffled, verdict)
     return model
+
+
+def save_captioner(model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, directory: Path) -> None:
+    """Writes a captioner's checkpoint, and nothing else: Trainer would put a pickle of its arguments beside it."""
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    for weights in directory.glob("*.safetensors"):
+        shutil.copymode(directory / "config.json", weights)  # safetensors lets only the owner read it
 
 
 class ImageInputs:
@@ -151,12 +175,12 @@ class ImageInputs:
 
     @torch.no_grad()
     def sample_features(self, count: int = 512) -> torch.Tensor:
-        """Features of up to `count` images, evenly spread, float [count, N, D_vision]."""
+        """Features of `count` images or some more, evenly spread, or of all; float [S, N, D_vision]."""
         chosen = range(0, len(self.images), max(1, len(self.images) // count))
         if self.features is not None:
             return self.features[list(chosen)]
         batches = [self([{"index": index}])["pixel_values"] for index in chosen]
-        return torch.cat([self.model.model.encode_images(pixels).pooler_output for pixels in batches])
+        return torch.cat([self.model.model.encode_images(pixels)["pooler_output"] for pixels in batches])
 
 
 class CaptionTrainer(Trainer):
@@ -203,6 +227,9 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=settings.seed,
         report_to="none",
+        ddp_find_unused_parameters=False,
+        use_cpu=not torch.accelerator.is_available(),  # unsaid, several processes on CPUs would each train alone
+        ddp_timeout=24 * 3600,  # seconds; other processes wait while the first one computes the image features
     )
 
 
@@ -249,7 +276,12 @@ def caption_nll(
         collator: the dataset's.
         batch_size: images at a time.
         shuffle_images: give every caption the image of another row: a model that looks at its images loses by it.
+
+    Raises:
+        ValueError: if a single image is to be shuffled.
     """
+    if shuffle_images and len(dataset) < 2:
+        raise ValueError("There is no other image to shuffle a single one with.")
     training = model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64)
@@ -282,7 +314,7 @@ class SampleCaptions(TrainerCallback):
             outputs = model.generate(ids, **images, do_sample=False, max_new_tokens=30)
         texts = self.processor.batch_decode(outputs[:, ids.shape[1] :], skip_special_tokens=True)
         for row, text in zip(self.rows, texts, strict=True):
-            logger.info("  %s: %s  [reference: %s]", os.path.basename(row["image"]), text.strip(), row["captions"][0])
+            logger.info("  %s: %s  [reference: %s]", Path(row["image"]).name, text.strip(), row["captions"][0])
 
 
 class PlainLog(TrainerCallback):
@@ -291,9 +323,7 @@ class PlainLog(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         """As of TrainerCallback."""
         if state.is_world_process_zero and logs:
-            values = "  ".join(
-                f"{name} {value:.4g}" for name, value in logs.items() if isinstance(value, int | float | str) and name
-            )
+            values = "  ".join(f"{name} {value:.4g}" for name, value in logs.items() if isinstance(value, int | float))
             logger.info("step %d/%d  %s", state.global_step, state.max_steps, values)
 
 
@@ -303,22 +333,28 @@ def with_index(dataset: Dataset) -> Dataset:
 
 
 def _checkpoint_to_resume(config: RunConfig, output_dir: Path) -> str | None:
-    """The newest checkpoint in the output folder, if it belongs to a run of the same config."""
-    if not config.training.resume or not output_dir.is_dir():
+    """The newest whole checkpoint in the output folder.
+
+    Raises:
+        ConfigError: if it belongs to a run of another config.
+    """
+    if not config.training.resume:
         return None
-    checkpoint = get_last_checkpoint(str(output_dir))
-    if checkpoint is None:
+    # The state is written last: a folder without it was cut short.
+    whole = [folder for folder in sort_checkpoints(str(output_dir)) if (Path(folder) / TRAINER_STATE_NAME).is_file()]
+    if not whole:
         return None
     before = RunConfig.load(output_dir / RUN_CONFIG_NAME)
+    now = dataclasses.asdict(config)
     changes = [
         f"{section}.{name}: {old!r} → {new!r}"
         for section, fields in dataclasses.asdict(before).items()
         for name, old in fields.items()
-        if (new := dataclasses.asdict(config)[section][name]) != old and f"{section}.{name}" not in _FREE_ON_RESUME
+        if (new := now[section][name]) != old and f"{section}.{name}" not in _FREE_ON_RESUME
     ]
     if changes:
         raise ConfigError(
             f"{output_dir} holds a run of another config ({'; '.join(changes)}): choose another "
-            "training.output_dir, or go back to its settings."
+            "training.output_dir, go back to its settings, or start afresh with training.resume false."
         )
-    return checkpoint
+    return whole[-1]

@@ -1,8 +1,9 @@
 """Batches of captioned images: the captions of one image are packed behind one copy of its image tokens.
 
-A row is `[start token] [image tokens] [prompt] caption 1 <eos> caption 2 <eos> …`. Position ids restart behind the prompt
-for every caption, and the attention mask lets a caption see the prompt, the image and itself alone, so each caption is
-predicted exactly as if it stood in a row of its own, and the prefix is computed once instead of once a caption.
+A row is `[start token] [image tokens] [prompt] caption 1 <eos> caption 2 <eos> …`. Position ids restart behind the
+prompt for every caption, and the attention mask lets a caption see the prompt, the image and itself alone, so each
+caption is predicted exactly as if it stood in a row of its own, and the prefix is computed once instead of once a
+caption.
 """
 
 from collections.abc import Callable
@@ -19,8 +20,8 @@ class CaptionCollator:
 
     Args:
         processor: the model's processor.
-        encode_images: gets the rows and returns their images as model inputs: `{"pixel_values": float [B, 3, H, W]}` or
-            `{"image_features": float [B, N, D_vision]}`.
+        encode_images: gets the rows and returns their images as model inputs: `{"pixel_values": float [B, 3, H, W]}`
+            or `{"image_features": float [B, N, D_vision]}`.
         prompt: text between the image and the caption; not learnt.
         max_caption_tokens: longer captions are cut here, and then have no end token to learn.
     """
@@ -57,9 +58,9 @@ class CaptionCollator:
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         """
         Returns:
-            `input_ids`, `position_ids`: int64 [B, T]; `attention_mask`: bool [B, 1, T, T], True where a token may look;
-            `logits_to_keep`: int64 [B, M], the positions that predict; `shift_labels` and `labels` (the same, for
-            Trainer's count of targets): int64 [B, M], what they predict, −100 at padding; and the images.
+            `input_ids`, `position_ids`: int64 [B, T]; `attention_mask`: bool [B, 1, T, T], True where a token may
+            look; `logits_to_keep`: int64 [B, M], the positions that predict; `shift_labels` and `labels` (the same,
+            for Trainer's count of targets): int64 [B, M], what they predict, −100 at padding; and the images.
         """
         start = len(self.prefix)
         packed = [[self.caption_ids(caption) for caption in row["captions"]] for row in rows]

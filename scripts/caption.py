@@ -1,0 +1,75 @@
+"""Captions pictures: `python scripts/caption.py photo.jpg [more pictures or folders]`."""
+
+import io
+import json
+import os
+import sys
+
+from vlm_caption.captioner import DEFAULT_CHECKPOINT, Caption, Captioner
+from vlm_caption.console import ArgumentParser, positive_int, quiet_transformers, setup_logging
+from vlm_caption.images import ImageError, find_images
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code: 0; 1 if a picture has no caption; 2 for settings that cannot be used."""
+    parser = ArgumentParser(prog="caption.py", description="Writes a caption for each picture.", allow_abbrev=False)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, or a folder of pictures")
+    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="a folder or a Hub id")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="json: an object a line")
+    parser.add_argument("--prompt", default="", help="text that the captions go on from")
+    parser.add_argument("--num-beams", type=positive_int, metavar="N", help="default: the checkpoint's")
+    parser.add_argument("--max-new-tokens", type=positive_int, metavar="N", help="default: the checkpoint's")
+    parser.add_argument("--batch-size", type=positive_int, default=8, metavar="N", help="pictures at a time (8)")
+    arguments = parser.parse_args(argv)
+    setup_logging()
+    stderr = sys.stderr  # the real one, while transformers is kept quiet
+
+    def complain(error: Exception) -> None:
+        print(f"caption.py: {error}", file=stderr, flush=True)
+
+    pictures, failed = [], False
+    for path in arguments.images:
+        try:
+            pictures += find_images([path])
+        except ImageError as error:
+            complain(error)
+            failed = True
+    if not pictures:
+        return 1
+    named = len(pictures) > 1 or len(arguments.images) > 1
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold bytes that are no text
+    try:
+        with quiet_transformers():
+            results = Captioner.from_pretrained(arguments.checkpoint).caption_each(
+                pictures,
+                prompt=arguments.prompt,
+                batch_size=arguments.batch_size,
+                num_beams=arguments.num_beams,
+                max_new_tokens=arguments.max_new_tokens,
+            )
+            for result in results:
+                if isinstance(result, ImageError):
+                    complain(result)
+                    failed = True
+                else:
+                    print(_line(result, arguments.format, named), flush=True)
+    except BrokenPipeError:  # `| head` has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains as it closes stdout
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except (OSError, RuntimeError, ValueError) as error:
+        complain(error)
+        return 2
+    return int(failed)
+
+
+def _line(caption: Caption, output_format: str, named: bool) -> str:
+    if output_format == "json":
+        return json.dumps({"image": caption.image, "caption": caption.text, "score": round(caption.score, 4)})
+    return f"{caption.image}: {caption.text}" if named else caption.text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

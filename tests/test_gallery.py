@@ -1,0 +1,87 @@
+import base64
+import io
+import re
+import stat
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from vlm_caption.gallery import write_gallery
+from vlm_caption.images import ImageError
+
+HOSTILE = "<script>alert('x')</script> & \"quoted\""
+
+
+class Page(HTMLParser):
+    """The tags, attributes and text of a page."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags, self.images, self.text = [], [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag == "img":
+            self.images.append(dict(attrs))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "a <b> & 'c'.png"
+    Image.new("RGB", (1600, 800), "red").save(path)
+    return path
+
+
+def test_everything_written_by_others_is_escaped(tmp_path, photo):
+    write_gallery(tmp_path / "page.html", [(photo, HOSTILE)], f"Title {HOSTILE}", f"Note {HOSTILE}")
+    page = Page((tmp_path / "page.html").read_text())
+    assert "script" not in page.tags
+    assert "b" not in page.tags
+    for text in (f"Title {HOSTILE}", f"Note {HOSTILE}", photo.name):
+        assert text in page.text
+    assert page.images[0]["alt"] == HOSTILE
+
+
+def test_pictures_are_embedded_small_and_in_order(tmp_path, photo):
+    write_gallery(tmp_path / "page.html", [(photo, "red"), (Image.new("RGB", (20, 10), "blue"), "blue")], "Title")
+    text = (tmp_path / "page.html").read_text()
+    assert not re.search(r"https?://|url\(|<link|<script", text)
+    images = Page(text).images
+    assert [image["alt"] for image in images] == ["red", "blue"]
+    sizes = []
+    for image in images:
+        kind, data = image["src"].split(",")
+        assert kind == "data:image/jpeg;base64"
+        with Image.open(io.BytesIO(base64.b64decode(data))) as opened:
+            sizes.append(opened.size)
+        assert (int(image["width"]), int(image["height"])) == sizes[-1]
+    assert sizes == [(720, 360), (20, 10)]  # scaled down, never up
+
+
+def test_a_bad_picture_leaves_the_old_page_and_no_rubbish(tmp_path, photo):
+    page = tmp_path / "page.html"
+    page.write_text("old")
+    with pytest.raises(ImageError):
+        write_gallery(page, [(photo, "good"), (tmp_path / "missing.jpg", "bad")], "Title")
+    assert page.read_text() == "old"
+    assert sorted(tmp_path.iterdir()) == sorted([page, photo])
+
+
+def test_a_page_is_replaced_whole_and_readable_by_all_who_may(tmp_path):
+    page, other = tmp_path / "page.html", tmp_path / "other.txt"
+    page.write_text("old")
+    other.write_text("")
+    write_gallery(page, [], "New")
+    assert "<h1>New</h1>" in page.read_text()
+    assert stat.S_IMODE(page.stat().st_mode) == stat.S_IMODE(other.stat().st_mode)
+    assert sorted(tmp_path.iterdir()) == sorted([page, other])
+
+
+def test_a_page_that_cannot_be_written_is_an_os_error(tmp_path):
+    with pytest.raises(OSError, match="No such file"):
+        write_gallery(tmp_path / "nowhere" / "page.html", [], "Title")

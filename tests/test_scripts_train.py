@@ -1,0 +1,110 @@
+"""scripts/train.py: a run from a config file, exit codes, and one sentence for what is wrong."""
+
+import importlib.util
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_training import write_colours
+
+REPOSITORY = Path(__file__).parents[1]
+SCRIPT = REPOSITORY / "scripts" / "train.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("train_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def logger():
+    """Leaves the package's logger as it was."""
+    logger = logging.getLogger("vlm_caption")
+    handlers, level = logger.handlers, logger.level
+    yield logger
+    logger.handlers = handlers
+    logger.setLevel(level)
+
+
+@pytest.fixture
+def options(tmp_path, monkeypatch):
+    """The command line of a run of configs/tiny.yaml on plain colours, two steps long."""
+    monkeypatch.setenv("VLM_CAPTION_CACHE", str(tmp_path / "cache"))
+    table = write_colours(tmp_path)
+    config = str(REPOSITORY / "configs" / "tiny.yaml")
+    return ["--config", config, "--data.path", str(table), "--output-dir", str(tmp_path / "run"), "--max-steps", "2"]
+
+
+def test_trains_and_tells_how_far_it_is(script, options, tmp_path, capfd):
+    assert script.main([*options, "--logging-steps", "1"]) == 0
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0] == "Data: 8 images with 8 captions to train on, 8 images to watch the loss on"
+    assert any(line.startswith("step 2/2  loss ") for line in lines)
+    assert lines[-1].startswith("With the images shuffled among the captions: ")
+    assert not any("Writing model shards" in line or line.startswith("[transformers]") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (["--max-step", "3"], "there is no option '--max-step'; did you mean '--max-steps'?"),
+        (["--batch-size", "many"], "training.batch_size must be int, and 'many' is not."),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: the config cannot be read (No such file or directory)."),
+        (["--data.path", "nowhere"], "nowhere: there is no such file or folder"),
+        (["--dev-split", "val"], "no image is in the split 'val'; splits that are there: dev, train"),
+        (["--vision", "wheel:dinov2-smal"], "wheel:dinov2-small"),
+        (["--image-tokens", "pooled"], "image_grid and pooled_in_front belong to image_tokens='patches'."),
+    ],
+)
+def test_what_cannot_be_used_ends_in_a_sentence(script, options, tmp_path, capfd, changes, sentence):
+    assert script.main([*options, *changes]) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.startswith("train.py: ")
+    assert sentence in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_option_without_its_value_is_refused_without_a_page_of_usage(script, capfd):
+    with pytest.raises(SystemExit) as caught:
+        script.main(["--max-steps"])
+    assert caught.value.code == 2
+    assert capfd.readouterr().err.count("\n") == 1
+
+
+def test_an_interrupt_is_told_in_a_sentence(script, options, monkeypatch, capfd):
+    def train(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "train", train)
+    assert script.main(options) == 130
+    assert capfd.readouterr().err == "train.py: interrupted; the same command goes on from the last checkpoint\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM")
+def test_a_terminated_run_leaves_its_checkpoint_and_a_sentence(options, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, *options, "--max-steps", "100000", "--save-steps", "1"],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 300
+    while not list((tmp_path / "run").glob("checkpoint-*/trainer_state.json")):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in error
+    assert error.splitlines()[-1] == "train.py: interrupted; the same command goes on from the last checkpoint"
+    assert list((tmp_path / "run").glob("checkpoint-*/trainer_state.json"))

@@ -1,0 +1,311 @@
+"""Pictures in, captions out.
+
+    captioner = Captioner.from_pretrained("checkpoints/embedded")
+    [caption] = captioner.caption("photo.jpg")
+    print(caption.text, caption.score)
+
+`caption_each` does the same for any number of pictures, and goes on after one that cannot be opened.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import huggingface_hub
+import numpy as np
+import torch
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from PIL import Image
+from safetensors import SafetensorError
+from torch import nn
+
+from .backbones import BackboneError
+from .configuration_captioner import CaptionerConfig
+from .console import quiet_transformers
+from .images import ImageError, _describe, open_image
+from .modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration
+from .processing_captioner import CaptionerProcessor
+
+logger = logging.getLogger(__name__)
+
+# Beside the package, in a clone of the repository.
+DEFAULT_CHECKPOINT = Path(__file__).resolve().parents[1] / "checkpoints" / "embedded"
+
+ImageSource = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray
+
+
+class CheckpointError(BackboneError):
+    """A checkpoint cannot be loaded; the message is one sentence that names it and says what is wrong."""
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One picture's caption.
+
+    Attributes:
+        image: The picture's path; for a picture without one, what it is.
+        text: The caption in one line, without the prompt that it goes on from.
+        score: The mean log-probability, in nats and at most 0, that the model gives the caption's tokens, the end
+            token included if it came to one. It depends on nothing but the model, the picture, the prompt and the
+            tokens: not on the number of beams, a length penalty or the rest of the batch.
+    """
+
+    image: str
+    text: str
+    score: float
+
+
+@dataclass(frozen=True)
+class _Input:
+    """A picture made ready: `input_ids` int64 [1, T], `pixel_values` float [1, 3, H, W]."""
+
+    image: str
+    input_ids: torch.Tensor
+    pixel_values: torch.Tensor
+
+
+class Captioner:
+    """A model and its processor.
+
+    Args:
+        model: The model; it is put in eval mode.
+        processor: The model's processor.
+    """
+
+    def __init__(self, model: CaptionerForConditionalGeneration, processor: CaptionerProcessor) -> None:
+        self.model = model.eval()
+        self.processor = processor
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        checkpoint: str | os.PathLike = DEFAULT_CHECKPOINT,
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "Captioner":
+        """Load a checkpoint and the towers that it names.
+
+        Args:
+            checkpoint: A folder or a Hub id.
+            device: Where to run, such as "cuda:1"; by default "cuda", "mps" or "cpu", the first that is there.
+            dtype: Of the weights; by default as they were saved.
+
+        Raises:
+            CheckpointError: There is no such checkpoint, or it is damaged or of another model.
+            BackboneError: One of its towers cannot be had, or is not the one it was trained with.
+        """
+        directory = _find_checkpoint(checkpoint)
+        settings: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+        try:
+            with quiet_transformers():
+                processor = CaptionerProcessor.from_pretrained(directory)
+                model = CaptionerForConditionalGeneration.from_pretrained(directory, **settings)
+        except BackboneError:
+            raise
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(
+                f"The checkpoint {str(checkpoint)!r} cannot be loaded: {_first_line(error)}"
+            ) from error
+        return cls(model.to(device or _default_device()), processor)
+
+    def caption(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        *,
+        prompt: str = "",
+        batch_size: int = 8,
+        num_beams: int | None = None,
+        max_new_tokens: int | None = None,
+        **generate_kwargs: Any,
+    ) -> list[Caption]:
+        """Caption one picture or several; as of [`caption_each`], except that a bad picture ends it.
+
+        Returns:
+            One caption a picture, in order; a list also for a single one.
+
+        Raises:
+            ImageError: A picture cannot be opened.
+            ValueError: A setting is out of range.
+        """
+        captions = []
+        for result in self.caption_each(
+            images,
+            prompt=prompt,
+            batch_size=batch_size,
+            num_beams=num_beams,
+            max_new_tokens=max_new_tokens,
+            **generate_kwargs,
+        ):
+            if isinstance(result, ImageError):
+                raise result
+            captions.append(result)
+        return captions
+
+    def caption_each(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        *,
+        prompt: str = "",
+        batch_size: int = 8,
+        num_beams: int | None = None,
+        max_new_tokens: int | None = None,
+        **generate_kwargs: Any,
+    ) -> Iterator[Caption | ImageError]:
+        """Caption pictures one batch after the other, in order, with the memory of one batch.
+
+        Args:
+            images: Anything that `open_image` takes, or an iterable of such, read only as far as needed.
+            prompt: Text between the picture and the caption, which goes on from it.
+            batch_size: Pictures at a time.
+            num_beams, max_new_tokens: Instead of the settings in the checkpoint's `generation_config.json`.
+            **generate_kwargs: Further settings of `generate`, likewise.
+
+        Yields:
+            A picture's caption, or the ImageError that says why it has none.
+
+        Raises:
+            ValueError: A setting is out of range.
+        """
+        settings = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
+        settings = {name: value for name, value in settings.items() if value is not None}
+        for name, value in {"batch_size": batch_size, **settings}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        return self._caption_batches(_as_iterable(images), prompt, batch_size, generate_kwargs | settings)
+
+    def _caption_batches(
+        self, sources: Iterable[ImageSource], prompt: str, batch_size: int, generate_kwargs: dict[str, Any]
+    ) -> Iterator[Caption | ImageError]:
+        batch: list[_Input | ImageError] = []
+        for source in sources:
+            batch.append(self._prepare(source, prompt))
+            # An error waits only for the captions before it.
+            if len(batch) == batch_size or isinstance(batch[0], ImageError):
+                yield from self._caption_batch(batch, generate_kwargs)
+                batch = []
+        yield from self._caption_batch(batch, generate_kwargs)
+
+    def _prepare(self, source: ImageSource, prompt: str) -> _Input | ImageError:
+        # One picture at a time, so that no more than one is ever held in full size.
+        try:
+            image = open_image(source)
+        except ImageError as error:
+            # What led to it holds on to the half-decoded picture.
+            error.__cause__ = error.__context__ = None
+            return error.with_traceback(None)
+        # As in training, the space after the prompt belongs to the caption's first word.
+        inputs = self.processor(images=image, text=prompt.rstrip(), return_tensors="pt")
+        return _Input(_describe(source), inputs["input_ids"], inputs["pixel_values"])
+
+    def _caption_batch(
+        self, batch: list[_Input | ImageError], generate_kwargs: dict[str, Any]
+    ) -> Iterator[Caption | ImageError]:
+        captions = iter(self._generate([entry for entry in batch if isinstance(entry, _Input)], generate_kwargs))
+        for entry in batch:
+            yield next(captions) if isinstance(entry, _Input) else entry
+
+    @torch.inference_mode()
+    def _generate(self, inputs: list[_Input], generate_kwargs: dict[str, Any]) -> list[Caption]:
+        if not inputs:
+            return []
+        pixel_values = torch.cat([entry.pixel_values for entry in inputs])  # [B, 3, H, W]
+        prompt_ids = torch.cat([entry.input_ids for entry in inputs]).to(self.model.device)  # [B, P], no padding
+        # Encoded once, for the beams and for the scores.
+        features = self.model.model.encode_images(pixel_values).pooler_output  # [B, N, D_vision]
+        token_ids = self.model.generate(
+            prompt_ids,
+            attention_mask=torch.ones_like(prompt_ids),
+            image_features=features,
+            num_return_sequences=1,
+            return_dict_in_generate=False,
+            **generate_kwargs,
+        )  # [B, P + M], short rows padded on the right
+        new_ids = token_ids[:, prompt_ids.shape[1] :]
+        scores = self._scores(token_ids, new_ids, features)
+        texts = self.processor.batch_decode(new_ids, skip_special_tokens=True)
+        return [
+            Caption(entry.image, " ".join(text.split()), score)
+            for entry, text, score in zip(inputs, texts, scores, strict=True)
+        ]
+
+    def _scores(self, token_ids: torch.Tensor, new_ids: torch.Tensor, features: torch.Tensor) -> list[float]:
+        """The mean log-probability of each row's `new_ids` (int64 [B, M], the end of `token_ids`), padding aside."""
+        logits = self.model(
+            input_ids=token_ids[:, :-1], image_features=features, logits_to_keep=new_ids.shape[1], use_cache=False
+        ).logits  # [B, M, V]; padding stands on the right, where nothing before it looks
+        settings = self.model.generation_config
+        end_ids = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+        is_end = torch.isin(new_ids, torch.tensor(end_ids, device=new_ids.device))
+        is_padding = is_end.cumsum(dim=1) > is_end  # behind the first end token
+        if settings.pad_token_id not in end_ids:
+            is_padding |= new_ids == settings.pad_token_id
+        targets = new_ids.masked_fill(is_padding, IGNORE_INDEX)
+        losses = nn.functional.cross_entropy(
+            logits.float().transpose(1, 2), targets, ignore_index=IGNORE_INDEX, reduction="none"
+        )  # [B, M]
+        return (-losses.sum(dim=1) / (~is_padding).sum(dim=1).clamp_min(1)).tolist()
+
+
+def _as_iterable(images: Any) -> Iterable[ImageSource]:
+    single = isinstance(images, (str, os.PathLike, bytes, Image.Image, np.ndarray)) or hasattr(images, "read")
+    return [images] if single else images
+
+
+def _default_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def _find_checkpoint(checkpoint: str | os.PathLike) -> Path:
+    """The local folder of a checkpoint, fetched where `checkpoint` is a Hub id.
+
+    Raises:
+        CheckpointError: There is none, or it is of another model.
+    """
+    name = os.fspath(checkpoint)
+    directory = Path(name).expanduser()
+    if not directory.is_dir():
+        directory = _fetch_checkpoint(name)
+    config_file = directory / "config.json"
+    try:
+        model_type = json.loads(config_file.read_text(encoding="utf-8"))["model_type"]
+    except FileNotFoundError as error:
+        raise CheckpointError(f"The folder {name!r} is no checkpoint: it holds no config.json.") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"The checkpoint {name!r} has a damaged config.json ({_first_line(error)}).") from error
+    if model_type != CaptionerConfig.model_type:
+        raise CheckpointError(f"The checkpoint {name!r} is of a {model_type!r} model, not of a captioner.")
+    return directory
+
+
+def _fetch_checkpoint(name: str) -> Path:
+    try:
+        validate_repo_id(name)
+        is_hub_id = name.count("/") == 1
+    except HFValidationError:
+        is_hub_id = False
+    if not is_hub_id:
+        raise CheckpointError(
+            f"There is no checkpoint {name!r}: give the folder of one, or a Hub id such as 'org/name'."
+        )
+    logger.info("Fetching the checkpoint %s from the Hugging Face Hub", name)
+    try:
+        with quiet_transformers():
+            return Path(huggingface_hub.snapshot_download(name, ignore_patterns=["*.bin", "*.msgpack", "*.h5"]))
+    except Exception as error:  # the Hub client lets through the errors of its HTTP library, which differs by version
+        raise CheckpointError(
+            f"There is no folder {name!r}, and fetching it from the Hugging Face Hub failed ({_first_line(error)}): "
+            "check the name and the network."
+        ) from error
+
+
+__all__ = ["DEFAULT_CHECKPOINT", "Caption", "Captioner", "CheckpointError", "ImageSource"]

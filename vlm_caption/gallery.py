@@ -1,0 +1,107 @@
+"""A web page of pictures beside their captions, in one file."""
+
+import base64
+import html
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+
+from .captioner import ImageSource
+from .images import open_image
+
+# The longer side in pixels: twice as wide as a picture is shown, for sharp screens.
+_THUMBNAIL_SIZE = 720
+
+_STYLE = """
+:root { color-scheme: light dark; --page: #f6f5f2; --card: #ffffff; --line: #e2dfd8; --text: #1f1e1b; --dim: #6b6860; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #161614; --card: #20201d; --line: #34332f; --text: #edebe4; --dim: #a3a097; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 68rem; padding: 2.5rem 1.25rem 4rem; background: var(--page); color: var(--text);
+  font: 1rem/1.5 system-ui, sans-serif; }
+header { margin-bottom: 2rem; }
+h1 { margin: 0 0 .5rem; font-size: 1.75rem; line-height: 1.2; letter-spacing: -.01em; }
+header p { margin: 0; max-width: 44rem; color: var(--dim); }
+figure { display: grid; grid-template-columns: 22.5rem 1fr; margin: 0 0 1.25rem; overflow: hidden;
+  background: var(--card); border: 1px solid var(--line); border-radius: .75rem; }
+img { display: block; width: 100%; height: auto; max-height: 26rem; object-fit: contain; background: var(--line); }
+figcaption { align-self: center; padding: 1.25rem 1.75rem; min-width: 0; overflow-wrap: anywhere; }
+.caption { margin: 0; font-size: 1.3rem; line-height: 1.4; }
+.file { margin: .6rem 0 0; font: .85rem/1.4 ui-monospace, monospace; color: var(--dim); }
+@media (max-width: 44rem) {
+  body { padding: 1.5rem 1rem 3rem; }
+  figure { grid-template-columns: 1fr; }
+  figcaption { padding: 1rem 1.25rem 1.25rem; }
+  .caption { font-size: 1.15rem; }
+}
+""".strip()
+
+
+def write_gallery(
+    path: str | os.PathLike, entries: Iterable[tuple[ImageSource, str]], title: str, note: str = ""
+) -> None:
+    """Write an HTML page that shows each picture beside its caption.
+
+    The page needs no other file and no network: it holds small copies of the pictures. An existing file is replaced
+    once the page is complete.
+
+    Args:
+        path: Where to write the page.
+        entries: The pictures, as `open_image` takes them, each with its caption.
+        title: The page's title and heading.
+        note: A paragraph below the heading. Titles, notes and captions are plain text.
+
+    Raises:
+        ImageError: A picture cannot be opened.
+        OSError: The page cannot be written.
+    """
+    figures = "\n".join(_figure(picture, caption) for picture, caption in entries)
+    introduction = f"\n<p>{html.escape(note)}</p>" if note else ""
+    page = f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title>
+<style>
+{_STYLE}
+</style>
+</head>
+<body>
+<header>
+<h1>{html.escape(title)}</h1>{introduction}
+</header>
+<main>
+{figures}
+</main>
+</body>
+</html>
+"""
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        # A file name may hold bytes that are no text.
+        partial.write_text(page, encoding="utf-8", errors="replace")
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _figure(picture: ImageSource, caption: str) -> str:
+    image = open_image(picture)
+    image.thumbnail((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE), Image.Resampling.LANCZOS)
+    encoded = io.BytesIO()
+    image.save(encoded, "JPEG", quality=85, optimize=True)
+    data = base64.b64encode(encoded.getvalue()).decode()
+    file = ""
+    if isinstance(picture, (str, os.PathLike)):
+        file = f'\n<p class="file">{html.escape(Path(os.fsdecode(picture)).name)}</p>'
+    text = html.escape(caption)
+    return f"""<figure>
+<img src="data:image/jpeg;base64,{data}" width="{image.width}" height="{image.height}" alt="{text}">
+<figcaption><p class="caption">{text}</p>{file}</figcaption>
+</figure>"""
