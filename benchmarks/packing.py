@@ -1,8 +1,8 @@
 """How much faster training is with an image's captions packed behind one copy of its tokens.
 
-Baseline, in the same run: one caption a row, the image's tokens repeated for each (ClipCap's way). Both sides see the same
-captions, the same frozen language model in the same precision, and features instead of pixels. Prints captions a second
-for both, and their ratio.
+Baseline, in the same run: one caption a row, the image's tokens repeated for each (ClipCap's way). Both sides see the
+same captions, the same frozen language model in the same precision, and features instead of pixels. Prints captions a
+second for both, and their ratio.
 
     python benchmarks/packing.py [--steps 5]
 """
@@ -14,7 +14,7 @@ import torch
 
 from vlm_caption import compose
 from vlm_caption.data.collator import CaptionCollator
-from vlm_caption.training import use_bf16
+from vlm_caption.training import hold_frozen
 
 CAPTIONS = [
     "A child in a pink dress is climbing up a set of stairs in an entry way.",
@@ -48,8 +48,7 @@ def main() -> None:
     model, processor = compose(
         "wheel:dinov2-small", "wheel:smollm2-135m-instruct", image_tokens="patches", image_grid=4, pooled_in_front=True
     )
-    if use_bf16("auto"):
-        model.model.language_model.to(torch.bfloat16)
+    hold_frozen(model, "auto")
     features = torch.randn(arguments.images, 17, model.config.vision_feature_size)
     collator = CaptionCollator(
         processor, lambda rows: {"image_features": features[[row["index"] for row in rows]]}, prompt=""

@@ -10,6 +10,7 @@ from vlm_caption.console import ArgumentParser, positive_int, setup_logging
 from vlm_caption.data import DataError, load_captions
 from vlm_caption.evaluation import Evaluation, evaluate
 from vlm_caption.images import ImageError
+from vlm_caption.training import hold_frozen
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=positive_int, help="only the first N images")
     parser.add_argument("--prompt", default="", help="as in the config that the checkpoint was trained with")
     parser.add_argument("--num-beams", type=positive_int)
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="as in training")
     parser.add_argument("--captions", type=int, default=10, help="how many captions to show")
     parser.add_argument("--json", type=Path, help="also write everything to this file")
     arguments = parser.parse_args(argv)
@@ -30,7 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     beams = {} if arguments.num_beams is None else {"num_beams": arguments.num_beams}
     try:
         dataset = load_captions(arguments.path, arguments.split, limit=arguments.limit)
-        result = evaluate(Captioner.from_pretrained(arguments.checkpoint), dataset, prompt=arguments.prompt, **beams)
+        captioner = Captioner.from_pretrained(arguments.checkpoint)
+        hold_frozen(captioner.model, arguments.precision)
+        result = evaluate(captioner, dataset, prompt=arguments.prompt, **beams)
     except (BackboneError, DataError, ImageError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2

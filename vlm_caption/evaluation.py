@@ -10,7 +10,9 @@ from pathlib import Path
 from datasets import Dataset
 
 from .captioner import Captioner
+from .console import progress
 from .data.collator import CaptionCollator
+from .images import ImageError
 from .training import ImageInputs, caption_nll, with_index
 
 
@@ -64,8 +66,12 @@ def evaluate(
     shuffled_loss = None
     if len(dataset) > 1:
         shuffled_loss = caption_nll(model, dataset, collator, batch_size, shuffle_images=True)
-    captions = captioner.caption(list(dataset["image"]), prompt=prompt, batch_size=batch_size, **generate_kwargs)
-    texts = [caption.text for caption in captions]
+    results = captioner.caption_each(list(dataset["image"]), prompt=prompt, batch_size=batch_size, **generate_kwargs)
+    texts = []
+    for result in progress(results, total=len(dataset), desc="captions"):
+        if isinstance(result, ImageError):
+            raise result
+        texts.append(result.text)
     metrics: dict[str, float] = {}
     reason = None
     try:

@@ -20,6 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
 from .composition import compose
+from .console import progress
 from .data import load_captions
 from .data.collator import CaptionCollator
 from .features import image_features
@@ -68,14 +69,7 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
         raise ConfigError(f"The settings in model do not go together: {' '.join(str(error).split())}") from error
     arguments = training_arguments(config)
     model.to(arguments.device)
-    if use_bf16(settings.precision):
-        # What is frozen needs no precision beyond its use; what is trained stays in float32.
-        for tower, frozen in (
-            (model.model.vision_tower, model.config.freeze_vision),
-            (model.model.language_model, model.config.freeze_language),
-        ):
-            if frozen:
-                tower.to(torch.bfloat16)
+    hold_frozen(model, settings.precision)
     log_parts(model)
 
     train_set, dev_set = (with_index(dataset) for dataset in (train_set, dev_set))
@@ -245,6 +239,19 @@ def log_parts(model: CaptionerForConditionalGeneration) -> None:
     logger.info("Trained in all: %s parameters", f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}")
 
 
+def hold_frozen(model: CaptionerForConditionalGeneration, precision: str) -> None:
+    """Puts frozen towers into bfloat16 where `use_bf16(precision)`; what is trained stays in float32.
+
+    What is frozen needs no precision beyond its use.
+    """
+    if not use_bf16(precision):
+        return
+    if model.config.freeze_vision:
+        model.model.vision_tower.to(torch.bfloat16)
+    if model.config.freeze_language:
+        model.model.language_model.to(torch.bfloat16)
+
+
 def use_bf16(precision: str) -> bool:
     """Whether to hold frozen weights in bfloat16. `"auto"`: where the machine multiplies it natively."""
     if precision != "auto":
@@ -286,7 +293,8 @@ def caption_nll(
     model.eval()
     total = torch.zeros((), dtype=torch.float64)
     count = 0
-    for start in range(0, len(dataset), batch_size):
+    what = "loss, images shuffled" if shuffle_images else "loss"
+    for start in progress(range(0, len(dataset), batch_size), desc=what):
         rows = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
         if shuffle_images:
             rows = [{**row, "index": (row["index"] + len(dataset) // 2) % len(dataset)} for row in rows]
