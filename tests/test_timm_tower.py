@@ -1,5 +1,7 @@
 """A tower as timm puts it on the Hub: a config of timm's own kind, weights under timm's names, no preprocessor file."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -14,19 +16,20 @@ timm = pytest.importorskip("timm")
 @pytest.fixture(scope="module")
 def hub_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("timm")
-    model = timm.create_model("vit_tiny_patch16_224", depth=2, embed_dim=48, num_heads=3)
-    timm.models.save_for_hf(
-        model, folder, model_args={"depth": 2, "embed_dim": 48, "num_heads": 3}, safe_serialization=True
-    )
+    timm.models.save_for_hf(timm.create_model("vit_tiny_patch16_224"), folder, safe_serialization=True)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("model_args", None)  # the Hub's checkpoints have none
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
 def test_a_timm_folder_is_a_tower(hub_folder, tmp_path):
     model, processor = compose(str(hub_folder), LANGUAGE["gpt2"])
-    assert model.config.vision_feature_size == 48
+    assert model.config.vision_feature_size == 192
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8))
     inputs = processor(images=picture, return_tensors="pt")
-    assert inputs["pixel_values"].shape == (1, 3, 224, 224)
+    timms_own = timm.data.create_transform(**timm.data.resolve_data_config(model.config.vision_config.pretrained_cfg))
+    torch.testing.assert_close(inputs["pixel_values"][0], timms_own(picture), atol=0.02, rtol=0)
 
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)

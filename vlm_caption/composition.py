@@ -7,6 +7,7 @@ import copy
 from pathlib import Path
 
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -178,14 +179,35 @@ def load_tokenizer(backbone: dict) -> PreTrainedTokenizerFast:
 
 def load_image_processor(config: CaptionerConfig):
     """The vision tower's image processor; for a tower without a checkpoint, a plain resize to its image size."""
+    if pretrained_cfg := getattr(config.vision_config, "pretrained_cfg", None):
+        return _timm_image_processor(pretrained_cfg)
     if config.vision_backbone is not None:
         backbone = config.vision_backbone
         # Pillow's resampling, whether torchvision is installed or not: the two differ in their pixels.
         return AutoImageProcessor.from_pretrained(
             resolve_backbone(backbone["name"], backbone.get("revision")), backend="pil"
         )
-    size = getattr(config.vision_config, "image_size", 224)
+    size = getattr(config.vision_config, "image_size", None) or 224
     return BitImageProcessorPil(size={"height": size, "width": size}, do_center_crop=False, do_resize=True)
+
+
+def _timm_image_processor(pretrained_cfg: dict) -> BitImageProcessorPil:
+    """timm's evaluation transform as an image processor of transformers, whose own wrapper of it cannot be saved."""
+    from timm.data import resolve_data_config
+
+    data = resolve_data_config(pretrained_cfg, model=None)
+    height, width = data["input_size"][1:]
+    if data["crop_mode"] == "squash":
+        size = {"height": int(height / data["crop_pct"]), "width": int(width / data["crop_pct"])}
+    else:
+        size = {"shortest_edge": int(min(height, width) / data["crop_pct"])}
+    return BitImageProcessorPil(
+        size=size,
+        crop_size={"height": height, "width": width},
+        resample=Image.Resampling[data["interpolation"].upper()],
+        image_mean=list(data["mean"]),
+        image_std=list(data["std"]),
+    )
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
