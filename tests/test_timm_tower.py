@@ -1,4 +1,4 @@
-"""A tower as timm puts it on the Hub: a config of timm's own kind, weights under timm's names, no preprocessor file."""
+"""A tower as timm puts it on the Hub: timm's own kind of config and names of weights, and no preprocessor file."""
 
 import json
 
