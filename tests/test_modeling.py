@@ -542,3 +542,11 @@ def test_fit_scale_gives_embeddings_of_the_wanted_spread():
     hidden = projector.linear_1(features)
     torch.testing.assert_close(hidden.mean(0), hidden.mean(0).clamp(-2, 2))
     assert sum(p.numel() for p in projector.parameters()) == before
+
+
+def test_fit_scale_of_a_single_feature_vector_stays_finite():
+    projector = tiny_model("dinov2", "gpt2").model.multi_modal_projector
+    feature = torch.randn(1, 1, VISION_WIDTH)
+    projector.fit_scale(feature, output_std=0.3)
+    assert projector.linear_1.weight.abs().max() < 10
+    assert torch.isfinite(projector(torch.randn(4, VISION_WIDTH))).all()

@@ -5,6 +5,7 @@ model, processor = compose("wheel:dinov2-small", "wheel:smollm2-135m-instruct", 
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -156,9 +157,10 @@ def _load_tower(
         auto_class = CLIPVisionModelWithProjection if pooled_feature == "image_embeds" else AutoModel
     with quiet_transformers():
         # transformers' own loading: it knows how each family's names changed over the years.
-        tower, report = auto_class.from_pretrained(
+        loaded: Any = auto_class.from_pretrained(
             directory, config=copy.deepcopy(tower_config), dtype="auto", output_loading_info=True
         )
+    tower, report = loaded
     # A classification checkpoint has no pooler; that matters only where the pooler is what is used.
     missing = {name for name in report["missing_keys"] if pooled_feature == "pooler_output" or "pooler" not in name}
     if missing:
@@ -172,7 +174,7 @@ def _load_tower(
 CaptionerPreTrainedModel.load_towers = staticmethod(load_towers)
 
 
-def load_tokenizer(backbone: dict) -> PreTrainedTokenizerFast:
+def load_tokenizer(backbone: dict) -> Any:
     """The tokenizer in a language model's folder."""
     return AutoTokenizer.from_pretrained(resolve_backbone(backbone["name"], backbone.get("revision")))
 

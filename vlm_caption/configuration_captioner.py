@@ -1,6 +1,6 @@
 """Configuration of the composed captioner: two towers, the projector between them, and the image tokens' layout."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -52,8 +52,8 @@ class CaptionerConfig(PreTrainedConfig):
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="gpt2"),
     }
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    vision_config: Any = None  # a PreTrainedConfig once `__post_init__` has run
+    text_config: Any = None
     image_tokens: Literal["pooled", "patches"] = "pooled"
     image_grid: int | None = None
     pooled_in_front: bool = False

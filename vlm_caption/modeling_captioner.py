@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -77,7 +77,8 @@ class MultiModalProjector(nn.Module):
             output_std: the wanted standard deviation of the projected tokens.
         """
         features = image_features.reshape(-1, image_features.shape[-1]).to(self.linear_1.weight)  # [S, D_vision]
-        mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
+        mean, std = features.mean(0), features.std(0, correction=0)
+        std = torch.where(std > 1e-6, std, 1.0)  # what never varies in the sample is centred, not blown up
         self.linear_1.weight.div_(std)
         self.linear_1.bias.sub_(self.linear_1.weight @ mean)
         scale = output_std / self(features).std().item()
@@ -112,7 +113,7 @@ class CaptionerPreTrainedModel(PreTrainedModel):
     config_class = CaptionerConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities: Any = ("image", "text")
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_flash_attn = True
@@ -127,7 +128,7 @@ class CaptionerPreTrainedModel(PreTrainedModel):
 
     @property
     def _core(self) -> "CaptionerModel":
-        return self.base_model
+        return cast("CaptionerModel", self.base_model)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -185,7 +186,7 @@ class CaptionerPreTrainedModel(PreTrainedModel):
             and not any(p.requires_grad for p in getattr(self._core, name).parameters())
         ]
 
-    def save_pretrained(self, save_directory, full: bool = False, **kwargs):
+    def save_pretrained(self, save_directory, full: bool = False, **kwargs):  # ty: ignore[incompatible-method-override]
         """Saves the bridge: what was trained, and the names and fingerprints of the frozen towers it stands between.
 
         Towers that were trained, or that came from no named backbone, are written as well.
@@ -271,7 +272,8 @@ class CaptionerPreTrainedModel(PreTrainedModel):
     @classmethod
     def _load_whole(cls, name_or_path, *model_args, output_loading_info: bool = False, **kwargs):
         """As `PreTrainedModel.from_pretrained`, which fills gaps with random weights: here a gap is an error."""
-        model, info = super().from_pretrained(name_or_path, *model_args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(name_or_path, *model_args, output_loading_info=True, **kwargs)
+        model, info = loaded
         if missing := sorted(info["missing_keys"]):
             raise ValueError(
                 f"{name_or_path or 'The state dict'} lacks {len(missing)} weights of the captioner "
@@ -289,14 +291,16 @@ def _read_safetensors(name_or_path, **hub_kwargs) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
     from transformers.utils import cached_file
 
-    single = cached_file(name_or_path, "model.safetensors", _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+    single: Any = cached_file(
+        name_or_path, "model.safetensors", _raise_exceptions_for_missing_entries=False, **hub_kwargs
+    )
     if single is not None:
         return load_file(single)
-    index = cached_file(name_or_path, "model.safetensors.index.json", **hub_kwargs)
+    index: Any = cached_file(name_or_path, "model.safetensors.index.json", **hub_kwargs)
     shards = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
     tensors: dict[str, torch.Tensor] = {}
     for shard in shards:
-        tensors |= load_file(cached_file(name_or_path, shard, **hub_kwargs))
+        tensors |= load_file(cast(str, cached_file(name_or_path, shard, **hub_kwargs)))
     return tensors
 
 
@@ -390,7 +394,7 @@ class CaptionerModel(CaptionerPreTrainedModel):
         else:
             outputs = BaseModelOutputWithPooling(last_hidden_state=image_features)
         weight = self.multi_modal_projector.linear_1.weight
-        projected = self.multi_modal_projector(image_features.to(weight.device, weight.dtype))
+        projected = self.multi_modal_projector(cast(torch.Tensor, image_features).to(weight.device, weight.dtype))
         if self.image_start is not None:
             start = self.image_start.expand(len(projected), 1, -1)
             projected = torch.cat([start.to(projected), projected], dim=1)
@@ -410,7 +414,7 @@ class CaptionerModel(CaptionerPreTrainedModel):
         Raises:
             ValueError: if placeholders and image tokens do not match in number.
         """
-        placeholders = input_ids == self.config.image_token_id
+        placeholders = torch.eq(input_ids, cast(int, self.config.image_token_id))
         if not torch.compiler.is_compiling():  # counting would break the graph
             wanted = int(placeholders.sum())
             given = 0 if image_embeds is None else image_embeds.shape[0] * image_embeds.shape[1]
@@ -458,7 +462,7 @@ class CaptionerModel(CaptionerPreTrainedModel):
             encoded = self.get_image_features(pixel_values=pixel_values, image_features=image_features)
         image_embeds = None if encoded is None else encoded.pooler_output
         if inputs_embeds is None:
-            inputs_embeds = self.embed_inputs(input_ids, image_embeds)
+            inputs_embeds = self.embed_inputs(cast(torch.Tensor, input_ids), image_embeds)
         elif image_embeds is not None:
             raise ValueError("inputs_embeds hold their image tokens already: pass input_ids with an image.")
 
@@ -548,7 +552,7 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
         image_features: torch.Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
         labels: torch.LongTensor | None = None,
-        shift_labels: torch.LongTensor | None = None,
+        shift_labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
@@ -597,7 +601,9 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
         )
 
     @torch.no_grad()
-    def generate(self, inputs: torch.Tensor | None = None, generation_config=None, **kwargs):
+    def generate(  # ty: ignore[incompatible-method-override]
+        self, inputs: torch.Tensor | None = None, generation_config=None, **kwargs
+    ):
         """As of `GenerationMixin.generate`, and from an image alone: the placeholders are built where none are given.
 
         Args:
@@ -611,7 +617,7 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
         if any(image is not None for image in images.values()):
             if kwargs.get("mm_encoder_outputs") is not None:
                 raise ValueError("Pass the image once: as pixel_values, image_features or mm_encoder_outputs.")
-            encoded = self.get_image_features(**images)
+            encoded: Any = self.get_image_features(**images)
             kwargs["mm_encoder_outputs"] = {"image": encoded}
             if input_ids is None and kwargs.get("inputs_embeds") is None:
                 input_ids = self.model.image_prompt(len(encoded.pooler_output))
@@ -620,7 +626,7 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             if input_ids is not None:
                 # Here, for beams are expanded with as many image tokens as they have placeholders.
                 self.model.find_placeholders(input_ids, encoded.pooler_output)
-        return super().generate(input_ids, generation_config, **kwargs)
+        return super().generate(input_ids, generation_config, **kwargs)  # ty: ignore[invalid-argument-type]
 
     def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length):
         # Called by `generate` once all lengths are settled. Absolute position embeddings would fail with an IndexError
@@ -632,7 +638,9 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
                 f"{generation_config.max_length - input_ids_length} new ones exceed the {limit} positions of the "
                 f"{self.config.text_config.model_type} language model: lower max_new_tokens or shorten the prompt."
             )
-        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
+        super()._validate_generated_length(  # ty: ignore[invalid-argument-type]
+            generation_config, input_ids_length, has_default_max_length
+        )
 
 
 __all__ = ["CaptionerForConditionalGeneration", "CaptionerModel", "CaptionerPreTrainedModel", "MultiModalProjector"]

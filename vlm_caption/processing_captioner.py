@@ -1,5 +1,7 @@
 """Pictures and text to the model's inputs: placeholders for the image tokens, the start token before them."""
 
+from typing import Any, cast
+
 from tokenizers import AddedToken
 from transformers import AutoImageProcessor, ProcessorMixin
 from transformers.image_utils import make_flat_list_of_images
@@ -25,8 +27,8 @@ class CaptionerProcessor(ProcessorMixin):
 
     def __init__(
         self,
-        image_processor=None,
-        tokenizer=None,
+        image_processor: Any = None,
+        tokenizer: Any = None,
         image_seq_length: int = 1,
         start_token: str | None = None,
         image_token: str = "<image>",
@@ -50,7 +52,7 @@ class CaptionerProcessor(ProcessorMixin):
         if image_token not in tokenizer.get_vocab():
             # Language models pad their embedding tables; the placeholder must have an id behind the padding, and a
             # tokenizer hands out ids in order.
-            gap = config.image_token_id - len(tokenizer)
+            gap = cast(int, config.image_token_id) - len(tokenizer)
             tokenizer.add_tokens([AddedToken(f"<unused_{i}>", special=True) for i in range(gap)], special_tokens=True)
             tokenizer.add_tokens([AddedToken(image_token, special=True)], special_tokens=True)
         if (image_token_id := tokenizer.convert_tokens_to_ids(image_token)) != config.image_token_id:
@@ -70,7 +72,9 @@ class CaptionerProcessor(ProcessorMixin):
         )
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, backend: str = "pil", **kwargs):
+    def from_pretrained(  # ty: ignore[incompatible-method-override]
+        cls, pretrained_model_name_or_path, backend: str = "pil", **kwargs
+    ):
         """As of `ProcessorMixin`; `backend` is the image processor's, as of `AutoImageProcessor`.
 
         Pillow by default, whether torchvision is installed or not: the two differ in their pixels.
@@ -103,7 +107,7 @@ class CaptionerProcessor(ProcessorMixin):
         return super().__call__(images=images, text=text, **kwargs)
 
     def _place_images(self, images, text: str | list[str] | None) -> list[str]:
-        num_images = len(make_flat_list_of_images(images))
+        num_images = len(cast(list, make_flat_list_of_images(images)))
         rows = [text or ""] if text is None or isinstance(text, str) else list(text)
         if any(self.image_token in row for row in rows):
             return rows  # the base class checks that the numbers match

@@ -151,7 +151,7 @@ def test_a_row_does_not_depend_on_its_neighbours():
     )
     short, long = {"captions": ["a b"], "image": 0}, {"captions": ["some much longer caption", "and one"], "image": 1}
     alone, both = model(**collator([short])).logits, model(**collator([short, long])).logits
-    torch.testing.assert_close(both[0, : alone.shape[1]], alone[0])
+    torch.testing.assert_close(both[0, : alone.shape[1]], alone[0], atol=1e-4, rtol=1e-4)
 
 
 def test_training_on_packed_rows_is_reproduced_by_generation():

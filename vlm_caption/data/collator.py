@@ -9,9 +9,9 @@ caption.
 from collections.abc import Callable
 
 import torch
-from transformers import ProcessorMixin
 
 from ..modeling_captioner import IGNORE_INDEX
+from ..processing_captioner import CaptionerProcessor
 from .captions import DataError
 
 
@@ -28,7 +28,7 @@ class CaptionCollator:
 
     def __init__(
         self,
-        processor: ProcessorMixin,
+        processor: CaptionerProcessor,
         encode_images: Callable[[list[dict]], dict[str, torch.Tensor]],
         prompt: str = "",
         max_caption_tokens: int = 64,
