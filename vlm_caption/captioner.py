@@ -26,7 +26,7 @@ from torch import nn
 from .backbones import BackboneError
 from .configuration_captioner import CaptionerConfig
 from .console import quiet_transformers
-from .images import ImageError, _describe, open_image
+from .images import ImageError, describe, open_image
 from .modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration
 from .processing_captioner import CaptionerProcessor
 
@@ -199,7 +199,7 @@ class Captioner:
             return error.with_traceback(None)
         # As in training, the space after the prompt belongs to the caption's first word.
         inputs = self.processor(images=image, text=prompt.rstrip(), return_tensors="pt")
-        return _Input(_describe(source), inputs["input_ids"], inputs["pixel_values"])
+        return _Input(describe(source), inputs["input_ids"], inputs["pixel_values"])
 
     def _caption_batch(
         self, batch: list[_Input | ImageError], generate_kwargs: dict[str, Any]

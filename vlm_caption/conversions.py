@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlm_caption.console import quiet_transformers as _quiet_transformers
+from .console import quiet_transformers
 
 _IMAGENET_MEAN = [0.485, 0.456, 0.406]
 _IMAGENET_STD = [0.229, 0.224, 0.225]
@@ -56,7 +56,7 @@ def llama_from_gguf(path: Path, directory: Path) -> None:
     from safetensors.torch import save_file
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    with _quiet_transformers():
+    with quiet_transformers():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name)
         model = LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
 

@@ -92,7 +92,7 @@ def open_image(
         UnsupportedImageError: The kind of source, format or pixel range is not read.
         ImageError: The file cannot be read, for example for lack of permission.
     """
-    name = _describe(source)
+    name = describe(source)
     if isinstance(source, np.ndarray):
         return _to_rgb(_from_array(source, name, max_pixels), name, max_pixels)
     if isinstance(source, Image.Image):
@@ -117,7 +117,7 @@ def find_images(paths: Iterable[str | os.PathLike]) -> list[Path]:
     """
     found: dict[str, Path] = {}
     for given in paths:
-        name = _describe(given)
+        name = describe(given)
         _refuse_url(name)
         path = Path(given)
         for image in _walk(path, name) if path.is_dir() else [path]:
@@ -142,7 +142,7 @@ def _walk(folder: Path, name: str) -> list[Path]:
     return sorted(images)
 
 
-def _describe(source: object) -> str:
+def describe(source: object) -> str:
     """Name a source in error messages."""
     if isinstance(source, (str, os.PathLike)):
         return os.fsdecode(source) or "<empty path>"
