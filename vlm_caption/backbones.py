@@ -126,13 +126,17 @@ def resolve_backbone(name: str, revision: str | None = None) -> Path:
     return directory
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
+def is_hub_id(name: str) -> bool:
+    """Whether a name is spelt like a Hugging Face Hub id, "org/name"."""
     try:
         validate_repo_id(name)
-        is_hub_id = name.count("/") == 1
     except HFValidationError:
-        is_hub_id = False
-    if not is_hub_id:
+        return False
+    return name.count("/") == 1
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    if not is_hub_id(name):
         raise BackboneError(
             f"{name!r} is neither an existing directory nor a Hugging Face Hub id such as 'org/name': "
             f"correct it, or name one of {_wheel_names()}."

@@ -18,12 +18,11 @@ from typing import Any, BinaryIO
 import huggingface_hub
 import numpy as np
 import torch
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
 
-from .backbones import BackboneError
+from .backbones import BackboneError, is_hub_id
 from .configuration_captioner import CaptionerConfig
 from .console import quiet_transformers
 from .images import ImageError, describe, open_image
@@ -288,12 +287,7 @@ def _find_checkpoint(checkpoint: str | os.PathLike) -> Path:
 
 
 def _fetch_checkpoint(name: str) -> Path:
-    try:
-        validate_repo_id(name)
-        is_hub_id = name.count("/") == 1
-    except HFValidationError:
-        is_hub_id = False
-    if not is_hub_id:
+    if not is_hub_id(name):
         raise CheckpointError(
             f"There is no checkpoint {name!r}: give the folder of one, or a Hub id such as 'org/name'."
         )
