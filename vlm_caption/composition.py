@@ -1,6 +1,8 @@
 """Two towers, named by where they come from, made into one captioner: model and processor.
 
-model, processor = compose("wheel:dinov2-small", "wheel:smollm2-135m-instruct", image_tokens="patches")
+For example:
+
+    model, processor = compose("wheel:dinov2-small", "wheel:smollm2-135m-instruct", image_tokens="patches")
 """
 
 import copy
@@ -88,7 +90,7 @@ def compose(
 def _tower_config(
     source: TowerSource, revision: str | None, part: str
 ) -> tuple[PreTrainedConfig, dict[str, str | None] | None]:
-    """A tower's config and, for a pretrained one, where it comes from and what it holds."""
+    """A tower's config and, for a pretrained one, where it comes from."""
     if isinstance(source, dict):
         settings = copy.deepcopy(source)
         if "model_type" not in settings:
@@ -99,7 +101,7 @@ def _tower_config(
     # CLIP and SigLIP checkpoints hold two models; some multimodal ones hold their language model inside.
     config = getattr(config, part, None) or config
     config._name_or_path = ""  # a local path that means nothing elsewhere
-    return config, {"name": source, "revision": revision, "fingerprint": fingerprint(directory)}
+    return config, {"name": source, "revision": revision}  # `load_towers` adds the fingerprint
 
 
 def _with_fresh_projector(config: CaptionerConfig, dtype: torch.dtype) -> CaptionerForConditionalGeneration:
