@@ -1,0 +1,140 @@
+"""How far scores can be trusted: the bootstrap over images.
+
+Images are drawn with replacement, as many as there are, and the corpus value is computed anew for each draw (Efron,
+"Bootstrap Methods: Another Look at the Jackknife", 1979; for BLEU, and for two systems on the same images, Koehn,
+"Statistical Significance Tests for Machine Translation Evaluation", EMNLP 2004). Intervals are percentiles. BLEU and
+METEOR are resampled through the counts that they are made of; CIDEr's document frequencies stay those of all images.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from .java_scores import combine_meteor
+from .ngram_scores import BLEU_ORDER, combine_bleu
+from .scoring import Scores
+
+# How many draws are held at a time: 8 bytes each.
+_DRAWS_AT_A_TIME = 4_000_000
+
+
+class Interval(NamedTuple):
+    """The ends of a percentile interval."""
+
+    low: float
+    high: float
+
+
+class Difference(NamedTuple):
+    """How two systems differ on the same images.
+
+    Attributes:
+        difference: first minus second.
+        low, high: the ends of its percentile interval.
+        other_sign: the share of resamples in which the difference is zero or has the other sign: below 0.05, Koehn
+            calls the better system better with 95 % confidence.
+    """
+
+    difference: float
+    low: float
+    high: float
+    other_sign: float
+
+
+def confidence_intervals(
+    scores: Scores, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
+) -> dict[str, Interval]:
+    """Percentile intervals of all corpus values.
+
+    Args:
+        scores: of N images.
+        resamples: how often the N images are drawn.
+        confidence: the share of resamples within an interval.
+        seed: of the draws; the same seed and N give the same ones.
+    """
+    if not scores.corpus:
+        return {}
+    resampled = _resample([scores], resamples, seed)[0]
+    return {name: _interval(values, confidence) for name, values in resampled.items()}
+
+
+def compare(
+    first: Scores, second: Scores, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
+) -> dict[str, Difference]:
+    """The paired bootstrap: differences of two systems that captioned the same images in the same order.
+
+    Only metrics that both have are compared. Arguments as for `confidence_intervals`.
+
+    Raises:
+        ValueError: if the references of the two are not the same.
+    """
+    if first.reference_tokens != second.reference_tokens:
+        raise ValueError("the two systems were not scored on the same references in the same order")
+    shared = [name for name in first.corpus if name in second.corpus]
+    if not shared:
+        return {}
+    ours, theirs = _resample([first, second], resamples, seed)
+    differences = {}
+    for name in shared:
+        observed = first.corpus[name] - second.corpus[name]
+        resampled = ours[name] - theirs[name]
+        other_sign = np.mean(resampled * np.sign(observed) <= 0)
+        differences[name] = Difference(observed, *_interval(resampled, confidence), float(other_sign))
+    return differences
+
+
+def mean_interval(values: np.ndarray, resamples: int = 1000, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """The percentile interval of the mean of values [N], one for each image."""
+    table = np.asarray(values, dtype=np.float64)[:, None]
+    means = np.concatenate([weights @ table for weights in _draw(len(table), resamples, seed)])[:, 0] / len(table)
+    return _interval(means, confidence)
+
+
+def _resample(systems: list[Scores], resamples: int, seed: int) -> list[dict[str, np.ndarray]]:
+    """Corpus values [resamples] of each system, the draws being the same for all."""
+    tables = [_Table(scores) for scores in systems]
+    images = len(systems[0].caption_tokens)
+    sums: list[list[np.ndarray]] = [[] for _ in systems]
+    for weights in _draw(images, resamples, seed):
+        for table, parts in zip(tables, sums, strict=True):
+            parts.append(weights @ table.columns)
+    return [table.combine(np.concatenate(parts), images) for table, parts in zip(tables, sums, strict=True)]
+
+
+def _draw(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each image was drawn [some resamples, images], until there are `resamples` rows."""
+    generator = np.random.default_rng(seed)
+    step = max(1, _DRAWS_AT_A_TIME // images)
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        drawn = generator.integers(images, size=(rows, images)) + images * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * images).reshape(rows, images).astype(np.float64)
+
+
+class _Table:
+    """What is summed over images, side by side, so that a resample is one row of a matrix product."""
+
+    def __init__(self, scores: Scores):
+        self.means = [name for name in ("rouge_l", "cider", "spice") if name in scores.corpus]
+        self.counts = list(scores.counts)
+        parts = [scores.per_image[name][:, None] for name in self.means] + [scores.counts[key] for key in self.counts]
+        self.columns = np.concatenate(parts, axis=1)
+        self.ends = np.cumsum([part.shape[1] for part in parts])
+
+    def combine(self, sums: np.ndarray, images: int) -> dict[str, np.ndarray]:
+        """The corpus values of summed columns [resamples, K]."""
+        values = {}
+        for name, part in zip(self.means + self.counts, np.split(sums, self.ends[:-1], axis=1), strict=True):
+            if name == "bleu":
+                values |= {f"bleu_{n + 1}": combine_bleu(part)[:, n] for n in range(BLEU_ORDER)}
+            elif name == "meteor":
+                values["meteor"] = combine_meteor(part)
+            else:
+                values[name] = part[:, 0] / images
+        return values
+
+
+def _interval(values: np.ndarray, confidence: float) -> Interval:
+    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(low), float(high))

@@ -1,0 +1,66 @@
+"""CLIPScore: how well a caption fits its picture in the eyes of a CLIP model, without references."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import CLIPModel, CLIPProcessor
+
+from ..images import open_image
+from .errors import ScorerMissingError
+
+# Hessel et al. stretch the cosine, which hardly ever passes 0.4.
+_STRETCH = 2.5
+
+
+def score_clip(images: Sequence[str | os.PathLike], captions: Sequence[str], model: str) -> np.ndarray:
+    """CLIPScore of each caption [N], 2.5 × max(cosine, 0) (Hessel et al., EMNLP 2021), by torchmetrics.
+
+    Published values are those of `openai/clip-vit-base-patch32`, with "A photo depicts " before each caption. The
+    vision tower that a captioner sees with favours it: take another one. Captions longer than the model reads are cut.
+
+    Args:
+        images: files.
+        captions: one for each image.
+        model: a name on the Hub, or a folder.
+
+    Raises:
+        ScorerMissingError: if torchmetrics is not installed, or there is no such model.
+        ImageError: if a picture cannot be opened.
+    """
+    try:
+        from torchmetrics.multimodal.clip_score import CLIPScore
+    except ImportError as error:
+        raise ScorerMissingError("CLIPScore needs torchmetrics: pip install 'vlm-caption[clip]'") from error
+    try:
+        parts = _TensorModel.from_pretrained(model), _CuttingProcessor.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ScorerMissingError(f"CLIPScore: the model {model!r} cannot be loaded ({reason})") from error
+    metric = CLIPScore(model_name_or_path=lambda: parts)
+    scores = []
+    with torch.inference_mode():
+        for image, caption in zip(images, captions, strict=True):
+            pixels = torch.from_numpy(np.array(open_image(image))).permute(2, 0, 1)  # [3, H, W], uint8
+            scores.append(_STRETCH * float(metric(pixels, caption)) / 100)
+    return np.array(scores)
+
+
+class _TensorModel(CLIPModel):
+    """Gives features as tensors, which torchmetrics expects; in transformers 5 they are inside a model output."""
+
+    def get_image_features(self, pixel_values):
+        return super().get_image_features(pixel_values).pooler_output
+
+    def get_text_features(self, input_ids, attention_mask):
+        return super().get_text_features(input_ids, attention_mask).pooler_output
+
+
+class _CuttingProcessor(CLIPProcessor):
+    """Cuts long captions before their end token; torchmetrics would cut that off, and CLIP reads its answer there."""
+
+    def __call__(self, images=None, text=None, **kwargs):
+        if text is not None:
+            kwargs["truncation"] = True
+        return super().__call__(images=images, text=text, **kwargs)

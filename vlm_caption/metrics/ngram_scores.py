@@ -1,0 +1,86 @@
+"""BLEU, ROUGE-L and CIDEr: the scorers of pycocoevalcap, on tokens that need no Java.
+
+BLEU is Papineni et al. 2002 with the nearest reference length, ROUGE-L is Lin 2004 with beta 1.2, CIDEr is CIDEr-D of
+Vedantam et al. 2015 with the document frequencies of the references at hand: what COCO's evaluation server computes.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+BLEU_ORDER = 4
+
+# The columns of `bleu_statistics`.
+BLEU_COLUMNS = ("length", "reference_length", *(f"{kind}_{n}" for kind in ("guess", "correct") for n in range(1, 5)))
+
+
+def score_bleu(
+    captions: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """BLEU-1..4 of the corpus and of each image, and what the corpus value is made of.
+
+    Args:
+        captions: tokens of each image's caption, separated by spaces.
+        references: tokens of each image's references, at least one.
+
+    Returns:
+        Corpus values [4], values of each image [N, 4], both fractions, and counts [N, 10] in `BLEU_COLUMNS`.
+    """
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+
+    scorer = BleuScorer(n=BLEU_ORDER)
+    for caption, texts in zip(captions, references, strict=True):
+        scorer += (caption, list(texts))
+    corpus, per_image = scorer.compute_score(option="closest", verbose=0)
+    statistics = [
+        [
+            counts["testlen"],
+            min((abs(length - counts["testlen"]), length) for length in counts["reflen"])[1],
+            *counts["guess"],
+            *counts["correct"],
+        ]
+        for counts in scorer.ctest
+    ]
+    return np.array(corpus), np.array(per_image).T, np.array(statistics, dtype=np.float64)
+
+
+def combine_bleu(totals: np.ndarray) -> np.ndarray:
+    """BLEU-1..4 [..., 4] of summed statistics [..., 10], by pycocoevalcap's formula."""
+    length, reference_length = totals[..., 0], totals[..., 1]
+    guess, correct = totals[..., 2:6], totals[..., 6:10]
+    tiny, small = 1e-15, 1e-9  # pycocoevalcap's guards against empty counts
+    orders = np.arange(1, BLEU_ORDER + 1)
+    precision = np.cumprod((correct + tiny) / (guess + small), axis=-1) ** (1 / orders)
+    ratio = (length + tiny) / (reference_length + small)
+    brevity = np.where(ratio < 1, np.exp(1 - 1 / np.minimum(ratio, 1)), 1.0)
+    return precision * brevity[..., None]
+
+
+def score_rouge_l(captions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """ROUGE-L of each image [N]; the corpus value is their mean. Arguments as for `score_bleu`."""
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    _, per_image = Rouge().compute_score(*_by_index(captions, references))
+    return np.asarray(per_image, dtype=np.float64)
+
+
+def score_cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """CIDEr-D of each image [N], a fraction of which papers print the hundredfold; the corpus value is their mean.
+
+    Arguments as for `score_bleu`. Document frequencies come from these references: the value of an image changes with
+    the images it is scored with, and of a single image it is 0.
+    """
+    from pycocoevalcap.cider.cider import Cider
+
+    _, per_image = Cider().compute_score(*_by_index(captions, references))
+    return np.asarray(per_image, dtype=np.float64)
+
+
+def _by_index(
+    captions: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+    """References and captions as the scorers take them."""
+    return (
+        {index: list(texts) for index, texts in enumerate(references)},
+        {index: [caption] for index, caption in enumerate(captions)},
+    )

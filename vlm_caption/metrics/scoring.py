@@ -1,0 +1,107 @@
+"""Captions against references: all metrics of COCO's evaluation in one call."""
+
+import importlib.util
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from . import java_scores, ngram_scores
+from .errors import ScorerMissingError
+from .ptb_tokenizer import tokenize
+
+METRICS = ("bleu", "rouge_l", "cider", "meteor", "spice")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What some captions are worth. All values are fractions, which papers print × 100.
+
+    Attributes:
+        corpus: `bleu_1` … `bleu_4`, `rouge_l`, `cider`, `meteor`, `spice`: those that were computed.
+        per_image: the same names, a value for each image [N]. The mean is the corpus value for `rouge_l`, `cider` and
+            `spice` only.
+        not_computed: for the other metrics that were asked for, a sentence why not.
+        caption_tokens, reference_tokens: what was scored, tokens separated by spaces.
+        counts: sums over images of these counts [N, K] give the corpus value: `bleu` and `meteor`.
+    """
+
+    corpus: dict[str, float]
+    per_image: dict[str, np.ndarray]
+    not_computed: dict[str, str]
+    caption_tokens: list[str]
+    reference_tokens: list[list[str]]
+    counts: dict[str, np.ndarray] = field(repr=False, default_factory=dict)
+
+
+def score(
+    captions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    metrics: Collection[str] = METRICS,
+    java_timeout: float = 1800.0,
+) -> Scores:
+    """Scores captions as pycocoevalcap does, tokenization included.
+
+    BLEU, ROUGE-L and CIDEr need no Java. METEOR and SPICE do; where it, or whatever a metric needs, is missing or
+    fails, the metric is not computed and the result says why. CIDEr's document frequencies are those of these
+    references, so a part of a corpus has other values than the whole.
+
+    Args:
+        captions: one for each image.
+        references: for each image one or more.
+        metrics: of `METRICS`, those to compute.
+        java_timeout: seconds that METEOR and SPICE may take each.
+
+    Raises:
+        ValueError: if there are no images, numbers differ, an image has no reference, or a metric is not known.
+    """
+    _check(captions, references, metrics)
+    tokens = tokenize(captions)
+    flat = iter(tokenize([text for texts in references for text in texts]))
+    reference_tokens = [[next(flat) for _ in texts] for texts in references]
+    scores = Scores({}, {}, {}, tokens, reference_tokens)
+    for metric in METRICS:
+        if metric in metrics:
+            try:
+                _add(scores, metric, java_timeout)
+            except ScorerMissingError as error:
+                for name in _names(metric):
+                    scores.not_computed[name] = str(error)
+    return scores
+
+
+def _check(captions: Sequence[str], references: Sequence[Sequence[str]], metrics: Collection[str]) -> None:
+    if not captions:
+        raise ValueError("there are no captions to score")
+    if len(captions) != len(references):
+        raise ValueError(f"{len(captions)} captions, but references for {len(references)} images")
+    bare = [index for index, texts in enumerate(references) if not texts]
+    if bare:
+        raise ValueError(f"{len(bare)} of {len(references)} images have no reference, first: number {bare[0]}")
+    unknown = sorted(set(metrics) - set(METRICS))
+    if unknown:
+        raise ValueError(f"unknown metric {unknown[0]!r}: choose of {', '.join(METRICS)}")
+
+
+def _add(scores: Scores, metric: str, java_timeout: float) -> None:
+    if importlib.util.find_spec("pycocoevalcap") is None:
+        raise ScorerMissingError(f"{metric} needs pycocoevalcap: pip install 'vlm-caption[metrics]'")
+    captions, references = scores.caption_tokens, scores.reference_tokens
+    if metric == "bleu":
+        corpus, per_image, scores.counts["bleu"] = ngram_scores.score_bleu(captions, references)
+        for name, value, values in zip(_names("bleu"), corpus, per_image.T, strict=True):
+            scores.corpus[name], scores.per_image[name] = float(value), values
+    elif metric == "meteor":
+        scores.corpus["meteor"], scores.per_image["meteor"], scores.counts["meteor"] = java_scores.score_meteor(
+            captions, references, java_timeout
+        )
+    elif metric == "spice":
+        scores.corpus["spice"], scores.per_image["spice"] = java_scores.score_spice(captions, references, java_timeout)
+    else:
+        compute = {"rouge_l": ngram_scores.score_rouge_l, "cider": ngram_scores.score_cider}[metric]
+        scores.per_image[metric] = compute(captions, references)
+        scores.corpus[metric] = float(scores.per_image[metric].mean())
+
+
+def _names(metric: str) -> list[str]:
+    return [f"bleu_{n}" for n in range(1, ngram_scores.BLEU_ORDER + 1)] if metric == "bleu" else [metric]
