@@ -25,6 +25,9 @@ from vlm_caption.backbones import _pip_command, cache_dir
 # Not `tests`, which is what they call themselves: that name belongs to whoever runs them.
 PACKAGE = "transformers_tests"
 
+# The release whose tests the stand-ins below are made for. Others import other things, and test other names.
+RELEASE = "5.23"
+
 PICTURE = Path(__file__).parents[2] / "examples" / "astronaut.jpg"
 
 
@@ -99,8 +102,10 @@ def upstream(name: str) -> Any:
     """A module of transformers' tests, such as `test_modeling_common`.
 
     Raises:
-        SdistError: as of [`tests_dir`].
+        SdistError: as of [`tests_dir`], or if another release is installed.
     """
+    if not transformers.__version__.startswith(f"{RELEASE}."):
+        raise SdistError(f"the harness is for transformers {RELEASE}, and {transformers.__version__} is installed")
     if PACKAGE not in sys.modules:
         _install(tests_dir())
     with (
