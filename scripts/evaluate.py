@@ -1,6 +1,10 @@
-"""Scores a checkpoint on captioned photos: `python scripts/evaluate.py --data.path ../shared/flickr8k --split dev`."""
+"""Scores a checkpoint on captioned photos: `python scripts/evaluate.py --data.path ../shared/flickr8k --split dev`.
+
+The scores of a whole split go into the model card of a checkpoint that is a folder of yours.
+"""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -9,13 +13,15 @@ from vlm_caption.captioner import DEFAULT_CHECKPOINT, Captioner
 from vlm_caption.console import ArgumentParser, positive_int, setup_logging
 from vlm_caption.data import DataError, Place
 from vlm_caption.evaluation import Evaluation, evaluate
+from vlm_caption.facts import evaluation_facts, record_evaluation
 from vlm_caption.images import ImageError
+from vlm_caption.model_card import write_model_card
 from vlm_caption.run_config import ConfigError, RunConfig, add_arguments, parse_arguments
 from vlm_caption.training import hold_frozen, open_data
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 for a checkpoint or data that cannot be used."""
+    """Returns the exit code: 0; 1 if the card cannot be written; 2 for a checkpoint or data that cannot be used."""
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="a folder or a Hub id")
     parser.add_argument("--split", default="dev")
@@ -52,14 +58,35 @@ def main(argv: list[str] | None = None) -> int:
         print(f"  {Place.parse(row['image']).short_name}: {caption}  [reference: {row['captions'][0]}]")
     if arguments.json:
         _write_json(arguments.json, result, dataset["image"])
+    folder = Path(arguments.checkpoint)
+    if data.limit is None and folder.is_dir() and os.access(folder, os.W_OK):
+        facts = evaluation_facts(
+            captioner.model,
+            data=data.path,
+            split=arguments.split,
+            images=len(dataset),
+            prompt=data.prompt,
+            generation=beams,
+            metrics=_scores(result),
+            command=["python", "scripts/evaluate.py", *(sys.argv[1:] if argv is None else argv)],
+        )
+        try:
+            record_evaluation(captioner.model, folder, facts)
+            write_model_card(captioner.model, folder)
+        except (OSError, ValueError) as error:
+            print(f"evaluate.py: the scores are not in the model card: {error}", file=sys.stderr)
+            return 1
     return 0
 
 
+def _scores(result: Evaluation) -> dict[str, float | None]:
+    return {"loss": result.loss, "shuffled_loss": result.shuffled_loss, **result.metrics}
+
+
 def _write_json(path: Path, result: Evaluation, images: list[str]) -> None:
-    scores = {"loss": result.loss, "shuffled_loss": result.shuffled_loss, **result.metrics}
     captions = dict(zip(images, result.captions, strict=True))
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps({"scores": scores, "captions": captions}, indent=2, ensure_ascii=False))
+    partial.write_text(json.dumps({"scores": _scores(result), "captions": captions}, indent=2, ensure_ascii=False))
     partial.replace(path)  # whole or not at all
 
 

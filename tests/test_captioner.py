@@ -134,7 +134,7 @@ def test_the_end_token_counts_and_padding_does_not(captioner, photos, monkeypatc
 
 def test_each_picture_is_encoded_once(captioner, photos):
     encoded = []
-    hook = captioner.model.model.vision_tower.register_forward_hook(
+    hook = captioner.model.core.vision_tower.register_forward_hook(
         lambda module, args, output: encoded.append(len(args[0]))
     )
     try:
@@ -300,9 +300,9 @@ def test_weights_that_are_missing_are_not_made_up(checkpoint, tmp_path):
 
     broken = shutil.copytree(checkpoint, tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
-    del weights["model.multi_modal_projector.linear_1.weight"]
+    del weights["core.multi_modal_projector.linear_1.weight"]
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"lacks 1 weights .*\(model\.multi_modal_projector\.linear_1\.weight"):
+    with pytest.raises(CheckpointError, match=r"lacks 1 weights .*\(core\.multi_modal_projector\.linear_1\.weight"):
         Captioner.from_pretrained(broken)
 
 

@@ -44,7 +44,7 @@ class Runs:
 
     def __init__(self, model):
         self.count = 0
-        model.model.vision_tower.register_forward_hook(self._add)
+        model.core.vision_tower.register_forward_hook(self._add)
 
     def _add(self, module, inputs, outputs):
         self.count += len(outputs.last_hidden_state)
@@ -53,7 +53,7 @@ class Runs:
 def test_features_are_what_the_tower_says_of_the_same_pixels_in_order(model, processor, images, directory):
     found = image_features(model, processor, images, directory, batch_size=2, dtype=torch.float32)
     inputs = processor.image_processor([open_image(image) for image in images], return_tensors="pt")
-    expected = model.model.encode_images(inputs["pixel_values"]).pooler_output
+    expected = model.core.encode_images(inputs["pixel_values"]).pooler_output
     assert found.shape == (5, 5, model.config.vision_feature_size)  # 2 × 2 patches and the pooled one
     torch.testing.assert_close(found, expected)
     assert not torch.allclose(expected[0], expected[1], atol=1e-2)  # or the order would not show
@@ -129,7 +129,7 @@ class TestKey:
     def test_follows_a_single_weight_of_the_tower(self, key, model):
         before = key()
         with torch.no_grad():
-            next(model.model.vision_tower.parameters()).view(-1)[0] += 1
+            next(model.core.vision_tower.parameters()).view(-1)[0] += 1
         assert key() != before
 
     def test_follows_the_weights_even_where_a_backbone_is_named(self, key, model):
@@ -137,7 +137,7 @@ class TestKey:
         model.config.vision_backbone = {"name": "org/tower", "revision": None, "fingerprint": "sha256:00"}
         before = key()
         with torch.no_grad():
-            next(model.model.vision_tower.parameters()).view(-1)[0] += 1
+            next(model.core.vision_tower.parameters()).view(-1)[0] += 1
         assert key() != before
 
     def test_follows_a_tower_setting_that_has_no_weights(self, key):
@@ -146,13 +146,13 @@ class TestKey:
 
     def test_follows_dtypes(self, key, model):
         before = key(), key(dtype=torch.float32)
-        model.model.vision_tower.bfloat16()
+        model.core.vision_tower.bfloat16()
         assert len({*before, key()}) == 3
 
     def test_does_not_follow_what_comes_behind_the_tower(self, key, model):
         before = key()
         with torch.no_grad():
-            model.model.multi_modal_projector.linear_1.weight.zero_()
+            model.core.multi_modal_projector.linear_1.weight.zero_()
         assert key() == before
 
     def test_survives_saving_and_loading(self, key, model, tmp_path):
@@ -165,7 +165,7 @@ def test_every_family_of_towers_can_be_cached(vision, images, directory):
     model = tiny_model(vision)
     found = image_features(model, tiny_processor(model.config), images[:1], directory, dtype=torch.float32)
     assert found.shape == (1, 1, model.config.vision_feature_size)
-    assert not torch.equal(found, model.model.encode_images(pixels(1)).pooler_output)
+    assert not torch.equal(found, model.core.encode_images(pixels(1)).pooler_output)
 
 
 def test_a_bad_image_is_named_and_leaves_nothing_behind(model, processor, images, directory):

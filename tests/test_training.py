@@ -77,7 +77,7 @@ def tiny_settings(folder: Path) -> dict:
 
 
 def projector(model: CaptionerForConditionalGeneration) -> dict[str, torch.Tensor]:
-    return {name: tensor.cpu() for name, tensor in model.model.multi_modal_projector.state_dict().items()}
+    return {name: tensor.cpu() for name, tensor in model.core.multi_modal_projector.state_dict().items()}
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -165,7 +165,7 @@ class TestWholeRun:
     def test_leaves_frozen_towers_bit_identical(self, overfitted):
         after = overfitted.model.state_dict()
         changed = {name for name, tensor in overfitted.before.items() if not torch.equal(after[name].cpu(), tensor)}
-        assert changed == {f"model.multi_modal_projector.{name}" for name in projector(overfitted.model)}
+        assert changed == {f"core.multi_modal_projector.{name}" for name in projector(overfitted.model)}
 
     def test_saves_random_towers_too_and_loads_again(self, overfitted):
         loaded = CaptionerForConditionalGeneration.from_pretrained(overfitted.folder)
@@ -176,7 +176,7 @@ class TestWholeRun:
 
     def test_saves_no_pickle(self, overfitted):
         names = {path.name for path in overfitted.folder.iterdir() if path.is_file()}
-        assert {Path(name).suffix for name in names} == {".json", ".safetensors", ".yaml"}
+        assert {Path(name).suffix for name in names} == {".json", ".md", ".safetensors", ".yaml"}
         assert {"model.safetensors", "config.json", "processor_config.json", "run_config.yaml"} <= names
 
     def test_lets_others_read_the_weights_where_they_may_read_the_config(self, overfitted):
@@ -332,14 +332,14 @@ class TestSettings:
 
     def test_bf16_is_for_frozen_towers_only(self, run, tmp_path):
         model = run(**{"training.precision": "bf16", "training.max_steps": 2})
-        dtypes = {name: {p.dtype for p in part.parameters()} for name, part in model.model.named_children()}
+        dtypes = {name: {p.dtype for p in part.parameters()} for name, part in model.core.named_children()}
         assert dtypes == {
             "vision_tower": {torch.bfloat16},
             "multi_modal_projector": {torch.float32},
             "language_model": {torch.bfloat16},
         }
         saved = weights(tmp_path / "run")
-        assert saved["model.multi_modal_projector.linear_1.weight"].dtype == torch.float32
+        assert saved["core.multi_modal_projector.linear_1.weight"].dtype == torch.float32
 
     def test_precision_auto_asks_the_machine(self, monkeypatch):
         assert isinstance(use_bf16("auto"), bool)
@@ -354,7 +354,7 @@ class TestSettings:
             "model.language": save_language_model(tmp_path / "language"),
         }
         model = run(**towers, **{"training.max_steps": 2})
-        assert set(weights(tmp_path / "run")) == {f"model.multi_modal_projector.{name}" for name in projector(model)}
+        assert set(weights(tmp_path / "run")) == {f"core.multi_modal_projector.{name}" for name in projector(model)}
         loaded = CaptionerForConditionalGeneration.from_pretrained(tmp_path / "run")
         assert loaded.state_dict().keys() == model.state_dict().keys()
 
@@ -428,7 +428,7 @@ class TestNll:
         for row in dataset:
             pixels = processor.image_processor(Image.open(row["image"]), return_tensors="pt")["pixel_values"]
             for caption in row["captions"]:
-                prefix = model.model.image_prompt(1)
+                prefix = model.core.image_prompt(1)
                 ids = [*processor.tokenizer(caption, add_special_tokens=False).input_ids, EOS]
                 inputs = torch.cat([prefix, torch.tensor([ids])], dim=1)
                 with torch.no_grad():
@@ -452,7 +452,7 @@ class TestNll:
         right, shuffled = both()
         assert right != pytest.approx(shuffled, abs=1e-3)
         with torch.no_grad():
-            model.model.multi_modal_projector.linear_2.weight.zero_()
+            model.core.multi_modal_projector.linear_2.weight.zero_()
         right, shuffled = both()
         assert right == pytest.approx(shuffled, abs=1e-6)
 
@@ -512,7 +512,7 @@ def test_a_tower_that_is_trained_gets_pixels(tmp_path):
 
 def test_a_part_that_is_partly_trained_is_told(caplog):
     model = tiny_model("dinov2")
-    model.model.vision_tower.layernorm.requires_grad_(True)
+    model.core.vision_tower.layernorm.requires_grad_(True)
     caplog.set_level(logging.INFO, "vlm_caption")
     log_parts(model)
     [line] = [message for message in caplog.messages if message.startswith("vision_tower")]
@@ -553,7 +553,8 @@ def test_two_processes_train_as_one_with_twice_the_batch(run, tmp_path):
     assert [process.returncode for process in processes] == [0, 0], errors
 
     assert errors[0].count("Saved the bridge") == 1
-    assert errors[1] == ""  # one of them speaks
+    spoken = [line for line in errors[1].splitlines() if "kernels-community" not in line]  # of bitsandbytes, if there
+    assert spoken == []  # one of them speaks
     assert len(list((tmp_path / "cache-of-two" / "features").iterdir())) == 2
     for name in ("loss", "grad_norm"):
         assert step_values(tmp_path / "run", name) == pytest.approx(step_values(tmp_path / "whole", name), rel=1e-3)

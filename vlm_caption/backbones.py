@@ -34,7 +34,8 @@ _WHEEL_PREFIX = "wheel:"
 # Part of a converted tower's cache path: raise it when a conversion writes something else.
 _CONVERSION_VERSION = 1
 
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # *.json includes the index of a sharded file
+# *.json includes the index of a sharded file; README.md says the licence.
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
 _BIN_FILES = "pytorch_model*.bin"
 
 

@@ -10,6 +10,7 @@
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,39 @@ class Captioner:
                 f"The checkpoint {str(checkpoint)!r} cannot be loaded: {_first_line(error)}"
             ) from error
         return cls(model.to(device or _default_device()), processor)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        full: bool = False,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload captioner",
+    ) -> huggingface_hub.CommitInfo:
+        """Upload model, processor and model card to the Hugging Face Hub in one commit.
+
+        Args:
+            repo_id: "org/name", or a name in the token's own namespace; the repository is made if there is none.
+            full: Upload both towers too, and code that loads them where this package is not installed.
+            private: Whether a new repository is private; by default as the namespace has it.
+            revision: The branch, made if there is none; by default "main".
+            token: Instead of the one that is logged in.
+            commit_message: The commit's.
+
+        Returns:
+            The commit: its `oid`, its `commit_url`.
+
+        Raises:
+            huggingface_hub.errors.HfHubHTTPError: The Hub refuses, for example for want of a token.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.model.save_pretrained(folder, full=full)
+            self.processor.save_pretrained(folder)
+            return self.model.upload_checkpoint(
+                folder, repo_id, private=private, revision=revision, token=token, commit_message=commit_message
+            )
 
     def caption(
         self,
@@ -212,7 +246,7 @@ class Captioner:
         pixel_values = torch.cat([entry.pixel_values for entry in inputs])  # [B, 3, H, W]
         prompt_ids = torch.cat([entry.input_ids for entry in inputs]).to(self.model.device)  # [B, P], no padding
         # Encoded once, for the beams and for the scores.
-        features = self.model.model.encode_images(pixel_values).pooler_output  # [B, N, D_vision]
+        features = self.model.core.encode_images(pixel_values).pooler_output  # [B, N, D_vision]
         token_ids = self.model.generate(
             prompt_ids,
             attention_mask=torch.ones_like(prompt_ids),

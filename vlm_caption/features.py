@@ -43,12 +43,12 @@ def features_key(
     """
     digest = hashlib.sha256()
     config: CaptionerConfig = model.config
-    tower_config = model.model.vision_tower.config.to_dict()
+    tower_config = model.core.vision_tower.config.to_dict()
     settings = {
         # Not the backbone's fingerprint: what counts is what is in the model, wherever it came from.
         "tower_weights": _weights_digest(model),
         "tower_config": {name: value for name, value in tower_config.items() if name not in _INCIDENTAL},
-        "tower_dtype": str(model.model.vision_tower.dtype),
+        "tower_dtype": str(model.core.vision_tower.dtype),
         "preprocessing": processor.image_processor.to_dict(),
         "tokens": {name: getattr(config, name) for name in _TOKEN_SETTINGS},
         "dtype": str(dtype),
@@ -61,7 +61,7 @@ def features_key(
 
 def _weights_digest(model: CaptionerForConditionalGeneration) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.model.vision_tower.state_dict().items()):
+    for name, tensor in sorted(model.core.vision_tower.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -105,7 +105,7 @@ def image_features(
         for start in progress(range(0, len(images), batch_size), desc="image features"):
             chunk = images[start : start + batch_size]
             pixels = processor.image_processor([open_image(open_place(image)) for image in chunk], return_tensors="pt")
-            features[start : start + len(chunk)] = model.model.encode_images(**pixels)["pooler_output"]
+            features[start : start + len(chunk)] = model.core.encode_images(**pixels)["pooler_output"]
         directory.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
         try:

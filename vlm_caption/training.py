@@ -26,8 +26,10 @@ from .composition import compose
 from .console import progress
 from .data import CaptionChoice, Cleaning, Corpus, Place, count_captions, open_corpus, open_place
 from .data.collator import CaptionCollator
+from .facts import record_training, training_facts
 from .features import image_features
 from .images import open_image
+from .model_card import write_model_card
 from .modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration
 from .processing_captioner import CaptionerProcessor
 from .run_config import ConfigError, DataSection, RunConfig
@@ -86,7 +88,7 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
         )
     if checkpoint is None:
         embeddings = next(model.get_input_embeddings().parameters())
-        model.model.multi_modal_projector.fit_scale(
+        model.core.multi_modal_projector.fit_scale(
             train_images.sample_features(), settings.output_scale * embeddings.float().std().item()
         )
 
@@ -105,16 +107,16 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
         processing_class=processor,
         callbacks=[EpochTeller(choice)],
     )
+    samples = SampleCaptions(dev_set.select(range(min(settings.samples, len(dev_set)))), dev_collator, processor)
     if settings.samples:
-        samples = dev_set.select(range(min(settings.samples, len(dev_set))))
-        trainer.add_callback(SampleCaptions(samples, dev_collator, processor))
+        trainer.add_callback(samples)
     if not sys.stderr.isatty():
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(PlainLog())
     if settings.compile:
         # Fused by the compiler, plain attention over rows this short is faster than the library's kernel on a CPU.
-        model.model.language_model.set_attn_implementation("eager")
-        model.model.language_model.base_model.compile(dynamic=True)
+        model.core.language_model.set_attn_implementation("eager")
+        model.core.language_model.base_model.compile(dynamic=True)
 
     if trainer.is_world_process_zero():
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -126,16 +128,34 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
         (output_dir / RUN_CONFIG_NAME).write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
     if checkpoint is not None:
         logger.info("Resuming from %s", checkpoint)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
         save_captioner(model, processor, output_dir)
         logger.info("Saved the bridge to %s", output_dir)
         loss = caption_nll(model, dev_set, dev_collator, settings.batch_size)
         logger.info("Dev loss: %.4f nats a token", loss)
+        shuffled = None
         if len(dev_set) > 1:
             shuffled = caption_nll(model, dev_set, dev_collator, settings.batch_size, shuffle_images=True)
             verdict = "" if shuffled > loss else " (the model does not look at the images)"
             logger.info("With the images shuffled among the captions: %.4f%s", shuffled, verdict)
+        facts = training_facts(
+            config,
+            model,
+            steps=trainer.state.global_step,
+            epochs=trainer.state.epoch or 0,
+            processes=arguments.world_size,
+            train_images=len(train_set),
+            train_captions=count_captions(train_set),
+            dev_images=len(dev_set),
+            seconds=None if checkpoint else round(result.metrics["train_runtime"]),  # else of the last part alone
+            dev_loss=loss,
+            dev_loss_shuffled=shuffled,
+            samples=samples.captions(model) if settings.samples else None,
+        )
+        record_training(model, output_dir, facts)
+        model.name_or_path = str(output_dir)  # where an upload looks for them
+        write_model_card(model, output_dir)
     return model
 
 
@@ -202,7 +222,7 @@ class ImageInputs:
         if self.features is not None:
             return self.features[list(chosen)]
         batches = [self([{"index": index}])["pixel_values"] for index in chosen]
-        return torch.cat([self.model.model.encode_images(pixels)["pooler_output"] for pixels in batches])
+        return torch.cat([self.model.core.encode_images(pixels)["pooler_output"] for pixels in batches])
 
 
 class CaptionTrainer(Trainer):
@@ -257,7 +277,7 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
 
 def log_parts(model: CaptionerForConditionalGeneration) -> None:
     """Says of every part of the model whether it is frozen or trained, and how large it is."""
-    for name, part in model.model.named_children():
+    for name, part in model.core.named_children():
         parameters = list(part.parameters())
         trained = sum(p.numel() for p in parameters if p.requires_grad)
         total = sum(p.numel() for p in parameters)
@@ -275,9 +295,9 @@ def hold_frozen(model: CaptionerForConditionalGeneration, precision: str) -> Non
     if not use_bf16(precision):
         return
     if model.config.freeze_vision:
-        model.model.vision_tower.to(torch.bfloat16)
+        model.core.vision_tower.to(torch.bfloat16)
     if model.config.freeze_language:
-        model.model.language_model.to(torch.bfloat16)
+        model.core.language_model.to(torch.bfloat16)
 
 
 def use_bf16(precision: str) -> bool:
@@ -344,15 +364,24 @@ class SampleCaptions(TrainerCallback):
         """As of TrainerCallback."""
         if not state.is_world_process_zero or model is None:
             return
+        for sample in self.captions(model):
+            logger.info("  %s: %s  [reference: %s]", sample["image"], sample["caption"], sample["reference"])
+
+    def captions(self, model: CaptionerForConditionalGeneration) -> list[dict[str, str]]:
+        """The name, the caption and a reference of each image; greedy, 30 tokens at most."""
         images = {name: tensor.to(model.device) for name, tensor in self.collator.encode_images(self.rows).items()}
         ids = torch.tensor([self.collator.prefix] * len(self.rows), device=model.device)
         with torch.compiler.set_stance("force_eager"):  # every new length would be compiled anew
             outputs = model.generate(ids, **images, do_sample=False, max_new_tokens=30)
         texts = self.processor.batch_decode(outputs[:, ids.shape[1] :], skip_special_tokens=True)
-        for row, text in zip(self.rows, texts, strict=True):
-            logger.info(
-                "  %s: %s  [reference: %s]", Place.parse(row["image"]).short_name, text.strip(), row["captions"][0]
-            )
+        return [
+            {
+                "image": Place.parse(row["image"]).short_name,
+                "caption": " ".join(text.split()),
+                "reference": row["captions"][0],
+            }
+            for row, text in zip(self.rows, texts, strict=True)
+        ]
 
 
 class EpochTeller(TrainerCallback):
