@@ -103,6 +103,7 @@ def test_values_become_what_the_setting_holds(name, value, expected):
         ("model.vision", ["a"], "model.vision must be str|dict, and ['a'] is not."),
         ("training.batch_size", 0, "training.batch_size must be above 0, and 0 is not."),
         ("training.epochs", -1, "training.epochs must be above 0, and -1.0 is not."),
+        ("training.patience", -1, "training.patience must be at least 0, and -1 is not."),
         ("data.dev_share", 1, "data.dev_share must be at least 0 and below 1, and 1.0 is not."),
         ("data.captions_per_image", "two", "data.captions_per_image must be all|sample|first, and 'two' is not."),
         ("data.max_caption_tokens", 0, "data.max_caption_tokens must be above 0, and 0 is not."),

@@ -84,7 +84,11 @@ class DataSection:
 
 @dataclass
 class TrainingSection:
-    """How long, how fast, and what is told on the way. A batch counts images, each with all its captions."""
+    """How long, how fast, and what is told on the way. A batch counts images, each with all its captions.
+
+    Attributes:
+        patience: So many dev losses in a row that are no better than the best end the run; 0: none does.
+    """
 
     output_dir: str = "runs/captioner"
     batch_size: int = 8
@@ -102,6 +106,7 @@ class TrainingSection:
     eval_steps: int = 250
     eval_images: int = 200
     save_steps: int = 250
+    patience: int = 0
     logging_steps: int = 25
     samples: int = 3
     seed: int = 0
@@ -227,6 +232,8 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     value = _converted(name, value, hint)
     if name in _POSITIVE and value <= 0:
         raise ConfigError(f"{name} must be above 0, and {value} is not.")
+    if name == "training.patience" and value < 0:
+        raise ConfigError(f"{name} must be at least 0, and {value} is not.")
     if name == "data.dev_share" and not 0 <= value < 1:
         raise ConfigError(f"{name} must be at least 0 and below 1, and {value} is not.")
     return value

@@ -7,6 +7,7 @@
 
 import dataclasses
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -18,42 +19,65 @@ import torch
 import yaml
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import sort_checkpoints
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
+from .checkpoints import (
+    count_processes,
+    find_checkpoints,
+    remove_checkpoint,
+    remove_leftovers,
+    save_files,
+    writing_to,
+)
 from .composition import compose
-from .console import progress
+from .curves import loss_curves
 from .data import CaptionChoice, Cleaning, Corpus, Place, count_captions, open_corpus, open_place
+from .data.batches import LengthBatchSampler
 from .data.collator import CaptionCollator
-from .facts import record_training, training_facts
+from .facts import record_training, training_facts, write_text
 from .features import image_features
 from .images import open_image
+from .interruption import Interrupted, StopSignals
 from .model_card import write_model_card
-from .modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration
+from .modeling_captioner import CaptionerForConditionalGeneration
+from .nll import caption_nll
 from .processing_captioner import CaptionerProcessor
-from .run_config import ConfigError, DataSection, RunConfig
+from .run_config import ConfigError, DataSection, ModelSection, RunConfig
+from .trainer import CaptionTrainer
 
 logger = logging.getLogger(__name__)
 
 RUN_CONFIG_NAME = "run_config.yaml"
+CURVES_NAME = "loss.svg"
 
 # A run may be resumed with other values of these: they say how far to go and what to tell, not what is learnt.
 _FREE_ON_RESUME = {
     f"training.{name}"
-    for name in ("output_dir", "epochs", "max_steps", "eval_steps", "eval_images", "save_steps", "logging_steps")
+    for name in ("output_dir", "epochs", "max_steps", "eval_steps", "save_steps", "logging_steps", "patience")
 } | {"training.samples", "training.resume", "training.compile", "training.cache_features"}
 
 
 def train(config: RunConfig) -> CaptionerForConditionalGeneration:
     """Trains a captioner as the config says, and saves its bridge to `training.output_dir`.
 
+    What is saved, and returned, are the weights with the lowest dev loss. Stopped at any moment, even by a power cut,
+    and started again with the same config, a run goes on from its last checkpoint and ends with the same weights.
+
     Raises:
-        ConfigError: if settings do not go together, or the output folder holds a run of another config.
+        ConfigError: if settings do not go together, or the output folder holds a run of another config or cannot be
+            written to.
         DataError, ImageError, BackboneError: if captions, pictures or towers cannot be had.
+        FloatingPointError: if the loss is not finite.
+        Interrupted: on SIGTERM and SIGINT, after a checkpoint was saved if training had begun.
     """
+    with StopSignals() as signals:
+        return _train(config, signals)
+
+
+def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGeneration:
     settings = config.training
     output_dir = Path(settings.output_dir)
+    _check_writable(output_dir)
     checkpoint = _checkpoint_to_resume(config, output_dir)
     set_seed(settings.seed)
 
@@ -71,21 +95,21 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
         len(dev_set),
     )
 
-    try:
-        model, processor = compose(**dataclasses.asdict(config.model))
-    except (ValueError, StrictDataclassError) as error:
-        raise ConfigError(f"The settings in model do not go together: {' '.join(str(error).split())}") from error
+    model, processor = compose_captioner(config.model)
     arguments = training_arguments(config)
+    if checkpoint is not None and (processes := count_processes(checkpoint)) != arguments.world_size:
+        raise ConfigError(
+            f"{output_dir} holds a run of {processes} processes, and these are {arguments.world_size}: start as many, "
+            "choose another training.output_dir, or start afresh with training.resume false."
+        )
     model.to(arguments.device)
     hold_frozen(model, settings.precision)
     log_parts(model)
 
     train_set, dev_set = (with_index(dataset) for dataset in (train_set, dev_set))
-    with arguments.main_process_first(desc="image features"):  # the others find them in the cache
-        train_images, dev_images = (
-            ImageInputs(model, processor, dataset["image"], settings.cache_features)
-            for dataset in (train_set, dev_set)
-        )
+    train_images, dev_images = (
+        ImageInputs(model, processor, dataset["image"], settings.cache_features) for dataset in (train_set, dev_set)
+    )
     if checkpoint is None:
         embeddings = next(model.get_input_embeddings().parameters())
         model.core.multi_modal_projector.fit_scale(
@@ -104,33 +128,48 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
         eval_dataset=dev_set,
         data_collator=CaptionCollator(processor, train_images, choose=choice, **collator_options),
         eval_collator=dev_collator,
+        patience=settings.patience,
         processing_class=processor,
-        callbacks=[EpochTeller(choice)],
+        callbacks=[signals],
     )
+    trainer.add_callback(EpochTeller(choice, trainer.batch_sampler))
     samples = SampleCaptions(dev_set.select(range(min(settings.samples, len(dev_set)))), dev_collator, processor)
     if settings.samples:
         trainer.add_callback(samples)
     if not sys.stderr.isatty():
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(PlainLog())
-    if settings.compile:
-        # Fused by the compiler, plain attention over rows this short is faster than the library's kernel on a CPU.
-        model.core.language_model.set_attn_implementation("eager")
-        model.core.language_model.base_model.compile(dynamic=True)
+    choose_kernels(model, settings.compile)
 
     if trainer.is_world_process_zero():
-        output_dir.mkdir(parents=True, exist_ok=True)
-        if checkpoint is None:
-            # Left there, they would be taken for this run's, and this run's first ones for the oldest.
-            for folder in sort_checkpoints(str(output_dir)):
-                logger.info("Starting afresh: removing %s", folder)
-                shutil.rmtree(folder)
-        (output_dir / RUN_CONFIG_NAME).write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+        with writing_to(output_dir):
+            output_dir.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(output_dir)
+            if checkpoint is None:
+                # Left there, they would be taken for this run's, and this run's first ones for the oldest.
+                for folder in find_checkpoints(output_dir):
+                    logger.info("Starting afresh: removing %s", folder)
+                    remove_checkpoint(folder)
+            settings_text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+            write_text(output_dir / RUN_CONFIG_NAME, settings_text)
     if checkpoint is not None:
         logger.info("Resuming from %s", checkpoint)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if signals.received:
+        raise Interrupted(signals.received)
+    state = trainer.state
+    if state.best_metric is not None:
+        trainer.load_best_weights()
+        logger.info(
+            "Lowest dev loss: %.4f nats a token, after step %d of %d; these weights are kept",
+            state.best_metric,
+            state.best_global_step,
+            state.global_step,
+        )
     if trainer.is_world_process_zero():
-        save_captioner(model, processor, output_dir)
+        with writing_to(output_dir):
+            save_captioner(model, processor, output_dir)
+            write_text(output_dir / CURVES_NAME, loss_curves(state.log_history, state.best_global_step))
         logger.info("Saved the bridge to %s", output_dir)
         loss = caption_nll(model, dev_set, dev_collator, settings.batch_size)
         logger.info("Dev loss: %.4f nats a token", loss)
@@ -142,8 +181,9 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
         facts = training_facts(
             config,
             model,
-            steps=trainer.state.global_step,
-            epochs=trainer.state.epoch or 0,
+            steps=state.global_step,
+            best_step=state.best_global_step,
+            epochs=state.epoch or 0,
             processes=arguments.world_size,
             train_images=len(train_set),
             train_captions=count_captions(train_set),
@@ -153,18 +193,33 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
             dev_loss_shuffled=shuffled,
             samples=samples.captions(model) if settings.samples else None,
         )
-        record_training(model, output_dir, facts)
         model.name_or_path = str(output_dir)  # where an upload looks for them
-        write_model_card(model, output_dir)
+        with writing_to(output_dir):
+            record_training(model, output_dir, facts)
+            write_model_card(model, output_dir)
     return model
 
 
+def compose_captioner(settings: ModelSection) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
+    """Builds the captioner that the settings describe.
+
+    Raises:
+        ConfigError: if they do not go together.
+        BackboneError: if a tower cannot be had.
+    """
+    try:
+        return compose(**dataclasses.asdict(settings))
+    except (ValueError, StrictDataclassError) as error:
+        raise ConfigError(f"The settings in model do not go together: {' '.join(str(error).split())}") from error
+
+
 def save_captioner(model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, directory: Path) -> None:
-    """Writes a captioner's checkpoint, and nothing else: Trainer would put a pickle of its arguments beside it."""
-    model.save_pretrained(directory)
-    processor.save_pretrained(directory)
-    for weights in directory.glob("*.safetensors"):
-        shutil.copymode(directory / "config.json", weights)  # safetensors lets only the owner read it
+    """Writes a captioner's checkpoint, each file whole or not at all."""
+    with save_files(directory) as partial:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        for weights in partial.glob("*.safetensors"):
+            shutil.copymode(partial / "config.json", weights)  # safetensors lets only the owner read it
 
 
 def open_data(settings: DataSection) -> Corpus:
@@ -191,7 +246,7 @@ class ImageInputs:
     Args:
         model, processor: the captioner's.
         images: the dataset's column `image`, read when needed; a row's `index` points into it.
-        cache: whether to compute features once.
+        cache: whether to compute features once. Where torch.distributed is initialised, all processes share the work.
         features_dir: where they are kept; by default in the package's cache.
     """
 
@@ -225,22 +280,6 @@ class ImageInputs:
         return torch.cat([self.model.core.encode_images(pixels)["pooler_output"] for pixels in batches])
 
 
-class CaptionTrainer(Trainer):
-    """Trainer, with a collator of its own for the dev images: their features are another table."""
-
-    def __init__(self, *args, eval_collator: CaptionCollator, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.eval_collator = eval_collator
-
-    def get_eval_dataloader(self, eval_dataset=None):
-        """As of Trainer."""
-        train_collator, self.data_collator = self.data_collator, self.eval_collator
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.data_collator = train_collator
-
-
 def training_arguments(config: RunConfig) -> TrainingArguments:
     """Trainer's settings for a run: AdamW with warm-up and cosine decay, its checkpoints in the output folder."""
     settings = config.training
@@ -261,9 +300,9 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         eval_steps=settings.eval_steps,
         save_strategy="steps",
         save_steps=settings.save_steps,
-        save_total_limit=2,
+        metric_for_best_model="loss",
         logging_steps=settings.logging_steps,
-        prediction_loss_only=True,
+        logging_nan_inf_filter=False,  # such a loss ends the run
         remove_unused_columns=False,
         disable_tqdm=not sys.stderr.isatty(),
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -300,6 +339,20 @@ def hold_frozen(model: CaptionerForConditionalGeneration, precision: str) -> Non
         model.core.language_model.to(torch.bfloat16)
 
 
+def choose_kernels(model: CaptionerForConditionalGeneration, compiled: bool) -> None:
+    """Picks what is fastest over rows as short as an image's captions are.
+
+    Args:
+        model: on the device that it is trained on.
+        compiled: whether the language model is compiled.
+    """
+    if compiled or model.device.type == "cpu":
+        # The library's fused attention is slower here: by a seventh of a step of GPT-2 on a CPU, mostly backward.
+        model.core.language_model.set_attn_implementation("eager")
+    if compiled:
+        model.core.language_model.base_model.compile(dynamic=True)
+
+
 def use_bf16(precision: str) -> bool:
     """Whether to hold frozen weights in bfloat16. `"auto"`: where the machine multiplies it natively."""
     if precision != "auto":
@@ -313,45 +366,6 @@ def _cpu_flags() -> str:
     # oneDNN also says yes to processors that only emulate bfloat16, slower than float32.
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.read_text() if cpuinfo.exists() else ""
-
-
-@torch.no_grad()
-def caption_nll(
-    model: CaptionerForConditionalGeneration,
-    dataset: Dataset,
-    collator: CaptionCollator,
-    batch_size: int,
-    shuffle_images: bool = False,
-) -> float:
-    """Mean negative log-likelihood of all captions, in nats a token, end tokens included.
-
-    Args:
-        model: in any mode; it is evaluated in eval mode.
-        dataset: rows with `captions` and `index`.
-        collator: the dataset's.
-        batch_size: images at a time.
-        shuffle_images: give every caption the image of another row: a model that looks at its images loses by it.
-
-    Raises:
-        ValueError: if a single image is to be shuffled.
-    """
-    if shuffle_images and len(dataset) < 2:
-        raise ValueError("There is no other image to shuffle a single one with.")
-    training = model.training
-    model.eval()
-    total = torch.zeros((), dtype=torch.float64)
-    count = 0
-    what = "loss, images shuffled" if shuffle_images else "loss"
-    for start in progress(range(0, len(dataset), batch_size), desc=what):
-        rows = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
-        if shuffle_images:
-            rows = [{**row, "index": (row["index"] + len(dataset) // 2) % len(dataset)} for row in rows]
-        batch = {name: tensor.to(model.device) for name, tensor in collator(rows).items()}
-        targets = int((batch["shift_labels"] != IGNORE_INDEX).sum())
-        total += model(**batch).loss.double().cpu() * targets
-        count += targets
-    model.train(training)
-    return (total / count).item()
 
 
 class SampleCaptions(TrainerCallback):
@@ -385,14 +399,20 @@ class SampleCaptions(TrainerCallback):
 
 
 class EpochTeller(TrainerCallback):
-    """Tells the choice of captions which epoch begins, or is taken up again."""
+    """Tells the choice of captions and of batches which epoch begins, or is taken up again."""
 
-    def __init__(self, choice: CaptionChoice):
-        self.choice = choice
+    def __init__(self, choice: CaptionChoice, batch_sampler: LengthBatchSampler):
+        self.choice, self.batch_sampler = choice, batch_sampler
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """As of TrainerCallback."""
+        # A resumed state has the intervals of the run before, which may have been others.
+        state.compute_steps(args, state.max_steps)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         """As of TrainerCallback."""
-        self.choice.epoch = int(state.epoch or 0)  # of a resumed epoch, the part behind the point is done
+        # Of a resumed epoch, the part behind the point is done.
+        self.choice.epoch = self.batch_sampler.epoch = int(state.epoch or 0)
 
 
 class PlainLog(TrainerCallback):
@@ -410,17 +430,25 @@ def with_index(dataset: Dataset) -> Dataset:
     return dataset.add_column("index", np.arange(len(dataset)))
 
 
-def _checkpoint_to_resume(config: RunConfig, output_dir: Path) -> str | None:
+def _check_writable(output_dir: Path) -> None:
+    """Before hours of work, not behind them.
+
+    Raises:
+        ConfigError: if the output folder cannot be written to, or made.
+    """
+    there = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        reason = "may not be written to" if there.is_dir() else "is no folder"
+        raise ConfigError(f"training.output_dir {output_dir} cannot be used, for {there} {reason}: choose another.")
+
+
+def _checkpoint_to_resume(config: RunConfig, output_dir: Path) -> Path | None:
     """The newest whole checkpoint in the output folder.
 
     Raises:
         ConfigError: if it belongs to a run of another config.
     """
-    if not config.training.resume:
-        return None
-    # The state is written last: a folder without it was cut short.
-    whole = [folder for folder in sort_checkpoints(str(output_dir)) if (Path(folder) / TRAINER_STATE_NAME).is_file()]
-    if not whole:
+    if not config.training.resume or not (whole := find_checkpoints(output_dir)):
         return None
     before = RunConfig.load(output_dir / RUN_CONFIG_NAME)
     now = dataclasses.asdict(config)

@@ -6,6 +6,7 @@ caption is predicted exactly as if it stood in a row of its own, and the prefix 
 caption.
 """
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -53,11 +54,25 @@ class CaptionCollator:
         Raises:
             DataError: if nothing is left of the caption.
         """
-        if not caption.strip():
+        return self._tokenize([caption])[0]
+
+    def count_tokens(self, rows: list[dict]) -> list[int]:
+        """How many tokens the captions of each row have together, end tokens included."""
+        return [sum(map(len, captions)) for captions in self._captions_ids(rows)]
+
+    def _captions_ids(self, rows: list[dict]) -> list[list[list[int]]]:
+        captions = [self.choose(row) for row in rows]
+        ids = iter(self._tokenize([caption for texts in captions for caption in texts]))
+        return [list(itertools.islice(ids, len(texts))) for texts in captions]
+
+    def _tokenize(self, captions: list[str]) -> list[list[int]]:
+        """In one call: a fast tokenizer then works on all of them at once."""
+        if not all(caption.strip() for caption in captions):
             raise DataError("a caption is empty: remove it from the data")
+        texts = [self.separator + caption for caption in captions]
         # Text that looks like a special token (`<image>`) is text here.
-        ids = self.tokenizer(self.separator + caption, add_special_tokens=False, split_special_tokens=True).input_ids
-        return [*ids, self.tokenizer.eos_token_id][: self.max_caption_tokens]
+        encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
+        return [[*ids, self.tokenizer.eos_token_id][: self.max_caption_tokens] for ids in encoded]
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         """
@@ -67,7 +82,7 @@ class CaptionCollator:
             for Trainer's count of targets): int64 [B, M], what they predict, −100 at padding; and the images.
         """
         start = len(self.prefix)
-        packed = [[self.caption_ids(caption) for caption in self.choose(row)] for row in rows]
+        packed = self._captions_ids(rows)
         width = max(sum(map(len, captions)) for captions in packed)  # M
         length = start + width  # T
         pad = self.tokenizer.pad_token_id
