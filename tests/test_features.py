@@ -183,7 +183,7 @@ def test_a_missing_image_is_named(model, processor, images, directory, tmp_path)
 
 
 def test_a_write_that_fails_leaves_nothing_behind(model, processor, images, directory, monkeypatch):
-    def fail(tensors, path):
+    def fail(tensors, path, metadata):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
