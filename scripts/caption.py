@@ -13,7 +13,7 @@ from vlm_caption.images import ImageError, find_images
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0; 1 if a picture has no caption; 2 for settings that cannot be used."""
     parser = ArgumentParser(prog="caption.py", description="Writes a caption for each picture.", allow_abbrev=False)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, or a folder of pictures")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, its URL, or a folder of pictures")
     parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="a folder or a Hub id")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="json: an object a line")
     parser.add_argument("--prompt", default="", help="text that the captions go on from")

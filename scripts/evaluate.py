@@ -11,40 +11,42 @@ from pathlib import Path
 from vlm_caption.backbones import BackboneError
 from vlm_caption.captioner import DEFAULT_CHECKPOINT, Captioner
 from vlm_caption.console import ArgumentParser, positive_int, setup_logging
-from vlm_caption.data import DataError, load_captions
+from vlm_caption.data import DataError, Place
 from vlm_caption.evaluation import Evaluation, evaluate
 from vlm_caption.facts import evaluation_facts, record_evaluation
 from vlm_caption.images import ImageError
 from vlm_caption.model_card import write_model_card
-from vlm_caption.training import hold_frozen
+from vlm_caption.run_config import ConfigError, RunConfig, add_arguments, parse_arguments
+from vlm_caption.training import hold_frozen, open_data
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0; 1 if the card cannot be written; 2 for a checkpoint or data that cannot be used."""
-    parser = ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="a folder or a Hub id")
-    parser.add_argument("--data.path", dest="path", required=True, help="captioned photos, as in a config's data.path")
     parser.add_argument("--split", default="dev")
-    parser.add_argument("--limit", type=positive_int, help="only the first N images; not for the model card")
-    parser.add_argument("--prompt", default="", help="as in the config that the checkpoint was trained with")
     parser.add_argument("--num-beams", type=positive_int)
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="as in training")
     parser.add_argument("--captions", type=int, default=10, help="how many captions to show")
     parser.add_argument("--json", type=Path, help="also write everything to this file")
-    arguments = parser.parse_args(argv)
-    if arguments.json and not arguments.json.parent.is_dir():
-        parser.error(f"--json: there is no folder {arguments.json.parent}")
-    setup_logging()
-    beams = {} if arguments.num_beams is None else {"num_beams": arguments.num_beams}
+    add_arguments(parser, ["data"])  # as in the config that the checkpoint was trained with
     try:
-        dataset = load_captions(arguments.path, arguments.split, limit=arguments.limit)
+        arguments, overrides = parse_arguments(parser, argv)
+        data = RunConfig.load(None, overrides).data
+        if not data.path:
+            parser.error("--data.path: say where the captioned photos are")
+        if arguments.json and not arguments.json.parent.is_dir():
+            parser.error(f"--json: there is no folder {arguments.json.parent}")
+        setup_logging()
+        beams = {} if arguments.num_beams is None else {"num_beams": arguments.num_beams}
+        dataset = open_data(data).load(arguments.split, data.limit)
         captioner = Captioner.from_pretrained(arguments.checkpoint)
         hold_frozen(captioner.model, arguments.precision)
-        result = evaluate(captioner, dataset, prompt=arguments.prompt, **beams)
-    except (BackboneError, DataError, ImageError) as error:
+        result = evaluate(captioner, dataset, prompt=data.prompt, max_caption_tokens=data.max_caption_tokens, **beams)
+    except (BackboneError, ConfigError, DataError, ImageError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
-    print(f"{len(dataset)} images of {arguments.path}, {arguments.split}")
+    print(f"{len(dataset)} images of {data.path}, {arguments.split}")
     print(f"loss            {result.loss:8.4f} nats a token")
     if result.shuffled_loss is not None:
         print(f"shuffled images {result.shuffled_loss:8.4f} nats a token")
@@ -52,18 +54,18 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name:15s} {100 * value:8.2f}")
     if result.reason:
         print(f"not computed: {result.reason}")
-    for row, caption in zip(list(dataset)[: arguments.captions], result.captions, strict=False):
-        print(f"  {Path(row['image']).name}: {caption}  [reference: {row['captions'][0]}]")
+    for row, caption in zip(dataset.take(min(arguments.captions, len(dataset))), result.captions, strict=False):
+        print(f"  {Place.parse(row['image']).short_name}: {caption}  [reference: {row['captions'][0]}]")
     if arguments.json:
         _write_json(arguments.json, result, dataset["image"])
     folder = Path(arguments.checkpoint)
-    if arguments.limit is None and folder.is_dir() and os.access(folder, os.W_OK):
+    if data.limit is None and folder.is_dir() and os.access(folder, os.W_OK):
         facts = evaluation_facts(
             captioner.model,
-            data=arguments.path,
+            data=data.path,
             split=arguments.split,
             images=len(dataset),
-            prompt=arguments.prompt,
+            prompt=data.prompt,
             generation=beams,
             metrics=_scores(result),
             command=["python", "scripts/evaluate.py", *(sys.argv[1:] if argv is None else argv)],

@@ -84,7 +84,8 @@ def test_every_kind_of_picture_gives_the_same_caption(captioner, photos):
     assert expected.image == str(photos[0])
     image = Image.open(photos[0])
     with photos[0].open("rb") as file:
-        for source in (str(photos[0]), photos[0].read_bytes(), file, image, np.asarray(image)):
+        tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        for source in (str(photos[0]), photos[0].read_bytes(), file, image, np.asarray(image), tensor):
             [caption] = captioner.caption(source)
             assert (caption.text, caption.score) == (expected.text, expected.score)
 

@@ -183,6 +183,8 @@ class TestCommand:
         [
             (["--data.path", "nowhere"], "nowhere: there is no such file or folder"),
             (["--split", "tset"], "no image is in the split 'tset'"),
+            (["--caption-column", "title"], "there is no caption column: looked for title and found image, caption"),
+            (["--dev-share", "2"], "data.dev_share must be at least 0 and below 1, and 2.0 is not."),
             (["--checkpoint", "no/where"], "'no/where'"),
         ],
     )

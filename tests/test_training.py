@@ -239,6 +239,35 @@ class TestResuming:
             assert torch.equal(projector(resumed)[name], tensor), name
         assert step_values(tmp_path / "stopped") == step_values(tmp_path / "whole")
 
+    @pytest.mark.parametrize("save_steps", [2, 3])  # at the end of an epoch, and inside one
+    def test_a_resumed_run_sees_the_same_sampled_captions(self, run, interrupt, tmp_path, monkeypatch, save_steps):
+        table = tmp_path / "captions.csv"
+        header, *rows = table.read_text().splitlines()
+        more = [row.replace("png,", f"png,{word} ") for row in rows for word in ("a", "the", "some", "one")]
+        table.write_text("\n".join([header, *rows, *more]))
+        seen: dict[tuple[int, str], str] = {}
+
+        class Seen(training.CaptionChoice):
+            def __call__(self, row):
+                [caption] = chosen = super().__call__(row)
+                assert seen.setdefault((self.epoch, row["image"]), caption) == caption
+                return chosen
+
+        monkeypatch.setattr(training, "CaptionChoice", Seen)
+        settings = {"data.captions_per_image": "sample", "training.save_steps": save_steps}
+        whole = run("whole", **settings)
+        seen_whole = dict(seen)
+        assert {epoch for epoch, _ in seen} == {0, 1, 2, 3}
+        assert len(seen) == 4 * 8
+        assert len({caption for (_, image), caption in seen.items() if "lime" in image}) > 1
+        seen.clear()
+        interrupt(run, "stopped", **settings)
+        resumed = run("stopped", **settings)
+        assert seen == seen_whole
+        for name, tensor in projector(whole).items():
+            assert torch.equal(projector(resumed)[name], tensor), name
+        assert step_values(tmp_path / "stopped") == step_values(tmp_path / "whole")
+
     def test_a_checkpoint_cut_short_is_passed_over(self, run, interrupt, tmp_path, caplog):
         interrupt(run)
         (tmp_path / "run" / "checkpoint-6").mkdir()
@@ -284,7 +313,7 @@ class TestSettings:
     def test_cached_features_learn_as_pixels_do(self, run, tmp_path, cache):
         changes = {"training.max_steps": 3, "training.save_steps": 3, "training.learning_rate": 1e-3}
         run("pixels", **changes, **{"training.cache_features": False})
-        assert not cache.exists()
+        assert not (cache / "features").exists()
         run("features", **changes)
         assert len(list((cache / "features").iterdir())) == 2
         # The cache rounds to bfloat16.
@@ -329,6 +358,19 @@ class TestSettings:
         loaded = CaptionerForConditionalGeneration.from_pretrained(tmp_path / "run")
         assert loaded.state_dict().keys() == model.state_dict().keys()
 
+    def test_only_the_first_caption_is_trained_on_and_the_dev_loss_is_of_all(self, run, tmp_path, caplog):
+        table = tmp_path / "captions.csv"
+        header, *rows = table.read_text().splitlines()
+        more = [row.replace("png,", "png,a long caption in ") for row in rows]
+        changes = {"training.max_steps": 2, "training.eval_steps": 2}
+        run("single", **changes)
+        table.write_text("\n".join([header, *rows, *more]))
+        caplog.set_level(logging.INFO, "vlm_caption")
+        run("first", **changes, **{"data.captions_per_image": "first"})
+        assert "16 captions to train on (first of each image's)" in caplog.messages[0]
+        assert step_values(tmp_path / "first") == step_values(tmp_path / "single")
+        assert step_values(tmp_path / "first", "eval_loss") != step_values(tmp_path / "single", "eval_loss")
+
 
 class TestWrongInput:
     def test_data_is_looked_at_before_towers_are_fetched(self, run, tmp_path):
@@ -357,7 +399,7 @@ class TestWrongInput:
     def test_an_empty_caption_is_refused(self, run, tmp_path):
         table = tmp_path / "captions.csv"
         table.write_text(table.read_text().replace("train_blue.png,blue", "train_blue.png,"))
-        with pytest.raises(DataError, match=r"captions\.csv, row 4: the column 'caption' must hold a caption"):
+        with pytest.raises(DataError, match=r"captions\.csv, row 4: a caption is empty"):
             run()
 
     def test_a_picture_that_is_none_is_named(self, run, tmp_path):

@@ -13,6 +13,8 @@ from .processing_captioner import CaptionerProcessor
 
 __version__ = "0.1.0"
 
+CaptionerProcessor.open_image = staticmethod(open_image)
+
 AutoConfig.register(CaptionerConfig.model_type, CaptionerConfig)
 AutoProcessor.register(CaptionerConfig, CaptionerProcessor)
 AutoModel.register(CaptionerConfig, CaptionerModel)

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import huggingface_hub
 import numpy as np
@@ -26,7 +26,7 @@ from torch import nn
 from .backbones import BackboneError, is_hub_id
 from .configuration_captioner import CaptionerConfig
 from .console import quiet_transformers
-from .images import ImageError, describe, open_image
+from .images import ImageError, ImageSource, describe, open_image
 from .modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration
 from .processing_captioner import CaptionerProcessor
 
@@ -34,8 +34,6 @@ logger = logging.getLogger(__name__)
 
 # Beside the package, in a clone of the repository.
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parents[1] / "checkpoints" / "embedded"
-
-ImageSource = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray
 
 
 class CheckpointError(BackboneError):
@@ -284,7 +282,9 @@ class Captioner:
 
 
 def _as_iterable(images: Any) -> Iterable[ImageSource]:
-    single = isinstance(images, (str, os.PathLike, bytes, Image.Image, np.ndarray)) or hasattr(images, "read")
+    single = isinstance(images, (str, os.PathLike, bytes, Image.Image, np.ndarray, torch.Tensor)) or hasattr(
+        images, "read"
+    )
     return [images] if single else images
 
 

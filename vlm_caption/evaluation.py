@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from .captioner import Captioner
 from .console import progress
+from .data import open_place
 from .data.collator import CaptionCollator
 from .images import ImageError
 from .training import ImageInputs, caption_nll, with_index
@@ -66,7 +67,8 @@ def evaluate(
     shuffled_loss = None
     if len(dataset) > 1:
         shuffled_loss = caption_nll(model, dataset, collator, batch_size, shuffle_images=True)
-    results = captioner.caption_each(list(dataset["image"]), prompt=prompt, batch_size=batch_size, **generate_kwargs)
+    pictures = (open_place(image) for image in dataset["image"])
+    results = captioner.caption_each(pictures, prompt=prompt, batch_size=batch_size, **generate_kwargs)
     texts = []
     for result in progress(results, total=len(dataset), desc="captions"):
         if isinstance(result, ImageError):

@@ -100,7 +100,8 @@ def training_facts(
     steps: int,
     epochs: float,
     processes: int,
-    train_captions: list[list[str]],
+    train_images: int,
+    train_captions: int,
     dev_images: int,
     **facts: Any,
 ) -> dict[str, Any]:
@@ -111,7 +112,7 @@ def training_facts(
         model: as it was trained.
         steps, epochs: how far it went.
         processes: how many trained together.
-        train_captions: those of each image that was trained on.
+        train_images, train_captions: how many were trained on.
         dev_images: how many images the loss was watched on.
         **facts: more of them; None is not known.
     """
@@ -123,15 +124,15 @@ def training_facts(
             "name": _data_name(config.data.path),
             "train": {
                 "split": config.data.train_split,
-                "images": len(train_captions),
-                "captions": sum(map(len, train_captions)),
+                "images": train_images,
+                "captions": train_captions,
             },
             "dev": {"split": config.data.dev_split, "images": dev_images},
         },
         "prompt": config.data.prompt or None,
         "steps": steps,
         "images_a_step": settings.batch_size * settings.accumulation * processes,
-        "images_seen": round(epochs * len(train_captions)),
+        "images_seen": round(epochs * train_images),
         "optimiser": "AdamW",
         "learning_rate": settings.learning_rate,
         "schedule": f"{settings.warmup_steps} steps of warm-up, cosine decay",

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +19,8 @@ from safetensors.torch import save_file
 from .backbones import cache_dir
 from .configuration_captioner import CaptionerConfig
 from .console import progress
-from .images import ImageError, open_image
+from .data import Place, open_place
+from .images import open_image
 from .modeling_captioner import CaptionerForConditionalGeneration
 from .processing_captioner import CaptionerProcessor
 
@@ -32,7 +34,7 @@ _INCIDENTAL = ("_name_or_path", "architectures", "dtype")
 
 
 def features_key(
-    model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, images: list[str], dtype: torch.dtype
+    model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, images: Sequence[str], dtype: torch.dtype
 ) -> str:
     """SHA-256 of everything that the features of `images` depend on, as hex.
 
@@ -53,11 +55,7 @@ def features_key(
     }
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for image in images:
-        try:
-            content = Path(image).read_bytes()
-        except OSError as error:
-            raise ImageError(image, f"the file cannot be read ({error.strerror or error})") from error
-        digest.update(hashlib.sha256(content).digest())
+        digest.update(hashlib.sha256(Place.parse(image).read()).digest())
     return digest.hexdigest()
 
 
@@ -73,7 +71,7 @@ def _weights_digest(model: CaptionerForConditionalGeneration) -> str:
 def image_features(
     model: CaptionerForConditionalGeneration,
     processor: CaptionerProcessor,
-    images: list[str],
+    images: Sequence[str],
     directory: Path | None = None,
     batch_size: int = 32,
     dtype: torch.dtype = torch.bfloat16,
@@ -83,7 +81,7 @@ def image_features(
     Args:
         model: its vision tower must be frozen.
         processor: the model's.
-        images: paths.
+        images: paths or other places (`vlm_caption.data.Place`), as a dataset's column `image` has them.
         directory: the cache's folder; by default `features` in the package's cache.
         batch_size: images that go through the tower at once.
         dtype: of the stored features.
@@ -106,7 +104,7 @@ def image_features(
         features = torch.empty(len(images), tokens, width, dtype=dtype)
         for start in progress(range(0, len(images), batch_size), desc="image features"):
             chunk = images[start : start + batch_size]
-            pixels = processor.image_processor([open_image(image) for image in chunk], return_tensors="pt")
+            pixels = processor.image_processor([open_image(open_place(image)) for image in chunk], return_tensors="pt")
             features[start : start + len(chunk)] = model.core.encode_images(**pixels)["pooler_output"]
         directory.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")

@@ -1,6 +1,7 @@
 """Pictures and text to the model's inputs: placeholders for the image tokens, the start token before them."""
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, ClassVar, cast
 
 from tokenizers import AddedToken
 from transformers import AutoImageProcessor, ProcessorMixin
@@ -17,6 +18,11 @@ class CaptionerProcessor(ProcessorMixin):
     `processor(images=image)` asks for a caption; `processor(images=image, text="A photo of")` for the rest of one.
     Text may say where the image goes with `<image>`; where it does not, the image goes in front.
 
+    Where the package `vlm_caption` is imported, its `open_image` opens the images here too: paths, URLs, bytes and
+    arrays, transparency on white, deep pixels scaled. The pipeline `image-text-to-text` opens paths and Pillow images
+    itself before they come here (those of a chat excepted), in transformers' own way, which shows the colour behind
+    transparency and makes 16-bit pictures white: give it what `vlm_caption.open_image` returns.
+
     Args:
         image_processor: any image processor.
         tokenizer: the language model's tokenizer, with `image_token` added (see [`CaptionerProcessor.from_config`]).
@@ -25,6 +31,9 @@ class CaptionerProcessor(ProcessorMixin):
         image_token (`str`): how a placeholder is written in text.
         chat_template (`str`, *optional*): as of `ProcessorMixin`.
     """
+
+    # Set by the package; this file travels with checkpoints without it, and leaves images to transformers then.
+    open_image: ClassVar[Callable[[Any], Any] | None] = None
 
     def __init__(
         self,
@@ -96,7 +105,9 @@ class CaptionerProcessor(ProcessorMixin):
     def __call__(self, images: ImageInput | None = None, text: str | list[str] | None = None, **kwargs):
         """
         Args:
-            images: a picture or a list of them, as of the image processor.
+            images: a picture or a list of them, as `vlm_caption.open_image` takes them, or a 4-D array or tensor;
+                without the package, as of the image processor. Given `do_rescale=False` or `input_data_format`,
+                arrays and tensors go to the image processor as they are.
             text: a prompt for each row. Without `<image>` in it, each row gets one image in front; a single prompt
                 is then repeated for all images.
             **kwargs: as of `ProcessorMixin.__call__` (`return_tensors="pt"`, `padding=True`, …).
@@ -105,10 +116,20 @@ class CaptionerProcessor(ProcessorMixin):
             `input_ids` and `attention_mask`, int64 [B, T], and `pixel_values`, float [I, 3, H, W].
         """
         if images is not None:
-            images = self.image_processor.fetch_images(images)  # paths and URLs; pictures stay as they are
+            images = self._open_images(images, kwargs | kwargs.get("images_kwargs", {}))
         rows = self._place_images(images, text)
         kwargs.setdefault("add_special_tokens", False)  # `get_text_with_replacements` writes the start token out
         return super().__call__(images=images, text=rows, **kwargs)
+
+    def _open_images(self, images, settings: dict[str, Any]):
+        if self.open_image is None:
+            return self.image_processor.fetch_images(images)
+        is_array = hasattr(images, "ndim")
+        if is_array and (settings.get("do_rescale") is False or settings.get("input_data_format") is not None):
+            return images
+        if isinstance(images, (list, tuple)) or (is_array and images.ndim > 3):
+            return [self._open_images(image, settings) for image in images]
+        return self.open_image(images)
 
     def get_text_with_replacements(self, text, *args, **kwargs):
         """As of `ProcessorMixin`, with the start token in front of each row that has none."""

@@ -7,6 +7,7 @@ import difflib
 import math
 import types
 import typing
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -42,13 +43,41 @@ class ModelSection:
 
 @dataclass
 class DataSection:
-    """Captioned images; see `vlm_caption.data` for the formats."""
+    """Captioned images; docs/data.md describes the formats.
+
+    Attributes:
+        path: The corpus's folder or file, or a Hub dataset's id.
+        format: A name in `vlm_caption.data.FORMATS`; None: recognised from what is there.
+        images: The folder that image paths are relative to; None: found beside the captions.
+        image_column, caption_column: Of a table, a dataset or tar shards; None: found by name.
+        subset: Of a Hub dataset.
+        train_split, dev_split: In the corpus's own words; "dev" also finds `val`, `valid` and `validation`.
+        dev_share: The share of images that is cut off as "dev" where the corpus has no splits.
+        limit: Take the first so many images only.
+        captions_per_image: Which captions to train on: "all" in each epoch; "sample", one in each epoch, by the seed;
+            or the "first". The dev loss is always taken on all.
+        final_stop: A full stop at the end of captions: "add" it, "remove" it, or "keep" what is there.
+        lower_case: Whether captions become small letters.
+        min_words, max_words: Captions with fewer or more words are left out.
+        prompt: Text between the image and the caption; not learnt.
+        max_caption_tokens: Longer captions are cut here.
+    """
 
     path: str = ""
     format: str | None = None
+    images: str | None = None
+    image_column: str | None = None
+    caption_column: str | None = None
+    subset: str | None = None
     train_split: str = "train"
     dev_split: str = "dev"
+    dev_share: float = 0.05
     limit: int | None = None
+    captions_per_image: Literal["all", "sample", "first"] = "all"
+    final_stop: Literal["keep", "add", "remove"] = "keep"
+    lower_case: bool = False
+    min_words: int | None = None
+    max_words: int | None = None
     prompt: str = ""
     max_caption_tokens: int = 64
 
@@ -91,8 +120,8 @@ class RunConfig:
     def load(cls, path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> "RunConfig":
         """Reads a YAML file and then applies overrides, `{"training.max_steps": 10}`.
 
-        A relative `data.path` in the file is taken from the file's folder's parent (the repository, for `configs/`)
-        unless it exists from where the program runs.
+        A relative `data.path` or `data.images` in the file is taken from the file's folder's parent (the repository,
+        for `configs/`) unless it exists from where the program runs.
 
         Raises:
             ConfigError: for a file that cannot be read, an unknown field, or a value of the wrong kind.
@@ -113,8 +142,9 @@ class RunConfig:
                     raise ConfigError(f"{path}: the section {section} holds no fields.")
                 for name, value in fields.items():
                     values[f"{section}.{name}"] = value
-        if path is not None and isinstance(values.get("data.path"), str):
-            values["data.path"] = _find_data(values["data.path"], Path(path))
+        for name in ("data.path", "data.images"):
+            if path is not None and isinstance(values.get(name), str):
+                values[name] = _find_data(values[name], Path(path))
         values |= overrides or {}
 
         config = cls()
@@ -135,10 +165,12 @@ def field_types() -> dict[str, Any]:
     }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, sections: Collection[str] = ("model", "data", "training")) -> None:
     """Adds an option for every setting: `--training.max_steps 10`, or shorter `--max-steps 10`."""
     for name, hint in field_types().items():
         section, _, attribute = name.partition(".")
+        if section not in sections:
+            continue
         parser.add_argument(
             f"--{attribute.replace('_', '-')}",
             f"--{name}",
@@ -195,6 +227,8 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     value = _converted(name, value, hint)
     if name in _POSITIVE and value <= 0:
         raise ConfigError(f"{name} must be above 0, and {value} is not.")
+    if name == "data.dev_share" and not 0 <= value < 1:
+        raise ConfigError(f"{name} must be at least 0 and below 1, and {value} is not.")
     return value
 
 

@@ -9,8 +9,11 @@ import dataclasses
 import logging
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from datasets import Dataset
@@ -21,7 +24,7 @@ from transformers.trainer_utils import sort_checkpoints
 
 from .composition import compose
 from .console import progress
-from .data import load_captions
+from .data import CaptionChoice, Cleaning, Corpus, Place, count_captions, open_corpus, open_place
 from .data.collator import CaptionCollator
 from .facts import record_training, training_facts
 from .features import image_features
@@ -29,7 +32,7 @@ from .images import open_image
 from .model_card import write_model_card
 from .modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration
 from .processing_captioner import CaptionerProcessor
-from .run_config import ConfigError, RunConfig
+from .run_config import ConfigError, DataSection, RunConfig
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +58,16 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
     set_seed(settings.seed)
 
     # Data first: what is wrong with it is said before a tower is fetched.
-    train_set = load_captions(config.data.path, config.data.train_split, config.data.format, config.data.limit)
+    corpus = open_data(config.data)
+    train_set = corpus.load(config.data.train_split, config.data.limit)
     dev_limit = min(settings.eval_images, config.data.limit or settings.eval_images)
-    dev_set = load_captions(config.data.path, config.data.dev_split, config.data.format, dev_limit)
+    dev_set = corpus.load(config.data.dev_split, dev_limit)
+    choice = CaptionChoice(config.data.captions_per_image, settings.seed)
     logger.info(
-        "Data: %d images with %d captions to train on, %d images to watch the loss on",
+        "Data: %d images with %d captions to train on%s, %d images to watch the loss on",
         len(train_set),
-        sum(map(len, train_set["captions"])),
+        count_captions(train_set),
+        "" if choice.captions_per_image == "all" else f" ({choice.captions_per_image} of each image's)",
         len(dev_set),
     )
 
@@ -86,16 +92,20 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
             train_images.sample_features(), settings.output_scale * embeddings.float().std().item()
         )
 
-    collator_options = {"prompt": config.data.prompt, "max_caption_tokens": config.data.max_caption_tokens}
+    collator_options: dict[str, Any] = {
+        "prompt": config.data.prompt,
+        "max_caption_tokens": config.data.max_caption_tokens,
+    }
     dev_collator = CaptionCollator(processor, dev_images, **collator_options)
     trainer = CaptionTrainer(
         model=model,
         args=arguments,
         train_dataset=train_set,
         eval_dataset=dev_set,
-        data_collator=CaptionCollator(processor, train_images, **collator_options),
+        data_collator=CaptionCollator(processor, train_images, choose=choice, **collator_options),
         eval_collator=dev_collator,
         processing_class=processor,
+        callbacks=[EpochTeller(choice)],
     )
     samples = SampleCaptions(dev_set.select(range(min(settings.samples, len(dev_set)))), dev_collator, processor)
     if settings.samples:
@@ -135,7 +145,8 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
             steps=trainer.state.global_step,
             epochs=trainer.state.epoch or 0,
             processes=arguments.world_size,
-            train_captions=list(train_set["captions"]),
+            train_images=len(train_set),
+            train_captions=count_captions(train_set),
             dev_images=len(dev_set),
             seconds=None if checkpoint else round(result.metrics["train_runtime"]),  # else of the last part alone
             dev_loss=loss,
@@ -156,12 +167,30 @@ def save_captioner(model: CaptionerForConditionalGeneration, processor: Captione
         shutil.copymode(directory / "config.json", weights)  # safetensors lets only the owner read it
 
 
+def open_data(settings: DataSection) -> Corpus:
+    """Opens the corpus that the settings describe.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    return open_corpus(
+        settings.path,
+        settings.format,
+        images=settings.images,
+        image_column=settings.image_column,
+        caption_column=settings.caption_column,
+        subset=settings.subset,
+        cleaning=Cleaning(settings.final_stop, settings.lower_case, settings.min_words, settings.max_words),
+        dev_share=settings.dev_share,
+    )
+
+
 class ImageInputs:
     """Gives a batch's images to the model: as cached features where the tower is frozen, as pixels otherwise.
 
     Args:
         model, processor: the captioner's.
-        images: paths; a row's `index` points into them.
+        images: the dataset's column `image`, read when needed; a row's `index` points into it.
         cache: whether to compute features once.
         features_dir: where they are kept; by default in the package's cache.
     """
@@ -170,11 +199,11 @@ class ImageInputs:
         self,
         model: CaptionerForConditionalGeneration,
         processor: CaptionerProcessor,
-        images: list[str],
+        images: Sequence[str],
         cache: bool,
         features_dir: Path | None = None,
     ):
-        self.model, self.processor, self.images = model, processor, list(images)
+        self.model, self.processor, self.images = model, processor, images
         self.features = None
         if cache and model.config.freeze_vision:
             self.features = image_features(model, processor, self.images, features_dir)
@@ -183,7 +212,7 @@ class ImageInputs:
         """`image_features`, float [B, N, D_vision], or `pixel_values`, float [B, 3, H, W]."""
         if self.features is not None:
             return {"image_features": self.features[[row["index"] for row in rows]]}
-        pictures = [open_image(self.images[row["index"]]) for row in rows]
+        pictures = [open_image(open_place(self.images[row["index"]])) for row in rows]
         return {"pixel_values": self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]}
 
     @torch.no_grad()
@@ -346,9 +375,24 @@ class SampleCaptions(TrainerCallback):
             outputs = model.generate(ids, **images, do_sample=False, max_new_tokens=30)
         texts = self.processor.batch_decode(outputs[:, ids.shape[1] :], skip_special_tokens=True)
         return [
-            {"image": Path(row["image"]).name, "caption": " ".join(text.split()), "reference": row["captions"][0]}
+            {
+                "image": Place.parse(row["image"]).short_name,
+                "caption": " ".join(text.split()),
+                "reference": row["captions"][0],
+            }
             for row, text in zip(self.rows, texts, strict=True)
         ]
+
+
+class EpochTeller(TrainerCallback):
+    """Tells the choice of captions which epoch begins, or is taken up again."""
+
+    def __init__(self, choice: CaptionChoice):
+        self.choice = choice
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        """As of TrainerCallback."""
+        self.choice.epoch = int(state.epoch or 0)  # of a resumed epoch, the part behind the point is done
 
 
 class PlainLog(TrainerCallback):
@@ -363,7 +407,7 @@ class PlainLog(TrainerCallback):
 
 def with_index(dataset: Dataset) -> Dataset:
     """Adds the column `index`: a row's place in the table of its images."""
-    return dataset.add_column("index", list(range(len(dataset))))
+    return dataset.add_column("index", np.arange(len(dataset)))
 
 
 def _checkpoint_to_resume(config: RunConfig, output_dir: Path) -> str | None:

@@ -12,7 +12,8 @@ import torch
 
 from ..modeling_captioner import IGNORE_INDEX
 from ..processing_captioner import CaptionerProcessor
-from .captions import DataError
+from .captions import CaptionChoice
+from .records import DataError
 
 
 class CaptionCollator:
@@ -24,6 +25,7 @@ class CaptionCollator:
             or `{"image_features": float [B, N, D_vision]}`.
         prompt: text between the image and the caption; not learnt.
         max_caption_tokens: longer captions are cut here, and then have no end token to learn.
+        choose: gets a row and returns the captions of it that count; by default all.
     """
 
     def __init__(
@@ -32,11 +34,13 @@ class CaptionCollator:
         encode_images: Callable[[list[dict]], dict[str, torch.Tensor]],
         prompt: str = "",
         max_caption_tokens: int = 64,
+        choose: Callable[[dict], list[str]] | None = None,
     ):
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.encode_images = encode_images
         self.max_caption_tokens = max_caption_tokens
+        self.choose = choose or CaptionChoice("all")
         prompt = prompt.rstrip()
         # Byte-pair tokenizers keep a word's space with the word, so it belongs to the caption.
         self.separator = " " if prompt else ""
@@ -63,7 +67,7 @@ class CaptionCollator:
             for Trainer's count of targets): int64 [B, M], what they predict, −100 at padding; and the images.
         """
         start = len(self.prefix)
-        packed = [[self.caption_ids(caption) for caption in row["captions"]] for row in rows]
+        packed = [[self.caption_ids(caption) for caption in self.choose(row)] for row in rows]
         width = max(sum(map(len, captions)) for captions in packed)  # M
         length = start + width  # T
         pad = self.tokenizer.pad_token_id
