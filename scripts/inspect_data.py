@@ -18,7 +18,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("path", nargs="?", metavar="PATH", help="the corpus; the same as --data.path")
     parser.add_argument("--config", help="a training's YAML file; its language model counts the tokens, if it is here")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a text")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="a page of random images with their captions")
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="a page of random images with their captions (contact_sheet.html; with --json none unless asked for)",
+    )
     parser.add_argument("--samples", type=positive_int, default=24, metavar="N", help="images on the page (24)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of images (0)")
     add_arguments(parser, ["data"])
@@ -51,14 +56,15 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     print(json.dumps(inspection.to_dict()) if arguments.json else inspection)
-    if arguments.html:
+    page = arguments.html or (None if arguments.json else Path("contact_sheet.html"))
+    if page:
         try:
             limits = config.data.max_pixels, config.data.max_bytes
-            write_contact_sheet(arguments.html, inspection, arguments.samples, arguments.seed, *limits)
+            write_contact_sheet(page, inspection, arguments.samples, arguments.seed, *limits)
         except (OSError, ValueError) as error:
             return _complain(error, 2)
         if not arguments.json:
-            print(f"Page: {arguments.html}")
+            print(f"Page: {page}")
     return int(inspection.refusal is not None)
 
 

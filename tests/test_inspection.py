@@ -223,6 +223,11 @@ class TestContactSheet:
 
 
 class TestCommand:
+    @pytest.fixture(autouse=True)
+    def _elsewhere(self, tmp_path_factory, monkeypatch):
+        """A page that nobody named goes into the working directory."""
+        monkeypatch.chdir(tmp_path_factory.mktemp("work"))
+
     def test_prints_a_text_and_writes_a_page(self, good, tmp_path, capsys):
         assert script.main([str(good), "--html", str(tmp_path / "sheet.html"), "--samples", "2"]) == 0
         lines = capsys.readouterr().out.splitlines()
@@ -231,8 +236,14 @@ class TestCommand:
         assert lines[-2:] == ["Training would take this data.", f"Page: {tmp_path / 'sheet.html'}"]
         assert len(Page((tmp_path / "sheet.html").read_text()).images) == 2
 
+    def test_the_page_has_a_name_of_its_own(self, good, capsys):
+        assert script.main([str(good)]) == 0
+        assert capsys.readouterr().out.endswith("Page: contact_sheet.html\n")
+        assert Page(Path("contact_sheet.html").read_text()).images
+
     def test_json_is_one_object_and_nothing_else(self, bad, capsys):
         assert script.main([str(bad), "--json"]) == 1
+        assert list(Path.cwd().iterdir()) == []
         found = json.loads(capsys.readouterr().out)
         assert found["all"]["images"] == 7
         assert [entry["file"] for entry in found["missing"]] == [str(bad / "0.png"), str(bad / "2.png")]
