@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
-from training_loops import (  # ty: ignore[import-not-found]
+from training_loops import (
     IMAGES_A_BATCH,
     LOOPS,
     build_captioner,

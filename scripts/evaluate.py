@@ -8,15 +8,17 @@ import os
 import sys
 from pathlib import Path
 
+from datasets import Dataset, disable_progress_bars
+
 from vlm_caption.backbones import BackboneError
 from vlm_caption.captioner import DEFAULT_CHECKPOINT, Captioner
 from vlm_caption.console import ArgumentParser, positive_int, setup_logging
-from vlm_caption.data import DataError, Place
+from vlm_caption.data import BadImages, DataError, PictureOpener, Place, check_pictures, drop_rows
 from vlm_caption.evaluation import Evaluation, evaluate
 from vlm_caption.facts import evaluation_facts, record_evaluation
 from vlm_caption.images import ImageError
 from vlm_caption.model_card import write_model_card
-from vlm_caption.run_config import ConfigError, RunConfig, add_arguments, parse_arguments
+from vlm_caption.run_config import ConfigError, DataSection, RunConfig, add_arguments, parse_arguments
 from vlm_caption.training import hold_frozen, open_data
 
 
@@ -38,15 +40,26 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.json and not arguments.json.parent.is_dir():
             parser.error(f"--json: there is no folder {arguments.json.parent}")
         setup_logging()
+        disable_progress_bars()  # of leaving out rows
         beams = {} if arguments.num_beams is None else {"num_beams": arguments.num_beams}
-        dataset = open_data(data).load(arguments.split, data.limit)
+        open_picture = PictureOpener(data.max_pixels, data.max_bytes)
+        dataset, bad = _load(data, arguments.split, open_picture)
         captioner = Captioner.from_pretrained(arguments.checkpoint)
         hold_frozen(captioner.model, arguments.precision)
-        result = evaluate(captioner, dataset, prompt=data.prompt, max_caption_tokens=data.max_caption_tokens, **beams)
+        result = evaluate(
+            captioner,
+            dataset,
+            prompt=data.prompt,
+            max_caption_tokens=data.max_caption_tokens,
+            open_picture=open_picture,
+            **beams,
+        )
     except (BackboneError, ConfigError, DataError, ImageError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
     print(f"{len(dataset)} images of {data.path}, {arguments.split}")
+    for file, reason in list(bad.items())[:1]:
+        print(f"left out        {len(bad):8d} bad images, first: {file}: {reason}")
     print(f"loss            {result.loss:8.4f} nats a token")
     if result.shuffled_loss is not None:
         print(f"shuffled images {result.shuffled_loss:8.4f} nats a token")
@@ -57,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     for row, caption in zip(dataset.take(min(arguments.captions, len(dataset))), result.captions, strict=False):
         print(f"  {Place.parse(row['image']).short_name}: {caption}  [reference: {row['captions'][0]}]")
     if arguments.json:
-        _write_json(arguments.json, result, dataset["image"])
+        _write_json(arguments.json, result, dataset["image"], bad)
     folder = Path(arguments.checkpoint)
     if data.limit is None and folder.is_dir() and os.access(folder, os.W_OK):
         facts = evaluation_facts(
@@ -83,10 +96,33 @@ def _scores(result: Evaluation) -> dict[str, float | None]:
     return {"loss": result.loss, "shuffled_loss": result.shuffled_loss, **result.metrics}
 
 
-def _write_json(path: Path, result: Evaluation, images: list[str]) -> None:
+def _load(data: DataSection, split: str, open_picture: PictureOpener) -> tuple[Dataset, dict[str, str]]:
+    """The images to score on; and where bad ones are skipped, why each was left out, by its file."""
+    if data.on_bad_image == "error":
+        return open_data(data).load(split, data.limit), {}
+    bad = BadImages(max_share=data.max_bad_share)
+    dataset = open_data(data).load(split, data.limit, on_missing=bad.add_missing)
+    bad.expect(len(dataset))
+    failed = []
+
+    def leave_out(row: int, error: ImageError) -> None:
+        failed.append(row)
+        bad.add(images[row], error.reason)
+
+    images = dataset["image"]
+    check_pictures(images, open_picture, leave_out)
+    return drop_rows(dataset, failed), bad.reasons
+
+
+def _write_json(path: Path, result: Evaluation, images: list[str], bad: dict[str, str]) -> None:
     captions = dict(zip(images, result.captions, strict=True))
+    bad_images = [{"file": file, "reason": reason} for file, reason in bad.items()]
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps({"scores": _scores(result), "captions": captions}, indent=2, ensure_ascii=False))
+    partial.write_text(
+        json.dumps(
+            {"scores": _scores(result), "captions": captions, "bad_images": bad_images}, indent=2, ensure_ascii=False
+        )
+    )
     partial.replace(path)  # whole or not at all
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 
+import datasets
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
@@ -28,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         setup_logging()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()  # of each file saved; not the training's
+    datasets.disable_progress_bars()  # of leaving out rows
     try:
         arguments, overrides = parse_arguments(parser, argv)
         train(RunConfig.load(arguments.config, overrides))

@@ -203,7 +203,7 @@ def test_pictures_are_read_only_as_far_as_needed(captioner, photos):
 def test_no_picture_outlives_its_preparation(captioner, photos, monkeypatch):
     held = []
 
-    def watched(source):
+    def watched(source, *limits):
         image = open_image(source)
         held.append(weakref.ref(image))
         return image

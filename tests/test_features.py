@@ -17,7 +17,7 @@ from towers import VISION, picture, pixels, tiny_model, tiny_processor
 from transformers import ViTImageProcessorPil
 
 from vlm_caption import features as features_module
-from vlm_caption.data import DataError
+from vlm_caption.data import DataError, PictureOpener
 from vlm_caption.features import features_key, image_features
 from vlm_caption.images import ImageError, NotAnImageError, open_image
 from vlm_caption.processing_captioner import CaptionerProcessor
@@ -47,6 +47,16 @@ def images(tmp_path):
 @pytest.fixture
 def directory(tmp_path):
     return tmp_path / "features"
+
+
+def opener(function) -> PictureOpener:
+    """Opens pictures by `function`."""
+
+    class Opener(PictureOpener):
+        def __call__(self, image):
+            return function(image)
+
+    return Opener()
 
 
 class Runs:
@@ -155,7 +165,7 @@ class TestContent:
             return opened
 
         with pytest.raises(ImageError, match=r"2\.png: the file changed while its features were computed"):
-            image_features(model, processor, images, directory, open_picture=change)
+            image_features(model, processor, images, directory, open_picture=opener(change))
 
 
 class TestBits:
@@ -374,20 +384,21 @@ class TestShards:
                 import torch
                 from towers import tiny_model, tiny_processor
                 from vlm_caption import features
-                from vlm_caption.images import open_image
+                from vlm_caption.data import PictureOpener
 
-                def open_four(image):
+                class OpenFour(PictureOpener):
+                  def __call__(self, image):
                     if image == {images[4]!r}:
                         while len(list(Path({str(directory)!r}).glob("*/*.safetensors"))) < 2:
                             pass
                         os.kill(os.getpid(), signal.SIGKILL)
-                    return open_image(image)
+                    return PictureOpener()(image)
 
                 features._SHARD_IMAGES = 2
                 model = tiny_model("dinov2", **{PATCHES!r})
                 processor = tiny_processor(model.config)
                 features.image_features(
-                    model, processor, {images!r}, Path({str(directory)!r}), batch_size=1, open_picture=open_four
+                    model, processor, {images!r}, Path({str(directory)!r}), batch_size=1, open_picture=OpenFour()
                 )
                 """
             )
@@ -407,7 +418,7 @@ class TestShards:
             return open_image(image)
 
         with pytest.raises(KeyboardInterrupt):
-            image_features(model, processor, images, directory, batch_size=1, open_picture=open_three)
+            image_features(model, processor, images, directory, batch_size=1, open_picture=opener(open_three))
         runs = Runs(model)
         image_features(model, processor, images, directory, batch_size=1)
         assert runs.count == 2

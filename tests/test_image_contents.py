@@ -33,9 +33,11 @@ def read(monkeypatch):
     monkeypatch.setattr(image_contents, "_SETTLED_NS", 0)
     names: list[str] = []
 
-    def digest(image, original=image_contents.content_digest):
+    original = image_contents.content_digest
+
+    def digest(image, *limits):
         names.append(Place.parse(image).short_name)
-        return original(image)
+        return original(image, *limits)
 
     monkeypatch.setattr(image_contents, "content_digest", digest)
     return names

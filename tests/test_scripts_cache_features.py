@@ -80,9 +80,18 @@ def test_a_picture_that_is_none_is_named(script, settings, tmp_path, capfd):
 
 
 def test_a_termination_is_told_by_the_exit_code(script, settings, capfd, monkeypatch):
-    def terminate(*args):
+    def terminate(*args, **kwargs):
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr("vlm_caption.feature_caching.image_features", terminate)
     assert script.main(["--config", str(CONFIG), "--data.path", settings["data.path"]]) == 143
     assert capfd.readouterr().err.endswith("cache_features.py: interrupted; the same command goes on from here\n")
+
+
+def test_bad_pictures_are_left_out_where_that_is_asked_for(script, settings, tmp_path, capfd):
+    bad = next(tmp_path.rglob("train_*.png"))
+    bad.write_text("no picture")
+    options = [option for name, value in settings.items() for option in (f"--{name}", value)]
+    assert script.main(["--config", str(CONFIG), *options, "--on-bad-image", "skip"]) == 2
+    assert "more than data.max_bad_share 0.05 allows" in capfd.readouterr().err
+    assert script.main(["--config", str(CONFIG), *options, "--on-bad-image", "skip", "--max-bad-share", "0.5"]) == 0

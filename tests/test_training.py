@@ -560,3 +560,21 @@ def test_two_processes_train_as_one_with_twice_the_batch(run, tmp_path):
     assert len(list((tmp_path / "cache-of-two" / "features").glob("*/*.safetensors"))) == 1
     for name in ("loss", "grad_norm"):
         assert step_values(tmp_path / "run", name) == pytest.approx(step_values(tmp_path / "whole", name), rel=1e-3)
+
+
+@pytest.mark.parametrize(("launched", "threads"), [("no", 3), (None, 1)], ids=["by accelerate", "by hand"])
+def test_a_single_process_started_by_accelerate_uses_all_cores(monkeypatch, launched, threads):
+    if launched:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    else:
+        monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        use_all_cores()
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)

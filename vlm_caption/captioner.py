@@ -26,7 +26,7 @@ from torch import nn
 from .backbones import BackboneError, is_hub_id
 from .configuration_captioner import CaptionerConfig
 from .console import quiet_transformers
-from .images import ImageError, ImageSource, describe, open_image
+from .images import MAX_BYTES, MAX_PIXELS, ImageError, ImageSource, describe, open_image
 from .modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration
 from .processing_captioner import CaptionerProcessor
 
@@ -151,6 +151,8 @@ class Captioner:
         batch_size: int = 8,
         num_beams: int | None = None,
         max_new_tokens: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+        max_bytes: int = MAX_BYTES,
         **generate_kwargs: Any,
     ) -> list[Caption]:
         """Caption one picture or several; as of [`caption_each`], except that a bad picture ends it.
@@ -169,6 +171,8 @@ class Captioner:
             batch_size=batch_size,
             num_beams=num_beams,
             max_new_tokens=max_new_tokens,
+            max_pixels=max_pixels,
+            max_bytes=max_bytes,
             **generate_kwargs,
         ):
             if isinstance(result, ImageError):
@@ -184,6 +188,8 @@ class Captioner:
         batch_size: int = 8,
         num_beams: int | None = None,
         max_new_tokens: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+        max_bytes: int = MAX_BYTES,
         **generate_kwargs: Any,
     ) -> Iterator[Caption | ImageError]:
         """Caption pictures one batch after the other, in order, with the memory of one batch.
@@ -193,6 +199,7 @@ class Captioner:
             prompt: Text between the picture and the caption, which goes on from it.
             batch_size: Pictures at a time.
             num_beams, max_new_tokens: Instead of the settings in the checkpoint's `generation_config.json`.
+            max_pixels, max_bytes: The limits of `open_image`.
             **generate_kwargs: Further settings of `generate`, likewise.
 
         Yields:
@@ -203,27 +210,29 @@ class Captioner:
         """
         settings = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
         settings = {name: value for name, value in settings.items() if value is not None}
-        for name, value in {"batch_size": batch_size, **settings}.items():
+        limits = {"max_pixels": max_pixels, "max_bytes": max_bytes}
+        for name, value in {"batch_size": batch_size, **settings, **limits}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
-        return self._caption_batches(_as_iterable(images), prompt, batch_size, generate_kwargs | settings)
+        inputs = (self._prepare(source, prompt, max_pixels, max_bytes) for source in _as_iterable(images))
+        return self._caption_batches(inputs, batch_size, generate_kwargs | settings)
 
     def _caption_batches(
-        self, sources: Iterable[ImageSource], prompt: str, batch_size: int, generate_kwargs: dict[str, Any]
+        self, inputs: Iterable[_Input | ImageError], batch_size: int, generate_kwargs: dict[str, Any]
     ) -> Iterator[Caption | ImageError]:
         batch: list[_Input | ImageError] = []
-        for source in sources:
-            batch.append(self._prepare(source, prompt))
+        for entry in inputs:
+            batch.append(entry)
             # An error waits only for the captions before it.
             if len(batch) == batch_size or isinstance(batch[0], ImageError):
                 yield from self._caption_batch(batch, generate_kwargs)
                 batch = []
         yield from self._caption_batch(batch, generate_kwargs)
 
-    def _prepare(self, source: ImageSource, prompt: str) -> _Input | ImageError:
+    def _prepare(self, source: ImageSource, prompt: str, max_pixels: int, max_bytes: int) -> _Input | ImageError:
         # One picture at a time, so that no more than one is ever held in full size.
         try:
-            image = open_image(source)
+            image = open_image(source, max_pixels, max_bytes)
         except ImageError as error:
             # What led to it holds on to the half-decoded picture.
             error.__cause__ = error.__context__ = None

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from .captioner import Captioner
 from .console import progress
-from .data import open_place
+from .data import PictureOpener, open_place
 from .data.collator import CaptionCollator
 from .images import ImageError
 from .training import ImageInputs, caption_nll, with_index
@@ -44,6 +44,7 @@ def evaluate(
     prompt: str = "",
     max_caption_tokens: int = 64,
     features_dir: Path | None = None,
+    open_picture: PictureOpener | None = None,
     **generate_kwargs,
 ) -> Evaluation:
     """Scores a captioner on the rows of `load_captions`.
@@ -54,21 +55,31 @@ def evaluate(
         batch_size: images at a time.
         prompt, max_caption_tokens: as in training.
         features_dir: where the images' features are kept.
+        open_picture: by default within the limits of `open_image`.
         **generate_kwargs: instead of the checkpoint's generation settings.
 
     Raises:
         ImageError: if a picture cannot be read.
     """
     model, processor = captioner.model, captioner.processor
+    open_picture = open_picture or PictureOpener()
     dataset = with_index(dataset)
-    images = ImageInputs(model, processor, dataset["image"], cache=True, features_dir=features_dir)
+    images = ImageInputs(
+        model, processor, dataset["image"], cache=True, features_dir=features_dir, open_picture=open_picture
+    )
     collator = CaptionCollator(processor, images, prompt=prompt, max_caption_tokens=max_caption_tokens)
     loss = caption_nll(model, dataset, collator, batch_size)
     shuffled_loss = None
     if len(dataset) > 1:
         shuffled_loss = caption_nll(model, dataset, collator, batch_size, shuffle_images=True)
-    pictures = (open_place(image) for image in dataset["image"])
-    results = captioner.caption_each(pictures, prompt=prompt, batch_size=batch_size, **generate_kwargs)
+    results = captioner.caption_each(
+        (open_place(image, open_picture.max_bytes) for image in dataset["image"]),
+        prompt=prompt,
+        batch_size=batch_size,
+        max_pixels=open_picture.max_pixels,
+        max_bytes=open_picture.max_bytes,
+        **generate_kwargs,
+    )
     texts = []
     for result in progress(results, total=len(dataset), desc="captions"):
         if isinstance(result, ImageError):

@@ -29,25 +29,21 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import distributed
 
 from .backbones import cache_dir
 from .configuration_captioner import CaptionerConfig
 from .console import progress
-from .data import DataError, Place, open_place
+from .data import DataError, PictureOpener, Place
 from .feature_shards import FeatureShards, FeatureTable
 from .image_contents import content_digest, content_digests
-from .images import ImageError, open_image
+from .images import PIXELS_VERSION, ImageError
 from .modeling_captioner import CaptionerForConditionalGeneration
 from .processing_captioner import CaptionerProcessor
 
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
-
-# Raise it whenever `open_image` gives other pixels for the same file.
-PIXELS_VERSION = 1
 
 CONTENTS_NAME = "contents.sqlite"
 
@@ -61,20 +57,14 @@ _SHARD_IMAGES = 1024
 _SHARD_BYTES = 64_000_000  # held in memory until the shard is written
 
 
-def open_picture(image: str) -> Image.Image:
-    """The picture of an entry of a dataset's column `image`.
-
-    Raises:
-        ImageError: if it cannot be opened.
-    """
-    return open_image(open_place(image))
-
-
 def features_key(
-    model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, dtype: torch.dtype = torch.bfloat16
+    model: CaptionerForConditionalGeneration,
+    processor: CaptionerProcessor,
+    dtype: torch.dtype = torch.bfloat16,
+    open_picture: PictureOpener | None = None,
 ) -> str:
     """SHA-256, as hex, of everything but the image that features depend on: the name of their folder."""
-    return _digest_settings(_settings(model, processor, dtype))
+    return _digest_settings(_settings(model, processor, dtype, open_picture or PictureOpener()))
 
 
 def _digest_settings(settings: dict[str, Any]) -> str:
@@ -82,7 +72,10 @@ def _digest_settings(settings: dict[str, Any]) -> str:
 
 
 def _settings(
-    model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, dtype: torch.dtype
+    model: CaptionerForConditionalGeneration,
+    processor: CaptionerProcessor,
+    dtype: torch.dtype,
+    open_picture: PictureOpener,
 ) -> dict[str, Any]:
     config: CaptionerConfig = model.config
     tower_config = model.core.vision_tower.config.to_dict()
@@ -92,9 +85,9 @@ def _settings(
         "tower_config": {name: value for name, value in tower_config.items() if name not in _INCIDENTAL},
         "tower_dtype": str(model.core.vision_tower.dtype),
         "preprocessing": processor.image_processor.to_dict(),
-        "pixels_version": PIXELS_VERSION,
         "tokens": {name: getattr(config, name) for name in _TOKEN_SETTINGS},
         "dtype": str(dtype),
+        "pixels": [PIXELS_VERSION, open_picture.max_pixels, open_picture.max_bytes],
     }
 
 
@@ -113,7 +106,7 @@ def image_features(
     directory: Path | None = None,
     batch_size: int = 16,
     dtype: torch.dtype = torch.bfloat16,
-    open_picture: Callable[[str], Image.Image] = open_picture,
+    open_picture: PictureOpener | None = None,
     on_error: Callable[[int, ImageError], None] | None = None,
 ) -> FeatureTable:
     """The vision tower's tokens of each image, memory-mapped from the cache, computed first where they are not there.
@@ -128,7 +121,7 @@ def image_features(
         directory: the cache's folder; by default `features` in the package's cache.
         batch_size: images that go through the tower at once, on each thread.
         dtype: of the stored features.
-        open_picture: gets an entry of `images` and returns its pixels; a function of the image's content alone.
+        open_picture: opens an image; by default within the limits of `open_image`.
         on_error: gets the index and the error of each image that cannot be opened, in order; its row must not be
             looked up in the table. By default the error is raised.
 
@@ -139,11 +132,12 @@ def image_features(
         ImageError: if an image cannot be opened and `on_error` is None.
         DataError: if the cache cannot be written, or there is no room for it.
     """
+    open_picture = open_picture or PictureOpener()
     directory = cache_dir() / "features" if directory is None else directory
-    settings = _settings(model, processor, dtype)
+    settings = _settings(model, processor, dtype, open_picture)
     shards = FeatureShards(directory / _digest_settings(settings))
     with _first_process_first():  # which remembers what the others then find
-        keys, errors = content_digests(images, directory / CONTENTS_NAME)
+        keys, errors = content_digests(images, directory / CONTENTS_NAME, open_picture.max_bytes)
     if errors and on_error is None:
         raise errors[min(errors)]
 
@@ -284,7 +278,7 @@ class _Encoder:
         processor: CaptionerProcessor,
         images: Sequence[str],
         keys: np.ndarray,
-        open_picture: Callable[[str], Image.Image],
+        open_picture: PictureOpener,
         batch_size: int,
         dtype: torch.dtype,
     ):
@@ -330,7 +324,7 @@ class _Encoder:
         """The tower's input, float [1, 3, H, W]."""
         try:
             picture = self.open_picture(image)
-            if content_digest(image) != self.keys[index].tobytes():
+            if content_digest(image, self.open_picture.max_bytes) != self.keys[index].tobytes():
                 raise ImageError(Place.parse(image).described, "the file changed while its features were computed")
         except ImageError as error:
             # What led to it holds on to the half-decoded picture.

@@ -20,6 +20,7 @@ import numpy as np
 from .console import progress
 from .data import DataError, Place
 from .image_errors import ImageError
+from .images import MAX_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -35,21 +36,24 @@ _SLICE = 10_000  # images looked up, read and remembered at a time
 _SETTLED_NS = 2_000_000_000
 
 
-def content_digest(image: str) -> bytes:
+def content_digest(image: str, max_bytes: int = MAX_BYTES) -> bytes:
     """SHA-256 of the encoded bytes of an entry of a dataset's column `image`.
 
     Raises:
-        ImageError: if they cannot be read.
+        ImageError: if they cannot be read, or are more than `max_bytes`.
     """
-    return hashlib.sha256(Place.parse(image).read()).digest()
+    return hashlib.sha256(Place.parse(image).read(max_bytes)).digest()
 
 
-def content_digests(images: Sequence[str], memory: Path) -> tuple[np.ndarray, dict[int, ImageError]]:
+def content_digests(
+    images: Sequence[str], memory: Path, max_bytes: int = MAX_BYTES
+) -> tuple[np.ndarray, dict[int, ImageError]]:
     """The digests of many images, reading only files that are not remembered as they are now.
 
     Args:
         images: entries of a dataset's column `image`.
         memory: the SQLite file; made where there is none, and made anew where it is damaged.
+        max_bytes: an image of more is an error.
 
     Returns:
         the digests, uint8 [len(images), 32]; and the error of each image that cannot be read, by its index. Their
@@ -63,7 +67,7 @@ def content_digests(images: Sequence[str], memory: Path) -> tuple[np.ndarray, di
     starts: Sequence[int] = range(0, len(images), _SLICE)
     with contextlib.closing(_open(memory)) as connection, ThreadPoolExecutor() as readers:
         for start in progress(starts, desc=f"image contents, {_SLICE:,} each") if len(starts) > 1 else starts:
-            found = _digest_slice(list(images[start : start + _SLICE]), connection, readers)
+            found = _digest_slice(list(images[start : start + _SLICE]), connection, readers, max_bytes)
             for index, digest in enumerate(found, start):
                 if isinstance(digest, ImageError):
                     errors[index] = digest
@@ -73,7 +77,7 @@ def content_digests(images: Sequence[str], memory: Path) -> tuple[np.ndarray, di
 
 
 def _digest_slice(
-    images: list[str], connection: sqlite3.Connection, readers: ThreadPoolExecutor
+    images: list[str], connection: sqlite3.Connection, readers: ThreadPoolExecutor, max_bytes: int
 ) -> list[bytes | ImageError]:
     keys = [_key(image) for image in images]
     found: list[bytes | ImageError | None] = [None] * len(images)
@@ -87,7 +91,8 @@ def _digest_slice(
         found[index] = row[0] if row else None
     unread = [index for index, digest in enumerate(found) if digest is None]
     now = time.time_ns()
-    for index, digest in zip(unread, readers.map(_try_digest, [images[index] for index in unread]), strict=True):
+    digests = readers.map(lambda index: _try_digest(images[index], max_bytes), unread)
+    for index, digest in zip(unread, digests, strict=True):
         found[index] = digest
     learnt = [
         (*key, digest)
@@ -113,9 +118,9 @@ def _key(image: str) -> tuple[bytes, int, int, int] | None:
     return os.fsencode(str(absolute)), status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _try_digest(image: str) -> bytes | ImageError:
+def _try_digest(image: str, max_bytes: int) -> bytes | ImageError:
     try:
-        return content_digest(image)
+        return content_digest(image, max_bytes)
     except ImageError as error:
         return error
 

@@ -69,6 +69,9 @@ MAX_BYTES = 400_000_000
 MAX_PIXELS = 128_000_000
 TIMEOUT = 20.0
 
+# Part of the key of cached features: raise it whenever `open_image` gives other pixels for the same file.
+PIXELS_VERSION = 1
+
 ImageSource = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray | torch.Tensor
 
 
@@ -409,6 +412,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_BYTES",
     "MAX_PIXELS",
+    "PIXELS_VERSION",
     "TIMEOUT",
     "ImageError",
     "ImageFetchError",

@@ -192,19 +192,19 @@ class CaptionerPreTrainedModel(PreTrainedModel):
             (self._core.vision_tower, self.config.freeze_vision),
             (self._core.language_model, self.config.freeze_language),
         ):
-            for parameter in tower.parameters():
-                parameter.requires_grad_(
-                    not frozen and parameter.is_floating_point()
-                )  # quantised weights are integers
+            for parameter in tower.parameters():  # quantised ones are integers
+                parameter.requires_grad_(not frozen and parameter.is_floating_point())
         self.train(self.training)
 
     def _set_gradient_checkpointing(self, enable: bool = True, **kwargs):  # ty: ignore[incompatible-method-override]
         super()._set_gradient_checkpointing(enable, **kwargs)
         for layer in self._core.language_model.modules():
-            if isinstance(layer, GradientCheckpointingLayer):
-                vars(layer).pop("forward", None)
-                if layer.gradient_checkpointing:
-                    layer.forward = functools.partial(_forward_checkpointed, layer)
+            if not isinstance(layer, GradientCheckpointingLayer):
+                continue
+            if getattr(layer.forward, "func", None) is _forward_checkpointed:
+                layer.forward = layer.forward.args[1]
+            if layer.gradient_checkpointing:
+                layer.forward = functools.partial(_forward_checkpointed, layer, layer.forward)
 
     def get_input_embeddings(self) -> nn.Module:
         return self._core.language_model.get_input_embeddings()
@@ -442,13 +442,13 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
 
-def _forward_checkpointed(layer: Any, *args, **kwargs):
+def _forward_checkpointed(layer: Any, forward: Callable, *args, **kwargs):
     """Activation checkpointing of a layer in eval mode.
 
     transformers checkpoints layers in train mode alone. Those of a frozen language model are in eval mode, and
     gradients pass through them to the projector all the same.
     """
-    forward = functools.partial(type(layer).forward, layer, **kwargs)
+    forward = functools.partial(forward, **kwargs)
     # With a cache the second forward would write into it again.
     if layer.training or not torch.is_grad_enabled() or kwargs.get("past_key_values") is not None:
         return forward(*args)

@@ -14,8 +14,10 @@ from typing import Any, Literal
 
 import yaml
 
+from .images import MAX_BYTES, MAX_PIXELS
+
 # Nothing would be learnt, or told, with 0 of these.
-_POSITIVE = {"data.max_caption_tokens"} | {
+_POSITIVE = {"data.max_caption_tokens", "data.max_pixels", "data.max_bytes"} | {
     f"training.{name}"
     for name in ("batch_size", "accumulation", "epochs", "eval_steps", "eval_images", "save_steps", "logging_steps")
 }
@@ -61,6 +63,10 @@ class DataSection:
         min_words, max_words: Captions with fewer or more words are left out.
         prompt: Text between the image and the caption; not learnt.
         max_caption_tokens: Longer captions are cut here.
+        on_bad_image: What a picture that is missing or cannot be opened does: "error" stops the run; with "skip" it is
+            left out, counted, and written to `bad_images.jsonl` in the output folder.
+        max_bad_share: With "skip", a larger share of bad pictures stops the run.
+        max_pixels, max_bytes: A picture of more pixels, or a file of more bytes, is bad; it is not decoded.
     """
 
     path: str = ""
@@ -80,6 +86,10 @@ class DataSection:
     max_words: int | None = None
     prompt: str = ""
     max_caption_tokens: int = 64
+    on_bad_image: Literal["error", "skip"] = "error"
+    max_bad_share: float = 0.05
+    max_pixels: int = MAX_PIXELS
+    max_bytes: int = MAX_BYTES
 
 
 @dataclass
@@ -234,7 +244,7 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         raise ConfigError(f"{name} must be above 0, and {value} is not.")
     if name == "training.patience" and value < 0:
         raise ConfigError(f"{name} must be at least 0, and {value} is not.")
-    if name == "data.dev_share" and not 0 <= value < 1:
+    if name in ("data.dev_share", "data.max_bad_share") and not 0 <= value < 1:
         raise ConfigError(f"{name} must be at least 0 and below 1, and {value} is not.")
     return value
 

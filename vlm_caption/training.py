@@ -31,12 +31,24 @@ from .checkpoints import (
 )
 from .composition import compose
 from .curves import loss_curves
-from .data import CaptionChoice, Cleaning, Corpus, Place, count_captions, open_corpus, open_place
+from .data import (
+    BAD_IMAGES_NAME,
+    BadImages,
+    CaptionChoice,
+    Cleaning,
+    Corpus,
+    DataError,
+    PictureOpener,
+    Place,
+    check_pictures,
+    count_captions,
+    open_corpus,
+)
 from .data.batches import LengthBatchSampler
 from .data.collator import CaptionCollator
 from .facts import record_training, training_facts, write_text
 from .features import image_features
-from .images import open_image
+from .images import ImageError
 from .interruption import Interrupted, StopSignals
 from .model_card import write_model_card
 from .modeling_captioner import CaptionerForConditionalGeneration
@@ -54,7 +66,7 @@ CURVES_NAME = "loss.svg"
 _FREE_ON_RESUME = {
     f"training.{name}"
     for name in ("output_dir", "epochs", "max_steps", "eval_steps", "save_steps", "logging_steps", "patience")
-} | {"training.samples", "training.resume", "training.compile", "training.cache_features"}
+} | {"training.samples", "training.resume", "training.compile", "training.cache_features", "data.max_bad_share"}
 
 
 def train(config: RunConfig) -> CaptionerForConditionalGeneration:
@@ -70,6 +82,7 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
         FloatingPointError: if the loss is not finite.
         Interrupted: on SIGTERM and SIGINT, after a checkpoint was saved if training had begun.
     """
+    use_all_cores()
     with StopSignals() as signals:
         return _train(config, signals)
 
@@ -83,9 +96,12 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
 
     # Data first: what is wrong with it is said before a tower is fetched.
     corpus = open_data(config.data)
-    train_set = corpus.load(config.data.train_split, config.data.limit)
-    dev_limit = min(settings.eval_images, config.data.limit or settings.eval_images)
-    dev_set = corpus.load(config.data.dev_split, dev_limit)
+    bad = None
+    if config.data.on_bad_image == "skip":
+        # Of several processes, which all find the same, one writes it down.
+        path = output_dir / BAD_IMAGES_NAME if os.environ.get("RANK", "0") == "0" else None
+        bad = BadImages(path, config.data.max_bad_share)
+    train_set, dev_set = load_splits(corpus, config.data, settings.eval_images, bad)
     choice = CaptionChoice(config.data.captions_per_image, settings.seed)
     logger.info(
         "Data: %d images with %d captions to train on%s, %d images to watch the loss on",
@@ -106,10 +122,18 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
     hold_frozen(model, settings.precision)
     log_parts(model)
 
-    train_set, dev_set = (with_index(dataset) for dataset in (train_set, dev_set))
+    open_picture = PictureOpener(config.data.max_pixels, config.data.max_bytes)
     train_images, dev_images = (
-        ImageInputs(model, processor, dataset["image"], settings.cache_features) for dataset in (train_set, dev_set)
+        ImageInputs(model, processor, dataset["image"], settings.cache_features, None, open_picture, bad)
+        for dataset in (train_set, dev_set)
     )
+    train_set, dev_set = train_images.keep(train_set), dev_images.keep(dev_set)
+    if bad is not None:
+        bad.settle()
+        if bad.reasons:
+            logger.info("Left out %d bad images: %s", len(bad.reasons), output_dir / BAD_IMAGES_NAME)
+        check_left(config.data, train_set, dev_set)
+    train_set, dev_set = (with_index(dataset) for dataset in (train_set, dev_set))
     if checkpoint is None:
         embeddings = next(model.get_input_embeddings().parameters())
         model.core.multi_modal_projector.fit_scale(
@@ -240,14 +264,48 @@ def open_data(settings: DataSection) -> Corpus:
     )
 
 
+def load_splits(
+    corpus: Corpus, settings: DataSection, eval_images: int, bad: BadImages | None = None
+) -> tuple[Dataset, Dataset]:
+    """The images to train on and those to watch the loss on, at most `eval_images`; missing ones go to `bad`.
+
+    Raises:
+        DataError: if something is wrong with the corpus, or too many images are bad.
+    """
+    on_missing = None if bad is None else bad.add_missing
+    train_set = corpus.load(settings.train_split, settings.limit, on_missing=on_missing)
+    dev_limit = min(eval_images, settings.limit or eval_images)
+    dev_set = corpus.load(settings.dev_split, dev_limit, on_missing=on_missing)
+    if bad is not None:
+        bad.expect(len(train_set) + len(dev_set))
+    return train_set, dev_set
+
+
+def check_left(settings: DataSection, train_set: Dataset, dev_set: Dataset) -> None:
+    """Sees that leaving out bad images has not emptied a split.
+
+    Raises:
+        DataError: if it has.
+    """
+    for split, dataset in ((settings.train_split, train_set), (settings.dev_split, dev_set)):
+        if len(dataset) == 0:
+            raise DataError(f"{settings.path}: none of the images of the split {split!r} that are read can be opened")
+
+
 class ImageInputs:
     """Gives a batch's images to the model: as cached features where the tower is frozen, as pixels otherwise.
 
     Args:
         model, processor: the captioner's.
-        images: the dataset's column `image`, read when needed; a row's `index` points into it.
+        images: the dataset's column `image`, read when needed.
         cache: whether to compute features once. Where torch.distributed is initialised, all processes share the work.
         features_dir: where they are kept; by default in the package's cache.
+        open_picture: by default within the limits of `open_image`.
+        bad: gets the images that cannot be opened. They are found now, and a row's `index` counts the others.
+
+    Raises:
+        ImageError: if an image cannot be opened, now or in a batch, and `bad` is not given.
+        DataError: if too many cannot.
     """
 
     def __init__(
@@ -257,25 +315,47 @@ class ImageInputs:
         images: Sequence[str],
         cache: bool,
         features_dir: Path | None = None,
+        open_picture: PictureOpener | None = None,
+        bad: BadImages | None = None,
     ):
         self.model, self.processor, self.images = model, processor, images
+        self.open_picture = open_picture or PictureOpener()
         self.features = None
+        failed: set[int] = set()
+        on_error = None
+        if bad is not None:
+
+            def on_error(row: int, error: ImageError) -> None:
+                failed.add(row)
+                bad.add(images[row], error.reason)
+
         if cache and model.config.freeze_vision:
-            self.features = image_features(model, processor, self.images, features_dir)
+            self.features = image_features(
+                model, processor, images, features_dir, open_picture=self.open_picture, on_error=on_error
+            )
+        elif on_error is not None:
+            check_pictures(images, self.open_picture, on_error)
+        self.rows: Sequence[int] = range(len(images))
+        if failed:
+            self.rows = [row for row in self.rows if row not in failed]
+
+    def keep(self, dataset: Dataset) -> Dataset:
+        """The dataset of the images, without the rows of those that cannot be opened."""
+        return dataset if len(self.rows) == len(dataset) else dataset.select(self.rows)
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         """`image_features`, float [B, N, D_vision], or `pixel_values`, float [B, 3, H, W]."""
         if self.features is not None:
-            return {"image_features": self.features[[row["index"] for row in rows]]}
-        pictures = [open_image(open_place(self.images[row["index"]])) for row in rows]
+            return {"image_features": self.features[[self.rows[row["index"]] for row in rows]]}
+        pictures = [self.open_picture(self.images[self.rows[row["index"]]]) for row in rows]
         return {"pixel_values": self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]}
 
     @torch.no_grad()
     def sample_features(self, count: int = 512) -> torch.Tensor:
         """Features of `count` images or some more, evenly spread, or of all; float [S, N, D_vision]."""
-        chosen = range(0, len(self.images), max(1, len(self.images) // count))
+        chosen = range(0, len(self.rows), max(1, len(self.rows) // count))
         if self.features is not None:
-            return self.features[list(chosen)]
+            return self.features[[self.rows[index] for index in chosen]]
         batches = [self([{"index": index}])["pixel_values"] for index in chosen]
         return torch.cat([self.model.core.encode_images(pixels)["pooler_output"] for pixels in batches])
 
@@ -312,6 +392,13 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         use_cpu=not torch.accelerator.is_available(),  # unsaid, several processes on CPUs would each train alone
         ddp_timeout=24 * 3600,  # seconds; other processes wait while the first one computes the image features
     )
+
+
+def use_all_cores() -> None:
+    """Undoes what `accelerate launch` does to a single process on a CPU: unless told `--cpu`, one thread."""
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if launched and not torch.accelerator.is_available() and torch.get_num_threads() == 1:
+        torch.set_num_threads(os.cpu_count() or 1)
 
 
 def log_parts(model: CaptionerForConditionalGeneration) -> None:

@@ -21,8 +21,9 @@ from pathlib import Path
 from datasets import Dataset
 
 from .arrow import find_dataset, list_dataset_files, read_dataset
+from .bad_images import BAD_IMAGES_NAME, BadImages, PictureOpener, check_pictures
 from .captions import CaptionChoice, Cleaning, clean_caption
-from .corpus import Corpus, count_captions
+from .corpus import Corpus, count_captions, drop_rows
 from .flickr8k import find_results, find_tokens, list_token_files, read_results, read_tokens
 from .json_corpora import find_coco, find_karpathy, find_llava, read_coco, read_karpathy, read_llava
 from .places import Place, open_place
@@ -41,19 +42,24 @@ from .table import (
 from .text_files import find_text_files, list_text_files, read_text_files
 
 __all__ = [
+    "BAD_IMAGES_NAME",
     "FORMATS",
+    "BadImages",
     "CaptionChoice",
     "Cleaning",
     "Corpus",
     "DataError",
     "Format",
+    "PictureOpener",
     "Place",
     "Problem",
     "Reader",
     "Record",
     "Source",
+    "check_pictures",
     "clean_caption",
     "count_captions",
+    "drop_rows",
     "load_captions",
     "open_corpus",
     "open_place",

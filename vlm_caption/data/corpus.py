@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import pyarrow as pa
 from datasets import Dataset
@@ -61,7 +61,11 @@ class Corpus:
                 yield problem
 
     def load(
-        self, split: str = "train", limit: int | None = None, on_problem: Callable[[Problem], None] | None = None
+        self,
+        split: str = "train",
+        limit: int | None = None,
+        on_problem: Callable[[Problem], None] | None = None,
+        on_missing: Callable[[Problem], None] | None = None,
     ) -> Dataset:
         """A split, as a dataset with the columns `image` (a place, mostly a path) and `captions` (a list of strings).
 
@@ -72,9 +76,10 @@ class Corpus:
             limit: Take the first `limit` images only.
             on_problem: Gets every problem of the split, and the records in question are left out. By default the
                 first problem is raised.
+            on_missing: Gets the images that are missing, in place of `on_problem`.
 
         Raises:
-            DataError: There is no such split, or something is wrong and `on_problem` is not given.
+            DataError: There is no such split, or something is wrong and nobody is given to get it.
         """
         if limit is not None and limit < 1:
             raise DataError(f"{self.source.path}: the limit is {limit}: give at least 1")
@@ -85,15 +90,15 @@ class Corpus:
             found = self._find_split(split)
             dataset, missing = self._open(found, limit)
         self._report(found, on_problem)
-        if missing and on_problem is None:
+        on_missing = on_missing or on_problem
+        if missing and on_missing is None:
             first = Place.parse(dataset[missing[0]]["image"]).described
             raise DataError(f"{self.source.path}: {len(missing)} of {len(dataset)} images are missing, first: {first}")
-        if missing and on_problem is not None:
+        if missing and on_missing is not None:
             for row in missing:
                 image = dataset[row]["image"]
-                on_problem(Problem(Place.parse(image).described, "the image is missing", image, found))
-            gone = set(missing)
-            dataset = dataset.select([row for row in range(len(dataset)) if row not in gone])
+                on_missing(Problem(Place.parse(image).described, "the image is missing", image, found))
+            dataset = drop_rows(dataset, missing)
         return dataset
 
     def _find_split(self, split: str) -> str:
@@ -140,6 +145,12 @@ class Corpus:
 def count_captions(dataset: Dataset) -> int:
     """How many captions a dataset of `Corpus.load` has."""
     return sum(len(chunk.flatten()) for _, batch in _batches(dataset) for chunk in batch.column("captions").chunks)
+
+
+def drop_rows(dataset: Dataset, rows: Collection[int]) -> Dataset:
+    """A dataset without some of its rows; itself, if there are none to drop."""
+    gone = set(rows)
+    return dataset.select([row for row in range(len(dataset)) if row not in gone]) if gone else dataset
 
 
 def _batches(dataset: Dataset) -> Iterator[tuple[int, pa.Table]]:

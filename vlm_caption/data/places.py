@@ -9,12 +9,13 @@ import base64
 import binascii
 import hashlib
 import io
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ..images import ImageError
+from ..images import MAX_BYTES, ImageError, ImageTooLargeError
 
 # As in "shards/000.tar#0001.jpg@1536+20480" and "inputs.csv#row 2@35+1200;base64".
 _STRETCH = re.compile(r"(.+)#([^#]*)@(\d+)\+(\d*)(;base64)?", re.DOTALL)
@@ -76,14 +77,23 @@ class Place:
         name = Path(self.path).name
         return f"{name}, {self.name}" if self.name else name
 
-    def read(self) -> bytes:
+    def read(self, max_bytes: int = MAX_BYTES) -> bytes:
         """The picture's encoded bytes.
 
+        Args:
+            max_bytes: The most bytes to accept; checked before any is read.
+
         Raises:
+            ImageTooLargeError: There are more than `max_bytes`.
             ImageError: The file cannot be read, ends too early, or does not hold base64.
         """
         try:
             with Path(self.path).open("rb") as file:
+                size = os.fstat(file.fileno()).st_size - self.offset if self.size is None else self.size
+                if (size // 4 * 3 - 2 if self.is_base64 else size) > max_bytes:  # padding is up to 2 bytes
+                    raise ImageTooLargeError(
+                        self.described, f"the file has more than {max_bytes} bytes, which is the limit"
+                    )
                 file.seek(self.offset)
                 content = file.read(-1 if self.size is None else self.size)
         except OSError as error:
@@ -98,7 +108,7 @@ class Place:
             raise ImageError(self.described, f"this is not base64 ({error})") from error
 
 
-class _NamedBytes(io.BytesIO):
+class NamedBytes(io.BytesIO):
     """Bytes that error messages can name, by the attribute that files have."""
 
     def __init__(self, content: bytes, name: str):
@@ -106,14 +116,18 @@ class _NamedBytes(io.BytesIO):
         self.name = name
 
 
-def open_place(image: str) -> str | BinaryIO:
+def open_place(image: str, max_bytes: int = MAX_BYTES) -> str | BinaryIO:
     """What `open_image` takes, for an entry of a dataset's column `image`: a path, or an open file with a name.
+
+    Args:
+        image: The entry.
+        max_bytes: As of `Place.read`; a path's file is for `open_image` to check.
 
     Raises:
         ImageError: The file that holds the picture cannot be read.
     """
     place = Place.parse(image)
-    return place.path if place.is_whole_file else _NamedBytes(place.read(), place.described)
+    return place.path if place.is_whole_file else NamedBytes(place.read(max_bytes), place.described)
 
 
 def find_base64(text: str) -> str | None:
