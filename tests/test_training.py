@@ -24,7 +24,7 @@ from vlm_caption.data import DataError, load_captions
 from vlm_caption.data.collator import CaptionCollator
 from vlm_caption.images import ImageError
 from vlm_caption.run_config import ConfigError, RunConfig
-from vlm_caption.training import ImageInputs, caption_nll, log_parts, train, use_bf16, with_index
+from vlm_caption.training import ImageInputs, caption_nll, log_parts, train, use_all_cores, use_bf16, with_index
 
 COLOURS = ("red", "lime", "blue", "white", "black", "yellow", "magenta", "cyan")
 
