@@ -4,22 +4,26 @@ import io
 import json
 import os
 import sys
+from pathlib import Path
 
 from vlm_caption.captioner import DEFAULT_CHECKPOINT, Caption, Captioner
 from vlm_caption.console import ArgumentParser, positive_int, quiet_transformers, setup_logging
-from vlm_caption.images import ImageError, find_images
+from vlm_caption.images import MAX_BYTES, MAX_PIXELS, ImageError, find_images
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0; 1 if a picture has no caption; 2 for settings that cannot be used."""
     parser = ArgumentParser(prog="caption.py", description="Writes a caption for each picture.", allow_abbrev=False)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, or a folder of pictures")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, its URL, or a folder of pictures")
     parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="a folder or a Hub id")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="json: an object a line")
     parser.add_argument("--prompt", default="", help="text that the captions go on from")
     parser.add_argument("--num-beams", type=positive_int, metavar="N", help="default: the checkpoint's")
     parser.add_argument("--max-new-tokens", type=positive_int, metavar="N", help="default: the checkpoint's")
     parser.add_argument("--batch-size", type=positive_int, default=8, metavar="N", help="pictures at a time (8)")
+    parser.add_argument("--max-pixels", type=positive_int, default=MAX_PIXELS, metavar="N", help="width x height")
+    parser.add_argument("--max-bytes", type=positive_int, default=MAX_BYTES, metavar="N", help="of a picture's file")
+    parser.add_argument("--bad-images", type=Path, metavar="FILE", help="JSON lines of what has no caption, and why")
     arguments = parser.parse_args(argv)
     setup_logging()
     stderr = sys.stderr  # the real one, while transformers is kept quiet
@@ -27,12 +31,22 @@ def main(argv: list[str] | None = None) -> int:
     def complain(error: Exception) -> None:
         print(f"caption.py: {error}", file=stderr, flush=True)
 
+    try:
+        bad = (arguments.bad_images or Path(os.devnull)).open("w", encoding="utf-8", errors="replace")
+    except OSError as error:
+        complain(error)
+        return 2
+
+    def refuse(error: ImageError) -> None:
+        complain(error)
+        print(json.dumps({"file": error.source, "reason": error.reason}, ensure_ascii=False), file=bad, flush=True)
+
     pictures, failed = [], False
     for path in arguments.images:
         try:
             pictures += find_images([path])
         except ImageError as error:
-            complain(error)
+            refuse(error)
             failed = True
     if not pictures:
         return 1
@@ -47,10 +61,12 @@ def main(argv: list[str] | None = None) -> int:
                 batch_size=arguments.batch_size,
                 num_beams=arguments.num_beams,
                 max_new_tokens=arguments.max_new_tokens,
+                max_pixels=arguments.max_pixels,
+                max_bytes=arguments.max_bytes,
             )
             for result in results:
                 if isinstance(result, ImageError):
-                    complain(result)
+                    refuse(result)
                     failed = True
                 else:
                     print(_line(result, arguments.format, named), flush=True)

@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 
+import datasets
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from vlm_caption.backbones import BackboneError
@@ -15,7 +17,11 @@ from vlm_caption.training import train
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0, 2 for settings or data that cannot be used, or 130 for a run that was interrupted."""
+    """Returns the exit code.
+
+    0; 1 for a loss that is not finite; 2 for settings, data or folders that cannot be used; 130 for a run that Ctrl-C
+    ended, 143 for one that SIGTERM did.
+    """
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", help="a YAML file of settings, e.g. configs/embedded.yaml")
     add_arguments(parser)
@@ -23,18 +29,26 @@ def main(argv: list[str] | None = None) -> int:
         setup_logging()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()  # of each file saved; not the training's
+    datasets.disable_progress_bars()  # of leaving out rows
     try:
         arguments, overrides = parse_arguments(parser, argv)
         train(RunConfig.load(arguments.config, overrides))
     except (ConfigError, DataError, ImageError, BackboneError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except FloatingPointError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    except (OSError, SafetensorError) as error:  # a full disk is met anywhere
+        where = getattr(error, "filename", None)
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        print(f"train.py: {f'{where}: ' if where else ''}{reason}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
         print("train.py: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        return 128 + getattr(error, "signum", signal.SIGINT)
     return 0
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -84,7 +84,8 @@ def test_every_kind_of_picture_gives_the_same_caption(captioner, photos):
     assert expected.image == str(photos[0])
     image = Image.open(photos[0])
     with photos[0].open("rb") as file:
-        for source in (str(photos[0]), photos[0].read_bytes(), file, image, np.asarray(image)):
+        tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        for source in (str(photos[0]), photos[0].read_bytes(), file, image, np.asarray(image), tensor):
             [caption] = captioner.caption(source)
             assert (caption.text, caption.score) == (expected.text, expected.score)
 
@@ -133,7 +134,7 @@ def test_the_end_token_counts_and_padding_does_not(captioner, photos, monkeypatc
 
 def test_each_picture_is_encoded_once(captioner, photos):
     encoded = []
-    hook = captioner.model.model.vision_tower.register_forward_hook(
+    hook = captioner.model.core.vision_tower.register_forward_hook(
         lambda module, args, output: encoded.append(len(args[0]))
     )
     try:
@@ -202,7 +203,7 @@ def test_pictures_are_read_only_as_far_as_needed(captioner, photos):
 def test_no_picture_outlives_its_preparation(captioner, photos, monkeypatch):
     held = []
 
-    def watched(source):
+    def watched(source, *limits):
         image = open_image(source)
         held.append(weakref.ref(image))
         return image
@@ -299,9 +300,9 @@ def test_weights_that_are_missing_are_not_made_up(checkpoint, tmp_path):
 
     broken = shutil.copytree(checkpoint, tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
-    del weights["model.multi_modal_projector.linear_1.weight"]
+    del weights["core.multi_modal_projector.linear_1.weight"]
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"lacks 1 weights .*\(model\.multi_modal_projector\.linear_1\.weight"):
+    with pytest.raises(CheckpointError, match=r"lacks 1 weights .*\(core\.multi_modal_projector\.linear_1\.weight"):
         Captioner.from_pretrained(broken)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from towers import LANGUAGE, VISION, picture, save_language_model, save_vision_tower
-from transformers import Trainer, TrainingArguments
+from towers import LANGUAGE, VISION, picture, save_language_model, save_vision_tower, tiny_model
+from transformers import AutoModel, Trainer, TrainingArguments
 
 from vlm_caption import (
     BackboneError,
@@ -22,7 +22,7 @@ from vlm_caption.data.collator import CaptionCollator
 from vlm_caption.modeling_captioner import CaptionerPreTrainedModel
 
 PROJECTOR = {
-    f"model.multi_modal_projector.{layer}.{kind}" for layer in ("linear_1", "linear_2") for kind in ("weight", "bias")
+    f"core.multi_modal_projector.{layer}.{kind}" for layer in ("linear_1", "linear_2") for kind in ("weight", "bias")
 }
 
 
@@ -80,7 +80,7 @@ def test_a_bridge_holds_the_projector_alone(tmp_path, model, towers):
     model.save_pretrained(tmp_path)
     assert saved_keys(tmp_path) == PROJECTOR
     size = sum(path.stat().st_size for path in tmp_path.iterdir())
-    assert size < sum(p.numel() for p in model.model.multi_modal_projector.parameters()) * 4 + 8000
+    assert size < sum(p.numel() for p in model.core.multi_modal_projector.parameters()) * 4 + 8000
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["external_towers"] == ["vision_tower", "language_model"]
     assert (config["vision_backbone"]["name"], config["text_backbone"]["name"]) == towers
@@ -90,7 +90,7 @@ def test_a_bridge_holds_the_projector_alone(tmp_path, model, towers):
 def test_a_learned_start_is_part_of_the_bridge(tmp_path, towers):
     model, processor = compose(*towers, image_start="learned")
     model.save_pretrained(tmp_path)
-    assert saved_keys(tmp_path) == PROJECTOR | {"model.image_start"}
+    assert saved_keys(tmp_path) == PROJECTOR | {"core.image_start"}
     assert_equal(load(tmp_path), model.eval(), processor(images=picture(), return_tensors="pt"))
 
 
@@ -126,7 +126,7 @@ def test_a_loaded_bridge_is_frozen_and_saves_as_a_bridge(tmp_path, model):
     model.save_pretrained(tmp_path / "first")
     loaded = load(tmp_path / "first").train()
     assert {name for name, p in loaded.named_parameters() if p.requires_grad} == PROJECTOR
-    assert not loaded.model.language_model.training
+    assert not loaded.core.language_model.training
     loaded.save_pretrained(tmp_path / "second")
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
     assert first.keys() == second.keys()
@@ -197,9 +197,9 @@ def test_missing_weights_are_refused_and_never_random(tmp_path, model, damage):
         config.text_backbone = None
     else:
         tensors = load_file(tmp_path / "model.safetensors")
-        del tensors["model.multi_modal_projector.linear_2.bias"]
+        del tensors["core.multi_modal_projector.linear_2.bias"]
         save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks \d+ weights of the captioner \(model\."):
+    with pytest.raises(ValueError, match=r"lacks \d+ weights of the captioner \(core\."):
         load(tmp_path, config=config)
 
 
@@ -253,7 +253,7 @@ def test_saving_a_bridge_after_a_full_checkpoint_and_back(tmp_path, model):
 def test_towers_of_random_weights_are_always_written(tmp_path, language):
     model, processor = compose(VISION["clip"]["vision_config"], LANGUAGE[language])
     model.save_pretrained(tmp_path)
-    assert any(name.startswith("model.vision_tower.") for name in saved_keys(tmp_path))
+    assert any(name.startswith("core.vision_tower.") for name in saved_keys(tmp_path))
     assert_equal(load(tmp_path), model.eval(), processor(images=picture(), return_tensors="pt"))
 
 
@@ -270,9 +270,9 @@ def test_a_tower_that_was_trained_is_written_for_good(tmp_path, model, inputs, h
         model.config.freeze_language = False
         model.freeze_towers()
     else:
-        model.model.language_model.requires_grad_(True)
+        model.core.language_model.requires_grad_(True)
     with torch.no_grad():
-        model.model.language_model.transformer.wpe.weight.add_(1)
+        model.core.language_model.transformer.wpe.weight.add_(1)
     model.save_pretrained(tmp_path / "trained")
     assert {name.split(".")[1] for name in saved_keys(tmp_path / "trained")} == {
         "language_model",
@@ -291,14 +291,14 @@ def test_a_tower_that_was_trained_is_written_for_good(tmp_path, model, inputs, h
 
 
 def test_towers_in_bfloat16_do_not_cost_the_projector_its_precision(tmp_path, model):
-    model.model.vision_tower.bfloat16()
-    model.model.language_model.bfloat16()
+    model.core.vision_tower.bfloat16()
+    model.core.language_model.bfloat16()
     for full in (False, True):
         model.save_pretrained(tmp_path, full=full)
         assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "float32"
         loaded = load(tmp_path)
-        expected = model.model.multi_modal_projector.state_dict()
-        found = loaded.model.multi_modal_projector.state_dict()
+        expected = model.core.multi_modal_projector.state_dict()
+        found = loaded.core.multi_modal_projector.state_dict()
         assert all(found[name].equal(expected[name]) for name in expected)
 
 
@@ -315,10 +315,33 @@ def test_a_dtype_may_be_asked_for(tmp_path, model):
 def test_the_headless_model_loads_from_any_checkpoint(tmp_path, model, inputs, full):
     model.save_pretrained(tmp_path / "head", full=full)
     core = CaptionerModel.from_pretrained(tmp_path / "head")
-    assert_equal(core, model.model, inputs)
+    assert_equal(core, model.core, inputs)
     core.save_pretrained(tmp_path / "core", full=full)
-    assert_equal(CaptionerModel.from_pretrained(tmp_path / "core"), model.model, inputs)
+    assert_equal(CaptionerModel.from_pretrained(tmp_path / "core"), model.core, inputs)
     assert_equal(load(tmp_path / "core"), model, inputs)
+
+
+@pytest.mark.parametrize("language", LANGUAGE)
+def test_names_in_a_full_checkpoint_are_the_models_own_however_often_it_is_saved(tmp_path, language):
+    """transformers renames `model.language_model.model` on loading, and back on saving."""
+    model = tiny_model(language=language)
+    model.save_pretrained(tmp_path / "first", full=True)
+    load(tmp_path / "first").save_pretrained(tmp_path / "second", full=True)
+    assert saved_keys(tmp_path / "first") == saved_keys(tmp_path / "second") <= model.state_dict().keys()
+    CaptionerModel.from_pretrained(tmp_path / "second")  # whose names lack the prefix
+
+
+def test_pretrained_weights_fetched_in_the_constructor_are_refused(tmp_path, model, towers):
+    """A tutorial's way, which transformers has a sentence for: the towers' weights come from `compose` instead."""
+
+    class Tutorial(CaptionerForConditionalGeneration):
+        def __init__(self, config):
+            super().__init__(config)
+            self.core.vision_tower = AutoModel.from_pretrained(towers[0])
+
+    model.save_pretrained(tmp_path, full=True)
+    with pytest.raises(RuntimeError, match="anti-pattern"):
+        Tutorial.from_pretrained(tmp_path)
 
 
 # Trainer

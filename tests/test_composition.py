@@ -36,7 +36,7 @@ def language(tmp_path_factory) -> str:
 
 def test_towers_have_the_weights_of_their_folders(vision, language):
     model = compose(vision, language)[0]
-    for tower, source in ((model.model.vision_tower, vision), (model.model.language_model, language)):
+    for tower, source in ((model.core.vision_tower, vision), (model.core.language_model, language)):
         saved, found = load_file(Path(source) / "model.safetensors"), tower.state_dict()
         assert saved
         assert all(found[name].equal(saved[name]) for name in saved)
@@ -46,7 +46,7 @@ def test_a_composed_model_is_ready_to_train(vision, language):
     model, processor = compose(vision, language)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {name for name, _ in model.named_parameters() if "multi_modal_projector" in name}
-    projector = model.model.multi_modal_projector
+    projector = model.core.multi_modal_projector
     assert 0 < projector.linear_1.weight.abs().max() <= projector.linear_1.in_features**-0.5
     assert model.config.vision_backbone["name"] == vision
     assert model.config.external_towers == []
@@ -55,12 +55,12 @@ def test_a_composed_model_is_ready_to_train(vision, language):
 
 
 def test_two_projectors_start_differently(vision, language):
-    first, second = (compose(vision, language)[0].model.multi_modal_projector.linear_1.weight for _ in range(2))
+    first, second = (compose(vision, language)[0].core.multi_modal_projector.linear_1.weight for _ in range(2))
     assert not first.equal(second)
 
 
 def test_a_learned_start_is_neither_zero_nor_large(vision, language):
-    start = compose(vision, language, image_start="learned")[0].model.image_start
+    start = compose(vision, language, image_start="learned")[0].core.image_start
     assert 0.005 < start.std() < 0.06
 
 
@@ -97,11 +97,11 @@ def test_the_settings_of_a_random_tower_are_left_as_the_caller_wrote_them():
 def test_a_pretrained_and_a_random_tower_go_together(vision, language):
     model = compose(vision, GPT2)[0]
     saved = load_file(Path(vision) / "model.safetensors")
-    assert all(model.model.vision_tower.state_dict()[name].equal(saved[name]) for name in saved)
-    assert model.model.language_model.get_input_embeddings().weight.std() == pytest.approx(INITIALIZER_RANGE, rel=0.1)
+    assert all(model.core.vision_tower.state_dict()[name].equal(saved[name]) for name in saved)
+    assert model.core.language_model.get_input_embeddings().weight.std() == pytest.approx(INITIALIZER_RANGE, rel=0.1)
     saved = load_file(Path(language) / "model.safetensors")
     model = compose(CLIP, language)[0]
-    assert all(model.model.language_model.state_dict()[name].equal(saved[name]) for name in saved)
+    assert all(model.core.language_model.state_dict()[name].equal(saved[name]) for name in saved)
 
 
 def test_clips_own_checkpoint_gives_its_vision_half_with_the_projection(tmp_path, language):
@@ -118,9 +118,9 @@ def test_clips_own_checkpoint_gives_its_vision_half_with_the_projection(tmp_path
     projected = compose(str(tmp_path), language, pooled_feature="image_embeds")[0]
     pixel_values = processor(images=picture(), return_tensors="pt")["pixel_values"]
     outputs = clip.vision_model(pixel_values)
-    found = pooled.eval().model.encode_images(pixel_values).pooler_output[:, 0]
+    found = pooled.eval().core.encode_images(pixel_values).pooler_output[:, 0]
     torch.testing.assert_close(found, outputs.pooler_output)
-    found = projected.eval().model.encode_images(pixel_values).pooler_output[:, 0]
+    found = projected.eval().core.encode_images(pixel_values).pooler_output[:, 0]
     torch.testing.assert_close(found, clip.visual_projection(outputs.pooler_output))
 
 
@@ -174,3 +174,8 @@ def test_a_tower_that_is_not_there_is_refused(tmp_path, language):
 def test_settings_reach_the_config(vision, language):
     config = compose(vision, language, image_tokens="patches", image_grid=2, projector_expansion=2)[0].config
     assert (config.image_tokens, config.image_seq_length, config.projector_expansion) == ("patches", 4, 2)
+
+
+def test_a_setting_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match=r"There is no setting image_gird: did you mean image_grid\?"):
+        compose({"model_type": "dinov2"}, {"model_type": "gpt2"}, image_gird=4)

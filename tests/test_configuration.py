@@ -27,10 +27,10 @@ def test_default_trains_1968384_parameters():
     trained = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
     assert sum(shape.numel() for shape in trained.values()) == 1_968_384
     assert trained == {
-        "model.multi_modal_projector.linear_1.weight": (1536, 512),
-        "model.multi_modal_projector.linear_1.bias": (1536,),
-        "model.multi_modal_projector.linear_2.weight": (768, 1536),
-        "model.multi_modal_projector.linear_2.bias": (768,),
+        "core.multi_modal_projector.linear_1.weight": (1536, 512),
+        "core.multi_modal_projector.linear_1.bias": (1536,),
+        "core.multi_modal_projector.linear_2.weight": (768, 1536),
+        "core.multi_modal_projector.linear_2.bias": (768,),
     }
 
 
@@ -100,6 +100,13 @@ def test_a_value_of_the_wrong_type_is_refused(field, value):
 def test_settings_that_do_not_go_together_are_refused(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         tiny_config(**settings)
+
+
+@pytest.mark.parametrize("setting", [{"max_new_tokens": 20}, {"num_beams": 3}, {"do_sample": True}])
+def test_generation_settings_belong_elsewhere(setting):
+    (name,) = setting
+    with pytest.raises(ValueError, match=f"{name}: .* Set it in model.generation_config, or pass it to generate"):
+        tiny_config(**setting)
 
 
 def test_a_tower_without_a_width_is_refused_when_the_projector_is_built():

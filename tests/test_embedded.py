@@ -42,7 +42,7 @@ def test_examples_get_captions_and_the_same_ones_again(captioner):
 
 def test_the_language_models_own_bos_stands_at_position_0(captioner):
     inputs = captioner.processor(images=open_image(EXAMPLES[0]), return_tensors="pt")
-    core = captioner.model.model
+    core = captioner.model.core
     embedded = core.embed_inputs(inputs["input_ids"], core.get_image_features(inputs["pixel_values"]).pooler_output)
     bos = core.get_input_embeddings().weight[core.config.text_config.bos_token_id]
     assert torch.equal(embedded[0, 0], bos)

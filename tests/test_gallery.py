@@ -63,6 +63,17 @@ def test_pictures_are_embedded_small_and_in_order(tmp_path, photo):
     assert sizes == [(720, 360), (20, 10)]  # scaled down, never up
 
 
+def test_a_sheet_is_of_smaller_pictures_side_by_side(tmp_path, photo):
+    file = io.BytesIO(photo.read_bytes())
+    file.name = "shards/0.tar, 1.png"
+    write_gallery(tmp_path / "page.html", [(photo, "red"), (file, "too")], "Title", is_sheet=True)
+    text = (tmp_path / "page.html").read_text()
+    assert '<main class="sheet">' in text
+    page = Page(text)
+    assert [image["width"] for image in page.images] == ["480", "480"]
+    assert "0.tar, 1.png" in page.text
+
+
 def test_a_bad_picture_leaves_the_old_page_and_no_rubbish(tmp_path, photo):
     page = tmp_path / "page.html"
     page.write_text("old")

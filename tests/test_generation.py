@@ -39,7 +39,7 @@ def left_padded(*rows: list[int]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("language", LANGUAGE)
 def test_greedy_takes_the_likeliest_token_of_the_forward_pass(language):
     model = tiny_model("vit_cls", language, image_tokens="patches", image_grid=2)
-    ids = model.model.image_prompt(2)
+    ids = model.core.image_prompt(2)
     expected = ids
     for _ in range(GREEDY["max_new_tokens"]):
         logits = model(input_ids=expected, pixel_values=pixels()).logits[:, -1]
@@ -87,11 +87,11 @@ def test_an_image_alone_is_the_processors_empty_prompt(model):
 @pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"use_cache": False}], ids=["greedy", "beams", "no cache"])
 def test_image_features_and_encoded_images_serve_as_pixels(model, how):
     expected = model.generate(pixel_values=pixels(), **GREEDY, **how)
-    features = model.model.encode_images(pixels()).pooler_output
+    features = model.core.encode_images(pixels()).pooler_output
     assert features.shape == (2, 5, VISION_WIDTH)
     assert model.generate(image_features=features, **GREEDY, **how).tolist() == expected.tolist()
     encoded = {"image": model.get_image_features(pixels())}
-    prompt = model.model.image_prompt(2)
+    prompt = model.core.image_prompt(2)
     assert model.generate(prompt, mm_encoder_outputs=encoded, **GREEDY, **how).tolist() == expected.tolist()
 
 
@@ -149,12 +149,12 @@ def test_generation_stops_at_the_end_token(model):
 
 def test_the_vision_tower_sees_each_image_once(model):
     seen = []
-    model.model.vision_tower.register_forward_pre_hook(
+    model.core.vision_tower.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(len(args[0] if args else kwargs["pixel_values"])), with_kwargs=True
     )
     model.generate(pixel_values=pixels(), **GREEDY, num_beams=3)
     assert seen == [2]
-    model.generate(**left_padded(*model.model.image_prompt(2).tolist()), pixel_values=pixels(), **GREEDY)
+    model.generate(**left_padded(*model.core.image_prompt(2).tolist()), pixel_values=pixels(), **GREEDY)
     assert seen == [2, 2]
 
 
@@ -169,7 +169,7 @@ def test_placeholders_and_images_that_do_not_match_are_refused(model, placeholde
 
 
 def test_an_image_given_twice_is_refused(model):
-    features = model.model.encode_images(pixels(1)).pooler_output
+    features = model.core.encode_images(pixels(1)).pooler_output
     with pytest.raises(ValueError, match="either pixel_values or image_features"):
         model.generate(pixel_values=pixels(1), image_features=features)
     with pytest.raises(ValueError, match="Pass the image once"):
@@ -179,27 +179,33 @@ def test_an_image_given_twice_is_refused(model):
 
 
 def test_embeddings_are_continued_as_their_tokens_are(model):
-    prompt = model.model.image_prompt(2)
-    embeds = model.model.prepare_language_inputs(prompt, pixels())[0]["inputs_embeds"]
+    prompt = model.core.image_prompt(2)
+    embeds = model.core.prepare_language_inputs(prompt, pixels())[0]["inputs_embeds"]
     expected = model.generate(pixel_values=pixels(), **GREEDY)
     assert model.generate(inputs_embeds=embeds, **GREEDY).tolist() == expected[:, prompt.shape[1] :].tolist()
 
 
 def test_text_without_an_image_is_continued(model):
     generated = model.generate(torch.tensor([[BOS, 50, 60]]), **GREEDY)
-    expected = model.model.language_model.generate(torch.tensor([[BOS, 50, 60]]), **GREEDY)
+    expected = model.core.language_model.generate(torch.tensor([[BOS, 50, 60]]), **GREEDY)
     assert generated.tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("language", ["gpt2", "llama"])
-def test_more_tokens_than_positions_are_refused_before_the_first(language):
-    model = tiny_model("vit_cls", language)
+def test_more_tokens_than_positions_are_refused_before_the_first():
+    model = tiny_model("vit_cls", "gpt2")
     with pytest.raises(
         ValueError, match=f"2 prompt tokens .* up to {POSITIONS - 1} new ones exceed the {POSITIONS} positions of the"
     ):
         model.generate(pixel_values=pixels(1), max_new_tokens=POSITIONS - 1)
     fits = model.generate(pixel_values=pixels(1), max_new_tokens=POSITIONS - 2, min_new_tokens=POSITIONS - 2)
     assert fits.shape == (1, POSITIONS)
+
+
+def test_rotary_positions_have_no_end():
+    longer = tiny_model("vit_cls", "llama").generate(
+        pixel_values=pixels(1), max_new_tokens=POSITIONS, min_new_tokens=POSITIONS
+    )
+    assert longer.shape == (1, POSITIONS + 2)
 
 
 @pytest.mark.filterwarnings("ignore:Using the model-agnostic default")

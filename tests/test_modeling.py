@@ -32,7 +32,7 @@ from vlm_caption.modeling_captioner import MultiModalProjector, caption_loss
 
 def rows_of(model: CaptionerForConditionalGeneration, *captions: list[int], pad: int = PAD) -> dict[str, torch.Tensor]:
     """One right-padded row for each caption, behind its image: input_ids, attention_mask, labels."""
-    prefix = model.model.image_prompt(1)[0].tolist()
+    prefix = model.core.image_prompt(1)[0].tolist()
     width = max(map(len, captions))
     filled = [prefix + ids + [pad] * (width - len(ids)) for ids in captions]
     labels = [[-100] * len(prefix) + ids + [-100] * (width - len(ids)) for ids in captions]
@@ -45,7 +45,7 @@ def rows_of(model: CaptionerForConditionalGeneration, *captions: list[int], pad:
 
 
 def projector_gradients(model: CaptionerForConditionalGeneration) -> dict[str, torch.Tensor]:
-    return {name: p.grad for name, p in model.model.multi_modal_projector.named_parameters()}
+    return {name: p.grad for name, p in model.core.multi_modal_projector.named_parameters()}
 
 
 # Every family
@@ -63,7 +63,7 @@ def test_every_family_trains_the_projector_alone_and_generates(vision, language)
     output.loss.backward()
     reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert reached == {
-        f"model.multi_modal_projector.{layer}.{kind}"
+        f"core.multi_modal_projector.{layer}.{kind}"
         for layer in ("linear_1", "linear_2")
         for kind in ("weight", "bias")
     }
@@ -104,7 +104,7 @@ def test_image_tokens_are_as_many_as_the_config_says(vision, settings, count):
     if vision in ("resnet", "timm", "timm_registers"):  # towers that do not say how many patches they have
         settings = settings | {"vision_config": {"image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}}
     model = tiny_model(vision, **settings)
-    tokens = model.model.encode_images(pixels(3)).pooler_output
+    tokens = model.core.encode_images(pixels(3)).pooler_output
     assert tokens.shape == (3, count, model.config.vision_feature_size)
     assert model.get_image_features(pixels(3)).pooler_output.shape == (3, count, TEXT_WIDTH)
     assert model.config.image_seq_length == count
@@ -112,14 +112,14 @@ def test_image_tokens_are_as_many_as_the_config_says(vision, settings, count):
 
 @pytest.mark.parametrize("vision", PREFIX_TOKENS)
 def test_patches_leave_class_and_register_tokens_out(vision):
-    model = tiny_model(vision, image_tokens="patches").model
+    model = tiny_model(vision, image_tokens="patches").core
     hidden = model.vision_tower(pixels()).last_hidden_state
     assert hidden.shape[1] == PREFIX_TOKENS[vision] + PATCHES
     torch.testing.assert_close(model.encode_images(pixels()).pooler_output, hidden[:, PREFIX_TOKENS[vision] :])
 
 
 def test_the_grid_averages_its_cells():
-    model = tiny_model("dinov2_registers", image_tokens="patches", image_grid=2).model
+    model = tiny_model("dinov2_registers", image_tokens="patches", image_grid=2).core
     hidden = model.vision_tower(pixels()).last_hidden_state
     by_place = hidden[:, 4:].reshape(2, 4, 4, VISION_WIDTH)  # rows, columns
     expected = [by_place[:, y : y + 2, x : x + 2].mean((1, 2)) for y in (0, 2) for x in (0, 2)]
@@ -127,7 +127,7 @@ def test_the_grid_averages_its_cells():
 
 
 def test_the_grid_of_a_wide_image_keeps_rows_and_columns_apart():
-    model = tiny_model("dinov2", image_tokens="patches", image_grid=2).model
+    model = tiny_model("dinov2", image_tokens="patches", image_grid=2).core
     wide = torch.randn(1, 3, 16, 48)  # 2 × 6 patches
     hidden = model.vision_tower(wide).last_hidden_state
     by_place = hidden[:, 1:].reshape(1, 2, 6, VISION_WIDTH)
@@ -136,19 +136,19 @@ def test_the_grid_of_a_wide_image_keeps_rows_and_columns_apart():
 
 
 def test_pooled_features_are_the_towers_own():
-    clip, projected = tiny_model("clip").model, tiny_model("clip_projection").model
+    clip, projected = tiny_model("clip").core, tiny_model("clip_projection").core
     outputs = projected.vision_tower(pixels())
     for model, expected in (
         (clip, clip.vision_tower(pixels()).pooler_output),
         (projected, outputs.image_embeds),
-        (tiny_model("vit_cls").model, tiny_model("vit_cls").model.vision_tower(pixels()).last_hidden_state[:, 0]),
+        (tiny_model("vit_cls").core, tiny_model("vit_cls").core.vision_tower(pixels()).last_hidden_state[:, 0]),
     ):
         torch.testing.assert_close(model.encode_images(pixels()).pooler_output[:, 0], expected)
     assert outputs.image_embeds.shape[-1] != outputs.last_hidden_state.shape[-1]
 
 
 def test_pooled_stands_in_front_of_the_patches():
-    model = tiny_model("clip", image_tokens="patches", pooled_in_front=True).model
+    model = tiny_model("clip", image_tokens="patches", pooled_in_front=True).core
     outputs = model.vision_tower(pixels())
     tokens = model.encode_images(pixels()).pooler_output
     torch.testing.assert_close(tokens[:, 0], outputs.pooler_output)
@@ -158,7 +158,7 @@ def test_pooled_stands_in_front_of_the_patches():
 def test_image_features_computed_earlier_serve_as_pixels():
     model = tiny_model("clip", image_tokens="patches", image_grid=2, image_start="learned")
     batch = rows_of(model, [5, EOS], [6, 7, EOS])
-    features = model.model.encode_images(pixels()).pooler_output
+    features = model.core.encode_images(pixels()).pooler_output
     assert features.shape == (2, 4, VISION_WIDTH)
     torch.testing.assert_close(
         model(**batch, image_features=features).logits, model(**batch, pixel_values=pixels()).logits
@@ -167,8 +167,8 @@ def test_image_features_computed_earlier_serve_as_pixels():
 
 def test_a_tower_may_differ_in_dtype_from_the_projector():
     model = tiny_model()
-    model.model.vision_tower.bfloat16()
-    model.model.language_model.bfloat16()
+    model.core.vision_tower.bfloat16()
+    model.core.language_model.bfloat16()
     output = model(**rows_of(model, [5, EOS]), pixel_values=pixels(1))
     output.loss.backward()
     assert output.loss.dtype == torch.float32
@@ -180,7 +180,7 @@ def test_a_tower_may_differ_in_dtype_from_the_projector():
 
 def test_the_language_model_reads_bos_image_text():
     model = tiny_model("clip", image_tokens="patches", image_grid=2)
-    inputs, image = model.model.prepare_language_inputs(torch.tensor([[BOS, *[IMAGE] * 4, 7]]), pixels(1))
+    inputs, image = model.core.prepare_language_inputs(torch.tensor([[BOS, *[IMAGE] * 4, 7]]), pixels(1))
     table = model.get_input_embeddings().weight
     expected = torch.cat([table[BOS][None], image[0], table[7][None]])
     torch.testing.assert_close(inputs["inputs_embeds"][0], expected)
@@ -188,30 +188,30 @@ def test_the_language_model_reads_bos_image_text():
 
 def test_a_learned_start_stands_at_position_0_and_is_trained():
     model = tiny_model("clip", image_start="learned")
-    prompt = model.model.image_prompt(1)
+    prompt = model.core.image_prompt(1)
     assert prompt.tolist() == [[IMAGE, IMAGE]]
-    inputs, _ = model.model.prepare_language_inputs(prompt, pixels(1))
-    torch.testing.assert_close(inputs["inputs_embeds"][0, 0], model.model.image_start)
+    inputs, _ = model.core.prepare_language_inputs(prompt, pixels(1))
+    torch.testing.assert_close(inputs["inputs_embeds"][0, 0], model.core.image_start)
     model(**rows_of(model, [5, EOS]), pixel_values=pixels(1)).loss.backward()
-    assert model.model.image_start.grad.abs().sum() > 0
+    assert model.core.image_start.grad.abs().sum() > 0
 
 
 def test_a_learned_start_begins_small_and_not_at_zero():
-    start = tiny_model("clip", image_start="learned", text_config={"n_embd": 256}).model.image_start
+    start = tiny_model("clip", image_start="learned", text_config={"n_embd": 256}).core.image_start
     assert start.std().item() == pytest.approx(0.02, rel=0.3)
 
 
 def test_without_a_start_the_image_stands_at_position_0():
     model = tiny_model("clip", image_start="none")
-    prompt = model.model.image_prompt(1)
-    inputs, image = model.model.prepare_language_inputs(prompt, pixels(1))
+    prompt = model.core.image_prompt(1)
+    inputs, image = model.core.prepare_language_inputs(prompt, pixels(1))
     assert prompt.tolist() == [[IMAGE]]
     torch.testing.assert_close(inputs["inputs_embeds"][0], image[0])
 
 
 def test_gemma_scales_its_text_and_leaves_the_image_tokens_as_they_are():
     model = tiny_model("clip", "gemma3")
-    inputs, image = model.model.prepare_language_inputs(torch.tensor([[BOS, IMAGE]]), pixels(1))
+    inputs, image = model.core.prepare_language_inputs(torch.tensor([[BOS, IMAGE]]), pixels(1))
     torch.testing.assert_close(
         inputs["inputs_embeds"][0, 0], model.get_input_embeddings().weight[BOS] * TEXT_WIDTH**0.5
     )
@@ -221,7 +221,7 @@ def test_gemma_scales_its_text_and_leaves_the_image_tokens_as_they_are():
 def test_several_images_go_to_their_placeholders_in_order():
     model = tiny_model()
     ids = torch.tensor([[BOS, IMAGE, 7, IMAGE], [BOS, 8, 9, IMAGE]])
-    inputs, image = model.model.prepare_language_inputs(ids, pixels(3))
+    inputs, image = model.core.prepare_language_inputs(ids, pixels(3))
     torch.testing.assert_close(inputs["inputs_embeds"][ids == IMAGE], image[:, 0])
 
 
@@ -234,7 +234,7 @@ def test_the_placeholder_is_never_looked_up():
 
 def test_the_embedding_table_is_never_resized():
     model = tiny_model()
-    for part in (model, model.model):
+    for part in (model, model.core):
         with pytest.raises(ValueError, match="keeps its embedding table as it is"):
             part.resize_token_embeddings(VOCAB_SIZE + 1)
     assert model.get_input_embeddings().num_embeddings == VOCAB_SIZE
@@ -447,47 +447,73 @@ def test_training_leaves_the_towers_bit_identical():
     assert losses[-1] < losses[0]
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {name for name, p in model.named_parameters() if p.requires_grad}
-    assert all("projector" in name or name == "model.image_start" for name in changed)
-    assert all(p.grad is None for p in model.model.vision_tower.parameters())
-    assert all(p.grad is None for p in model.model.language_model.parameters())
+    assert all("projector" in name or name == "core.image_start" for name in changed)
+    assert all(p.grad is None for p in model.core.vision_tower.parameters())
+    assert all(p.grad is None for p in model.core.language_model.parameters())
 
 
 def test_frozen_towers_stay_in_eval_mode():
     dropout = {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5}
     model = tiny_model("clip", "gpt2", text_config=dropout).train()
     assert model.training
-    assert model.model.multi_modal_projector.training
-    assert not any(module.training for module in model.model.vision_tower.modules())
-    assert not any(module.training for module in model.model.language_model.modules())
+    assert model.core.multi_modal_projector.training
+    assert not any(module.training for module in model.core.vision_tower.modules())
+    assert not any(module.training for module in model.core.language_model.modules())
     batch = rows_of(model, [5, 6, EOS])
     losses = {model(**batch, pixel_values=pixels(1)).loss.item() for _ in range(3)}
     assert losses == {model.eval()(**batch, pixel_values=pixels(1)).loss.item()}
 
 
+def train_step(model: CaptionerForConditionalGeneration) -> tuple[int, dict[str, torch.Tensor]]:
+    """The bytes kept for the backward pass, and the projector's gradients."""
+    rows = rows_of(model, [5, 6, 7, EOS], [8, EOS])
+    kept = []
+    model.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.nbytes) or tensor, lambda t: t):
+        loss = model(**rows, pixel_values=pixels()).loss
+    loss.backward()
+    return sum(kept), {name: gradient.clone() for name, gradient in projector_gradients(model).items()}
+
+
+@pytest.mark.parametrize("language", LANGUAGE)
+def test_activation_checkpointing_saves_memory_in_frozen_towers_and_changes_nothing_else(language):
+    model = tiny_model(language=language).train()
+    plain, expected = train_step(model)
+    model.gradient_checkpointing_enable()
+    checkpointed, found = train_step(model)
+    assert checkpointed < 0.6 * plain
+    assert not any(module.training for module in model.core.language_model.modules())
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    caption = model.generate(pixel_values=pixels(), max_new_tokens=5, do_sample=False)  # with its cache
+    model.gradient_checkpointing_disable()
+    assert torch.equal(model.generate(pixel_values=pixels(), max_new_tokens=5, do_sample=False), caption)
+    assert train_step(model)[0] == plain
+
+
 def test_a_language_model_that_is_trained_is_in_train_mode():
     model = tiny_model(freeze_language=False).train()
-    assert model.model.language_model.training
-    assert not model.model.vision_tower.training
+    assert model.core.language_model.training
+    assert not model.core.vision_tower.training
     model(**rows_of(model, [5, EOS]), pixel_values=pixels(1)).loss.backward()
-    assert model.model.language_model.get_input_embeddings().weight.grad.abs().sum() > 0
+    assert model.core.language_model.get_input_embeddings().weight.grad.abs().sum() > 0
 
 
 def test_a_vision_tower_that_is_trained_gets_gradients():
     model = tiny_model(freeze_vision=False)
     model(**rows_of(model, [5, EOS]), pixel_values=pixels(1)).loss.backward()
-    assert all(p.grad is not None for p in model.model.vision_tower.encoder.parameters())
+    assert all(p.grad is not None for p in model.core.vision_tower.encoder.parameters())
 
 
 def test_a_single_vision_parameter_unfrozen_by_hand_gets_its_gradient():
     model = tiny_model()
-    weight = model.model.vision_tower.encoder.layers[0].mlp.fc1.weight.requires_grad_(True)
+    weight = model.core.vision_tower.encoder.layers[0].mlp.fc1.weight.requires_grad_(True)
     model(**rows_of(model, [5, EOS]), pixel_values=pixels(1)).loss.backward()
     assert weight.grad.abs().sum() > 0
 
 
 def test_a_frozen_vision_tower_records_no_graph():
     model = tiny_model()
-    assert not model.model.encode_images(pixels()).pooler_output.requires_grad
+    assert not model.core.encode_images(pixels()).pooler_output.requires_grad
     assert model.get_image_features(pixels()).pooler_output.requires_grad
 
 
@@ -526,14 +552,14 @@ def test_the_projector_is_two_layers_around_an_exact_gelu():
 
 def test_the_projector_starts_at_pytorchs_scale_whatever_the_towers_start_at():
     model = tiny_model("clip", "gpt2", projector_expansion=40)
-    for linear in (model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2):
+    for linear in (model.core.multi_modal_projector.linear_1, model.core.multi_modal_projector.linear_2):
         bound = linear.in_features**-0.5
         assert linear.weight.abs().max() <= bound
         assert linear.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
 
 
 def test_fit_scale_gives_embeddings_of_the_wanted_spread():
-    projector = tiny_model().model.multi_modal_projector
+    projector = tiny_model().core.multi_modal_projector
     features = 30 * torch.randn(500, VISION_WIDTH) + 7
     features[:, 0] = 5  # a constant feature must not blow up
     before = sum(p.numel() for p in projector.parameters())
@@ -545,7 +571,7 @@ def test_fit_scale_gives_embeddings_of_the_wanted_spread():
 
 
 def test_fit_scale_of_a_single_feature_vector_stays_finite():
-    projector = tiny_model("dinov2", "gpt2").model.multi_modal_projector
+    projector = tiny_model("dinov2", "gpt2").core.multi_modal_projector
     feature = torch.randn(1, 1, VISION_WIDTH)
     projector.fit_scale(feature, output_std=0.3)
     assert projector.linear_1.weight.abs().max() < 10

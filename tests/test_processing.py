@@ -108,8 +108,8 @@ def test_without_bos_nothing_stands_before_the_placeholders(image_start):
     ("images", "text", "sentence"),
     [
         (2, ["A", "B", "C"], "3 prompts for 2 images: give one prompt for all, one for each, or say with <image>"),
-        (3, "<image> and <image>", "Found total 2 <image> tokens and 3 images"),
-        (0, "<image>", "Found 1 <image> tokens in the text but no images were passed"),
+        (3, "<image> and <image>", "there are 2 for 3 images"),
+        (0, "<image>", "there are 1 for 0 images"),
     ],
 )
 def test_numbers_that_do_not_match_are_refused(processor, images, text, sentence):
@@ -208,3 +208,36 @@ def test_a_tokenizer_without_padding_pads_with_its_end_token():
     inputs = processor(images=[picture(0), picture(1)], text=["A", "AB"], padding=True)
     assert inputs["input_ids"][0] == [256, 256, 257, *letters(processor, "A")]
     assert inputs["attention_mask"][0] == [0, 1, 1, 1]
+
+
+def test_a_chat_templates_mask_of_the_assistants_turns_counts_the_start_token():
+    processor = tiny_processor(tiny_config())
+    processor.chat_template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
+        "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    chat = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "A cat."}]
+    text = processor.apply_chat_template(chat, tokenize=False)
+    inputs = processor(images=picture(), text=text, return_tensors="pt", return_text_replacement_offsets=True)
+    offsets = inputs["text_replacement_offsets"][0]
+    assert [(entry["type"], entry["span"], entry["new_span"]) for entry in offsets] == [
+        ("text", (0, 0), (0, 5)),
+        ("image", (0, 7), (5, 12)),
+    ]
+
+
+def test_an_image_may_be_named_by_its_path(tmp_path):
+    processor = tiny_processor(tiny_config())
+    picture().save(tmp_path / "picture.png")
+    path = str(tmp_path / "picture.png")
+    expected = processor(images=picture(), return_tensors="pt")["pixel_values"]
+    for named in (path, [path], [[path]]):
+        assert torch.equal(processor(images=named, return_tensors="pt")["pixel_values"], expected)
+
+
+def test_the_callers_prompts_stay_as_they_are():
+    processor = tiny_processor(tiny_config())
+    prompts, placed = ["A", "B"], ["<image>A"]
+    processor(text=prompts)
+    processor(images=picture(), text=placed)
+    assert (prompts, placed) == (["A", "B"], ["<image>A"])

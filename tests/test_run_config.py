@@ -70,6 +70,8 @@ def test_there_are_configs_to_load():
         ("data.path", 2024, "2024"),
         ("data.limit", None, None),
         ("data.limit", 3, 3),
+        ("data.dev_share", 0, 0.0),
+        ("data.captions_per_image", "sample", "sample"),
         ("model.image_start", None, None),
         ("model.image_start", "none", "none"),
         ("model.vision", {"model_type": "vit"}, {"model_type": "vit"}),
@@ -101,6 +103,12 @@ def test_values_become_what_the_setting_holds(name, value, expected):
         ("model.vision", ["a"], "model.vision must be str|dict, and ['a'] is not."),
         ("training.batch_size", 0, "training.batch_size must be above 0, and 0 is not."),
         ("training.epochs", -1, "training.epochs must be above 0, and -1.0 is not."),
+        ("training.patience", -1, "training.patience must be at least 0, and -1 is not."),
+        ("data.dev_share", 1, "data.dev_share must be at least 0 and below 1, and 1.0 is not."),
+        ("data.max_bad_share", 1.5, "data.max_bad_share must be at least 0 and below 1, and 1.5 is not."),
+        ("data.on_bad_image", "stop", "data.on_bad_image must be error|skip, and 'stop' is not."),
+        ("data.max_pixels", 0, "data.max_pixels must be above 0, and 0 is not."),
+        ("data.captions_per_image", "two", "data.captions_per_image must be all|sample|first, and 'two' is not."),
         ("data.max_caption_tokens", 0, "data.max_caption_tokens must be above 0, and 0 is not."),
     ],
 )
@@ -162,6 +170,11 @@ class TestDataPath:
     def test_is_found_beside_the_configs_folder(self, config, tmp_path):
         table = write(tmp_path / "repo" / "photos" / "captions.csv", "")
         assert Path(RunConfig.load(config).data.path) == table
+
+    def test_is_found_for_the_folder_of_images_too(self, config, tmp_path):
+        write(config, "data: {images: photos}\n")
+        photo = write(tmp_path / "repo" / "photos" / "a.jpg", "")
+        assert Path(RunConfig.load(config).data.images) == photo.parent
 
     def test_is_first_looked_for_where_the_program_runs(self, config, tmp_path):
         write(tmp_path / "repo" / "photos" / "captions.csv", "")

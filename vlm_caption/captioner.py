@@ -10,10 +10,11 @@
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import huggingface_hub
 import numpy as np
@@ -25,7 +26,7 @@ from torch import nn
 from .backbones import BackboneError, is_hub_id
 from .configuration_captioner import CaptionerConfig
 from .console import quiet_transformers
-from .images import ImageError, describe, open_image
+from .images import MAX_BYTES, MAX_PIXELS, ImageError, ImageSource, describe, open_image
 from .modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration
 from .processing_captioner import CaptionerProcessor
 
@@ -33,8 +34,6 @@ logger = logging.getLogger(__name__)
 
 # Beside the package, in a clone of the repository.
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parents[1] / "checkpoints" / "embedded"
-
-ImageSource = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray
 
 
 class CheckpointError(BackboneError):
@@ -111,6 +110,39 @@ class Captioner:
             ) from error
         return cls(model.to(device or _default_device()), processor)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        full: bool = False,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload captioner",
+    ) -> huggingface_hub.CommitInfo:
+        """Upload model, processor and model card to the Hugging Face Hub in one commit.
+
+        Args:
+            repo_id: "org/name", or a name in the token's own namespace; the repository is made if there is none.
+            full: Upload both towers too, and code that loads them where this package is not installed.
+            private: Whether a new repository is private; by default as the namespace has it.
+            revision: The branch, made if there is none; by default "main".
+            token: Instead of the one that is logged in.
+            commit_message: The commit's.
+
+        Returns:
+            The commit: its `oid`, its `commit_url`.
+
+        Raises:
+            huggingface_hub.errors.HfHubHTTPError: The Hub refuses, for example for want of a token.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.model.save_pretrained(folder, full=full)
+            self.processor.save_pretrained(folder)
+            return self.model.upload_checkpoint(
+                folder, repo_id, private=private, revision=revision, token=token, commit_message=commit_message
+            )
+
     def caption(
         self,
         images: ImageSource | Iterable[ImageSource],
@@ -119,6 +151,8 @@ class Captioner:
         batch_size: int = 8,
         num_beams: int | None = None,
         max_new_tokens: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+        max_bytes: int = MAX_BYTES,
         **generate_kwargs: Any,
     ) -> list[Caption]:
         """Caption one picture or several; as of [`caption_each`], except that a bad picture ends it.
@@ -137,6 +171,8 @@ class Captioner:
             batch_size=batch_size,
             num_beams=num_beams,
             max_new_tokens=max_new_tokens,
+            max_pixels=max_pixels,
+            max_bytes=max_bytes,
             **generate_kwargs,
         ):
             if isinstance(result, ImageError):
@@ -152,6 +188,8 @@ class Captioner:
         batch_size: int = 8,
         num_beams: int | None = None,
         max_new_tokens: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+        max_bytes: int = MAX_BYTES,
         **generate_kwargs: Any,
     ) -> Iterator[Caption | ImageError]:
         """Caption pictures one batch after the other, in order, with the memory of one batch.
@@ -161,6 +199,7 @@ class Captioner:
             prompt: Text between the picture and the caption, which goes on from it.
             batch_size: Pictures at a time.
             num_beams, max_new_tokens: Instead of the settings in the checkpoint's `generation_config.json`.
+            max_pixels, max_bytes: The limits of `open_image`.
             **generate_kwargs: Further settings of `generate`, likewise.
 
         Yields:
@@ -171,27 +210,29 @@ class Captioner:
         """
         settings = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
         settings = {name: value for name, value in settings.items() if value is not None}
-        for name, value in {"batch_size": batch_size, **settings}.items():
+        limits = {"max_pixels": max_pixels, "max_bytes": max_bytes}
+        for name, value in {"batch_size": batch_size, **settings, **limits}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
-        return self._caption_batches(_as_iterable(images), prompt, batch_size, generate_kwargs | settings)
+        inputs = (self._prepare(source, prompt, max_pixels, max_bytes) for source in _as_iterable(images))
+        return self._caption_batches(inputs, batch_size, generate_kwargs | settings)
 
     def _caption_batches(
-        self, sources: Iterable[ImageSource], prompt: str, batch_size: int, generate_kwargs: dict[str, Any]
+        self, inputs: Iterable[_Input | ImageError], batch_size: int, generate_kwargs: dict[str, Any]
     ) -> Iterator[Caption | ImageError]:
         batch: list[_Input | ImageError] = []
-        for source in sources:
-            batch.append(self._prepare(source, prompt))
+        for entry in inputs:
+            batch.append(entry)
             # An error waits only for the captions before it.
             if len(batch) == batch_size or isinstance(batch[0], ImageError):
                 yield from self._caption_batch(batch, generate_kwargs)
                 batch = []
         yield from self._caption_batch(batch, generate_kwargs)
 
-    def _prepare(self, source: ImageSource, prompt: str) -> _Input | ImageError:
+    def _prepare(self, source: ImageSource, prompt: str, max_pixels: int, max_bytes: int) -> _Input | ImageError:
         # One picture at a time, so that no more than one is ever held in full size.
         try:
-            image = open_image(source)
+            image = open_image(source, max_pixels, max_bytes)
         except ImageError as error:
             # What led to it holds on to the half-decoded picture.
             error.__cause__ = error.__context__ = None
@@ -214,7 +255,7 @@ class Captioner:
         pixel_values = torch.cat([entry.pixel_values for entry in inputs])  # [B, 3, H, W]
         prompt_ids = torch.cat([entry.input_ids for entry in inputs]).to(self.model.device)  # [B, P], no padding
         # Encoded once, for the beams and for the scores.
-        features = self.model.model.encode_images(pixel_values).pooler_output  # [B, N, D_vision]
+        features = self.model.core.encode_images(pixel_values).pooler_output  # [B, N, D_vision]
         token_ids = self.model.generate(
             prompt_ids,
             attention_mask=torch.ones_like(prompt_ids),
@@ -250,7 +291,9 @@ class Captioner:
 
 
 def _as_iterable(images: Any) -> Iterable[ImageSource]:
-    single = isinstance(images, (str, os.PathLike, bytes, Image.Image, np.ndarray)) or hasattr(images, "read")
+    single = isinstance(images, (str, os.PathLike, bytes, Image.Image, np.ndarray, torch.Tensor)) or hasattr(
+        images, "read"
+    )
     return [images] if single else images
 
 

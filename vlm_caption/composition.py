@@ -6,6 +6,8 @@ For example:
 """
 
 import copy
+import dataclasses
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,11 @@ def compose(
         BackboneError: if a tower cannot be had.
         ValueError: if the towers and the settings do not go together.
     """
+    known = [field.name for field in dataclasses.fields(CaptionerConfig)]
+    for name in config_kwargs:
+        if name not in known:  # a config keeps what it does not know
+            nearest = difflib.get_close_matches(name, known, n=1)
+            raise ValueError(f"There is no setting {name}{f': did you mean {nearest[0]}?' if nearest else '.'}")
     vision_config, vision_backbone = _tower_config(vision, vision_revision, "vision_config")
     text_config, text_backbone = _tower_config(language, language_revision, "text_config")
     tokenizer = byte_tokenizer() if text_backbone is None else load_tokenizer(text_backbone)
@@ -108,13 +115,13 @@ def _with_fresh_projector(config: CaptionerConfig, dtype: torch.dtype) -> Captio
     # Through `from_pretrained`, which leaves out the towers' own (slow) random initialisation.
     weights = load_towers(config)
     projector = MultiModalProjector(config).state_dict()
-    weights |= {f"model.multi_modal_projector.{name}": tensor for name, tensor in projector.items()}
+    weights |= {f"core.multi_modal_projector.{name}": tensor for name, tensor in projector.items()}
     if config.image_start == "learned":
-        weights["model.image_start"] = 0.02 * torch.randn(config.text_config.hidden_size)
+        weights["core.image_start"] = 0.02 * torch.randn(config.text_config.hidden_size)
     for part, backbone in (("vision_tower", config.vision_backbone), ("language_model", config.text_backbone)):
         if backbone is None:
-            tower = getattr(CaptionerForConditionalGeneration(config).model, part)
-            weights |= {f"model.{part}.{name}": tensor for name, tensor in tower.state_dict().items()}
+            tower = getattr(CaptionerForConditionalGeneration(config).core, part)
+            weights |= {f"core.{part}.{name}": tensor for name, tensor in tower.state_dict().items()}
     with quiet_transformers():
         return CaptionerForConditionalGeneration.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
 
@@ -146,7 +153,7 @@ def load_towers(config: CaptionerConfig, check: bool = True) -> dict[str, torch.
             )
         backbone["fingerprint"] = found  # where another tower was allowed, the next checkpoint is for that one
         tower = _load_tower(part, directory, tower_config, config.pooled_feature)
-        weights |= {f"model.{part}.{name}": tensor for name, tensor in tower.items()}
+        weights |= {f"core.{part}.{name}": tensor for name, tensor in tower.items()}
     return weights
 
 

@@ -3,8 +3,14 @@
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+
+# What `generate` is told, less what a language model's config holds as well.
+_GENERATION_SETTINGS = {name for name in vars(GenerationConfig()) if not name.startswith("_")} - {
+    *dir(PreTrainedConfig),
+    *("use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
+}
 
 
 @strict
@@ -70,6 +76,12 @@ class CaptionerConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):
+        misplaced = sorted(_GENERATION_SETTINGS & set(kwargs))
+        if misplaced:
+            raise ValueError(
+                f"{', '.join(misplaced)}: this is for generation, and the model's config takes no such settings. Set "
+                "it in model.generation_config, or pass it to generate()."
+            )
         super().__post_init__(**kwargs)
         bos_token_id = getattr(self.text_config, "bos_token_id", None)
         if self.image_start is None:
@@ -136,6 +148,13 @@ class CaptionerConfig(PreTrainedConfig):
                 )
             tokens = (image_size // patch_size) ** 2
         return tokens + self.pooled_in_front + (self.image_start == "learned")
+
+    @property
+    def text_positions(self) -> int | None:
+        """How many positions the language model has: the length of its position table; None where it has no table."""
+        if getattr(self.text_config, "rope_parameters", None) is not None:
+            return None  # rotary positions go on; `generate` warns where that is further than was trained
+        return getattr(self.text_config, "max_position_embeddings", None)
 
     @property
     def start_token_id(self) -> int | None:

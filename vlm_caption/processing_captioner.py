@@ -1,10 +1,12 @@
 """Pictures and text to the model's inputs: placeholders for the image tokens, the start token before them."""
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, ClassVar, cast
 
 from tokenizers import AddedToken
 from transformers import AutoImageProcessor, ProcessorMixin
-from transformers.image_utils import make_flat_list_of_images
+from transformers.image_utils import ImageInput, make_flat_list_of_images
+from transformers.processing_utils import MultiModalData
 
 from .configuration_captioner import CaptionerConfig
 
@@ -16,6 +18,11 @@ class CaptionerProcessor(ProcessorMixin):
     `processor(images=image)` asks for a caption; `processor(images=image, text="A photo of")` for the rest of one.
     Text may say where the image goes with `<image>`; where it does not, the image goes in front.
 
+    Where the package `vlm_caption` is imported, its `open_image` opens the images here too: paths, URLs, bytes and
+    arrays, transparency on white, deep pixels scaled. The pipeline `image-text-to-text` opens paths and Pillow images
+    itself before they come here (those of a chat excepted), in transformers' own way, which shows the colour behind
+    transparency and makes 16-bit pictures white: give it what `vlm_caption.open_image` returns.
+
     Args:
         image_processor: any image processor.
         tokenizer: the language model's tokenizer, with `image_token` added (see [`CaptionerProcessor.from_config`]).
@@ -24,6 +31,9 @@ class CaptionerProcessor(ProcessorMixin):
         image_token (`str`): how a placeholder is written in text.
         chat_template (`str`, *optional*): as of `ProcessorMixin`.
     """
+
+    # Set by the package; this file travels with checkpoints without it, and leaves images to transformers then.
+    open_image: ClassVar[Callable[[Any], Any] | None] = None
 
     def __init__(
         self,
@@ -41,6 +51,12 @@ class CaptionerProcessor(ProcessorMixin):
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         tokenizer.padding_side = "left"  # a decoder continues each row at its right end
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As of `ProcessorMixin`, with the place of this code in checkpoints that carry it."""
+        return super().to_dict() | {
+            "auto_map": {"AutoProcessor": f"{__name__.rpartition('.')[2]}.{type(self).__name__}"}
+        }
 
     @classmethod
     def from_config(cls, config: CaptionerConfig, image_processor, tokenizer, image_token: str = "<image>"):
@@ -86,10 +102,12 @@ class CaptionerProcessor(ProcessorMixin):
         )
         return processor
 
-    def __call__(self, images=None, text: str | list[str] | None = None, **kwargs):
+    def __call__(self, images: ImageInput | None = None, text: str | list[str] | None = None, **kwargs):
         """
         Args:
-            images: a picture or a list of them, as of the image processor.
+            images: a picture or a list of them, as `vlm_caption.open_image` takes them, or a 4-D array or tensor;
+                without the package, as of the image processor. Given `do_rescale=False` or `input_data_format`,
+                arrays and tensors go to the image processor as they are.
             text: a prompt for each row. Without `<image>` in it, each row gets one image in front; a single prompt
                 is then repeated for all images.
             **kwargs: as of `ProcessorMixin.__call__` (`return_tensors="pt"`, `padding=True`, …).
@@ -98,19 +116,52 @@ class CaptionerProcessor(ProcessorMixin):
             `input_ids` and `attention_mask`, int64 [B, T], and `pixel_values`, float [I, 3, H, W].
         """
         if images is not None:
-            text = self._place_images(images, text)
-        if text is not None:
-            rows = [text] if isinstance(text, str) else text
-            start = self.start_token or ""
-            text = [row if start and row.startswith(start) else start + row for row in rows]
-        kwargs.setdefault("add_special_tokens", False)  # the start token is written out above
-        return super().__call__(images=images, text=text, **kwargs)
+            images = self._open_images(images, kwargs | kwargs.get("images_kwargs", {}))
+        rows = self._place_images(images, text)
+        kwargs.setdefault("add_special_tokens", False)  # `get_text_with_replacements` writes the start token out
+        return super().__call__(images=images, text=rows, **kwargs)
 
-    def _place_images(self, images, text: str | list[str] | None) -> list[str]:
-        num_images = len(cast(list, make_flat_list_of_images(images)))
+    def _open_images(self, images, settings: dict[str, Any]):
+        if self.open_image is None:
+            return self.image_processor.fetch_images(images)
+        is_array = hasattr(images, "ndim")
+        if is_array and (settings.get("do_rescale") is False or settings.get("input_data_format") is not None):
+            return images
+        if isinstance(images, (list, tuple)) or (is_array and images.ndim > 3):
+            return [self._open_images(image, settings) for image in images]
+        return self.open_image(images)
+
+    def get_text_with_replacements(self, text, *args, **kwargs):
+        """As of `ProcessorMixin`, with the start token in front of each row that has none."""
+        replaced: Any = super().get_text_with_replacements(text, *args, **kwargs)
+        rows, replacements = replaced
+        start = self.start_token or ""
+        for index, row in enumerate(rows):
+            if row.startswith(start):
+                continue
+            rows[index] = start + row
+            for replacement in replacements[index]:
+                replacement["new_span"] = tuple(place + len(start) for place in replacement["new_span"])
+            # In this form the base class moves the spans of a chat template's turns along.
+            inserted = {"span": (0, 0), "new_span": (0, len(start)), "text": "", "replacement": start}
+            replacements[index].insert(0, {"type": "text", **inserted})
+        return rows, replacements
+
+    def _place_images(self, images, text: str | list[str] | None) -> list[str] | None:
+        """The rows of text, each image's `<image>` among them."""
+        num_images = 0 if images is None else len(cast(list, make_flat_list_of_images(images)))
+        if text is None and num_images == 0:
+            return None
         rows = [text or ""] if text is None or isinstance(text, str) else list(text)
-        if any(self.image_token in row for row in rows):
-            return rows  # the base class checks that the numbers match
+        if placed := sum(row.count(self.image_token) for row in rows):
+            if placed != num_images:
+                raise ValueError(
+                    f"The number of {self.image_token} tokens in the prompts should be the same as the number of "
+                    f"images, and there are {placed} for {num_images} images."
+                )
+            return rows
+        if num_images == 0:
+            return rows
         if len(rows) == 1:
             rows *= num_images
         if len(rows) != num_images:
@@ -119,6 +170,13 @@ class CaptionerProcessor(ProcessorMixin):
                 f"{self.image_token} where the images go."
             )
         return [self.image_token + row for row in rows]
+
+    def _get_num_multimodal_tokens(self, image_sizes=None, **kwargs) -> MultiModalData:
+        # vLLM asks for this: placeholders and encoder inputs of images of these (height, width).
+        if image_sizes is None:
+            return MultiModalData()
+        count = len(image_sizes)
+        return MultiModalData(num_image_tokens=[self.image_seq_length] * count, num_image_patches=[1] * count)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         """One `<image>` in the text becomes as many placeholders as the image has tokens."""

@@ -7,14 +7,17 @@ import difflib
 import math
 import types
 import typing
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from .images import MAX_BYTES, MAX_PIXELS
+
 # Nothing would be learnt, or told, with 0 of these.
-_POSITIVE = {"data.max_caption_tokens"} | {
+_POSITIVE = {"data.max_caption_tokens", "data.max_pixels", "data.max_bytes"} | {
     f"training.{name}"
     for name in ("batch_size", "accumulation", "epochs", "eval_steps", "eval_images", "save_steps", "logging_steps")
 }
@@ -42,20 +45,60 @@ class ModelSection:
 
 @dataclass
 class DataSection:
-    """Captioned images; see `vlm_caption.data` for the formats."""
+    """Captioned images; docs/data.md describes the formats.
+
+    Attributes:
+        path: The corpus's folder or file, or a Hub dataset's id.
+        format: A name in `vlm_caption.data.FORMATS`; None: recognised from what is there.
+        images: The folder that image paths are relative to; None: found beside the captions.
+        image_column, caption_column: Of a table, a dataset or tar shards; None: found by name.
+        subset: Of a Hub dataset.
+        train_split, dev_split: In the corpus's own words; "dev" also finds `val`, `valid` and `validation`.
+        dev_share: The share of images that is cut off as "dev" where the corpus has no splits.
+        limit: Take the first so many images only.
+        captions_per_image: Which captions to train on: "all" in each epoch; "sample", one in each epoch, by the seed;
+            or the "first". The dev loss is always taken on all.
+        final_stop: A full stop at the end of captions: "add" it, "remove" it, or "keep" what is there.
+        lower_case: Whether captions become small letters.
+        min_words, max_words: Captions with fewer or more words are left out.
+        prompt: Text between the image and the caption; not learnt.
+        max_caption_tokens: Longer captions are cut here.
+        on_bad_image: What a picture that is missing or cannot be opened does: "error" stops the run; with "skip" it is
+            left out, counted, and written to `bad_images.jsonl` in the output folder.
+        max_bad_share: With "skip", a larger share of bad pictures stops the run.
+        max_pixels, max_bytes: A picture of more pixels, or a file of more bytes, is bad; it is not decoded.
+    """
 
     path: str = ""
     format: str | None = None
+    images: str | None = None
+    image_column: str | None = None
+    caption_column: str | None = None
+    subset: str | None = None
     train_split: str = "train"
     dev_split: str = "dev"
+    dev_share: float = 0.05
     limit: int | None = None
+    captions_per_image: Literal["all", "sample", "first"] = "all"
+    final_stop: Literal["keep", "add", "remove"] = "keep"
+    lower_case: bool = False
+    min_words: int | None = None
+    max_words: int | None = None
     prompt: str = ""
     max_caption_tokens: int = 64
+    on_bad_image: Literal["error", "skip"] = "error"
+    max_bad_share: float = 0.05
+    max_pixels: int = MAX_PIXELS
+    max_bytes: int = MAX_BYTES
 
 
 @dataclass
 class TrainingSection:
-    """How long, how fast, and what is told on the way. A batch counts images, each with all its captions."""
+    """How long, how fast, and what is told on the way. A batch counts images, each with all its captions.
+
+    Attributes:
+        patience: So many dev losses in a row that are no better than the best end the run; 0: none does.
+    """
 
     output_dir: str = "runs/captioner"
     batch_size: int = 8
@@ -73,6 +116,7 @@ class TrainingSection:
     eval_steps: int = 250
     eval_images: int = 200
     save_steps: int = 250
+    patience: int = 0
     logging_steps: int = 25
     samples: int = 3
     seed: int = 0
@@ -91,8 +135,8 @@ class RunConfig:
     def load(cls, path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> "RunConfig":
         """Reads a YAML file and then applies overrides, `{"training.max_steps": 10}`.
 
-        A relative `data.path` in the file is taken from the file's folder's parent (the repository, for `configs/`)
-        unless it exists from where the program runs.
+        A relative `data.path` or `data.images` in the file is taken from the file's folder's parent (the repository,
+        for `configs/`) unless it exists from where the program runs.
 
         Raises:
             ConfigError: for a file that cannot be read, an unknown field, or a value of the wrong kind.
@@ -113,8 +157,9 @@ class RunConfig:
                     raise ConfigError(f"{path}: the section {section} holds no fields.")
                 for name, value in fields.items():
                     values[f"{section}.{name}"] = value
-        if path is not None and isinstance(values.get("data.path"), str):
-            values["data.path"] = _find_data(values["data.path"], Path(path))
+        for name in ("data.path", "data.images"):
+            if path is not None and isinstance(values.get(name), str):
+                values[name] = _find_data(values[name], Path(path))
         values |= overrides or {}
 
         config = cls()
@@ -135,10 +180,12 @@ def field_types() -> dict[str, Any]:
     }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, sections: Collection[str] = ("model", "data", "training")) -> None:
     """Adds an option for every setting: `--training.max_steps 10`, or shorter `--max-steps 10`."""
     for name, hint in field_types().items():
         section, _, attribute = name.partition(".")
+        if section not in sections:
+            continue
         parser.add_argument(
             f"--{attribute.replace('_', '-')}",
             f"--{name}",
@@ -195,6 +242,10 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     value = _converted(name, value, hint)
     if name in _POSITIVE and value <= 0:
         raise ConfigError(f"{name} must be above 0, and {value} is not.")
+    if name == "training.patience" and value < 0:
+        raise ConfigError(f"{name} must be at least 0, and {value} is not.")
+    if name in ("data.dev_share", "data.max_bad_share") and not 0 <= value < 1:
+        raise ConfigError(f"{name} must be at least 0 and below 1, and {value} is not.")
     return value
 
 

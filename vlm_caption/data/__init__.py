@@ -1,86 +1,177 @@
 """Images with their captions, from the formats that corpora come in.
 
-A format is one module with two functions: one says whether a path holds it, the other, a `Reader`, yields its images.
+    dataset = load_captions("../shared/flickr8k", "train")  # columns: image, captions
+    picture = open_image(open_place(dataset[0]["image"]))
+
+The way of a corpus: a reader of its format (`FORMATS`) yields one `Record`, or one `Problem`, after the other;
+`store.py` cleans the captions, gathers them by image, settles the splits, and writes an Arrow file for each split into
+the cache; a `Corpus` gives these as memory-mapped datasets. Nothing is held in memory as a whole, and no picture is
+copied.
+
+To see what is wrong with a corpus without an exception at the first fault, go through `open_corpus(...).problems()`,
+or hand `on_problem` to `Corpus.load`; `read_records` yields what the reader does. The formats are described in
+docs/data.md.
 """
 
 import difflib
 import os
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset
 
-from .captions import CaptionedImage, DataError, clean_caption
-from .flickr8k import TOKEN_FILE, holds_flickr8k, read_flickr8k
-from .table import TABLE_NAMES, TABLE_SUFFIXES, holds_table, read_table
+from .arrow import find_dataset, list_dataset_files, read_dataset
+from .bad_images import BAD_IMAGES_NAME, BadImages, PictureOpener, check_pictures
+from .captions import CaptionChoice, Cleaning, clean_caption
+from .corpus import Corpus, count_captions, drop_rows
+from .flickr8k import find_results, find_tokens, list_token_files, read_results, read_tokens
+from .json_corpora import find_coco, find_karpathy, find_llava, read_coco, read_karpathy, read_llava
+from .places import Place, open_place
+from .records import DataError, Format, Problem, Reader, Record, Source
+from .shards import find_shards, read_shards
+from .table import (
+    METADATA_NAMES,
+    TABLE_NAMES,
+    TABLE_SUFFIXES,
+    find_metadata,
+    find_table,
+    list_table_files,
+    read_imagefolder,
+    read_table,
+)
+from .text_files import find_text_files, list_text_files, read_text_files
 
-__all__ = ["FORMATS", "CaptionedImage", "DataError", "Reader", "clean_caption", "load_captions"]
+__all__ = [
+    "BAD_IMAGES_NAME",
+    "FORMATS",
+    "BadImages",
+    "CaptionChoice",
+    "Cleaning",
+    "Corpus",
+    "DataError",
+    "Format",
+    "PictureOpener",
+    "Place",
+    "Problem",
+    "Reader",
+    "Record",
+    "Source",
+    "check_pictures",
+    "clean_caption",
+    "count_captions",
+    "drop_rows",
+    "load_captions",
+    "open_corpus",
+    "open_place",
+    "read_records",
+]
 
-Reader = Callable[[Path, str], Iterator[CaptionedImage]]
+_TABLE_SIGN = f"a file that ends in {', '.join(TABLE_SUFFIXES)}, or a folder with {', '.join(TABLE_NAMES)}"
+_SAVED_SIGN = "a folder of save_to_disk, a folder of .parquet files, or a Hub dataset's id"
 
-FORMATS: dict[str, Reader] = {"flickr8k": read_flickr8k, "table": read_table}
-
-# How a format is recognised, in the order tried, and the words for it.
-_SIGNS: dict[str, tuple[Callable[[Path], bool], str]] = {
-    "flickr8k": (holds_flickr8k, f"a folder with {TOKEN_FILE}"),
-    "table": (holds_table, f"a {', '.join(TABLE_SUFFIXES)} file or a folder with {', '.join(TABLE_NAMES)}"),
+FORMATS: dict[str, Format] = {
+    "coco": Format("COCO's captions_*.json, in a folder or its annotations", find_coco, read_coco),
+    "karpathy": Format("Karpathy's dataset_*.json", find_karpathy, read_karpathy),
+    "llava": Format("a .json of LLaVA conversations", find_llava, read_llava),
+    "flickr8k": Format("Flickr8k.token.txt, or a file of its kind", find_tokens, read_tokens, files=list_token_files),
+    "flickr30k": Format("Flickr30k's results.csv, with | between the fields", find_results, read_results),
+    "imagefolder": Format(f"a folder with {', '.join(METADATA_NAMES)}", find_metadata, read_imagefolder),
+    "table": Format(_TABLE_SIGN, find_table, read_table, files=list_table_files),
+    "dataset": Format(_SAVED_SIGN, find_dataset, read_dataset, files=list_dataset_files),
+    "webdataset": Format("tar shards (.tar)", find_shards, read_shards),
+    "text_files": Format(
+        "a folder with NAME.txt beside NAME.jpg", find_text_files, read_text_files, files=list_text_files
+    ),
 }
-
-_FEATURES = Features({"image": Value("string"), "captions": List(Value("string"))})
 
 
 def load_captions(
-    path: str | os.PathLike, split: str = "train", format: str | None = None, limit: int | None = None
+    path: str | os.PathLike,
+    split: str = "train",
+    format: str | None = None,
+    limit: int | None = None,
+    *,
+    on_problem: Callable[[Problem], None] | None = None,
+    **options,
 ) -> Dataset:
-    """Read captioned images as a dataset with the columns `image` (a path) and `captions` (a list of strings).
+    """Read a split of captioned images: `open_corpus(path, format, **options).load(split, limit, on_problem)`."""
+    return open_corpus(path, format, **options).load(split, limit, on_problem)
 
-    The dataset is an Arrow table in memory, of paths and sentences only: a few MB for tens of thousands of captions.
-    It writes no cache, and so none can go stale: `Dataset.from_generator` would serve its old cache after the files
-    have changed.
+
+def open_corpus(
+    path: str | os.PathLike,
+    format: str | None = None,
+    *,
+    images: str | os.PathLike | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    subset: str | None = None,
+    cleaning: Cleaning | None = None,
+    dev_share: float = 0.05,
+) -> Corpus:
+    """Read captioned images into the cache, or find them there.
+
+    What is read depends on the files' paths, sizes and times of change, and on the settings here: when one changes,
+    the corpus is read anew.
 
     Args:
-        path: A corpus's folder, or a table.
-        split: The split to read, in the corpus's own words.
+        path: A corpus's folder or file, or a Hub dataset's id.
         format: A name in `FORMATS`; by default it is recognised from what is there.
-        limit: Take the first `limit` images only.
+        images: The folder that image paths are relative to, where it is not the one that is found.
+        image_column, caption_column: The columns of a table, where they are not found by name.
+        subset: Of a Hub dataset.
+        cleaning: What is done to the captions; by default only `clean_caption`.
+        dev_share: The share of images, by a hash of each, that is "dev" where the corpus has no splits.
 
     Raises:
-        DataError: The format is not known, the corpus is malformed or has no such split, or images are missing.
+        DataError: The format is not known or not clear, or the corpus is malformed.
     """
-    source = Path(path)
-    if not source.exists():
-        raise DataError(f"{source}: there is no such file or folder")
-    if limit is not None and limit < 1:
-        raise DataError(f"{source}: the limit is {limit}: give at least 1")
-    reader = _get_reader(_recognise(source) if format is None else format)
-
-    records = list(islice(reader(source, split), limit))
-    if not records:
-        raise DataError(f"{source}: the split {split!r} is empty")
-    missing = [record.image for record in records if not Path(record.image).is_file()]
-    if missing:
-        raise DataError(f"{source}: {len(missing)} of {len(records)} images are missing, first: {missing[0]}")
-    return Dataset.from_dict(
-        {"image": [record.image for record in records], "captions": [list(record.captions) for record in records]},
-        features=_FEATURES,
-    )
+    source, name = _recognise(path, format, images, image_column, caption_column, subset)
+    return Corpus(source, name, FORMATS[name], cleaning or Cleaning(), dev_share)
 
 
-def _get_reader(name: str) -> Reader:
-    if name not in FORMATS:
-        near = difflib.get_close_matches(name.lower(), FORMATS, n=1)
+def read_records(path: str | os.PathLike, format: str | None = None, **settings) -> Iterator[Record | Problem]:
+    """Yield what the reader of a corpus does, one after the other, in its order.
+
+    Args:
+        path, format: As of `open_corpus`.
+        **settings: `images`, `image_column`, `caption_column`, `subset`, likewise.
+
+    Raises:
+        DataError: The format is not known or not clear, or what follows cannot be read.
+    """
+    source, name = _recognise(path, format, **settings)
+    return FORMATS[name].read(source)
+
+
+def _recognise(
+    path: str | os.PathLike,
+    format: str | None,
+    images: str | os.PathLike | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    subset: str | None = None,
+) -> tuple[Source, str]:
+    source = Source(Path(path), None if images is None else Path(images), image_column, caption_column, subset)
+    if format is not None and format not in FORMATS:
+        near = difflib.get_close_matches(format.lower(), FORMATS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(FORMATS)}"
-        raise DataError(f"unknown format {name!r}: {hint}")
-    return FORMATS[name]
-
-
-def _recognise(source: Path) -> str:
-    for name, (holds, _) in _SIGNS.items():
-        if holds(source):
-            return name
-    looked_for = "; ".join(f"{words} ({name})" for name, (_, words) in _SIGNS.items())
-    raise DataError(f"{source}: the format is not recognised: looked for {looked_for}; found {_list_some(source)}")
+        raise DataError(f"unknown format {format!r}: {hint}")
+    is_on_hub = bool(find_dataset(source.path)) if format is None else format == "dataset"
+    if not source.path.exists() and not is_on_hub:
+        raise DataError(f"{source.path}: there is no such file or folder")
+    if format is not None:
+        return source, format
+    found = {name: files for name, known in FORMATS.items() if (files := known.find(source.path))}
+    if len(found) > 1:
+        signs = " and ".join(f"{files[0].name} ({name})" for name, files in found.items())
+        raise DataError(f"{source.path}: its format could be any of several, for it has {signs}: set data.format")
+    if not found:
+        looked_for = "; ".join(f"{known.sign} ({name})" for name, known in FORMATS.items())
+        raise DataError(
+            f"{source.path}: the format is not recognised: looked for {looked_for}; found {_list_some(source.path)}"
+        )
+    return source, next(iter(found))
 
 
 def _list_some(source: Path) -> str:

@@ -1,44 +1,95 @@
-"""What every reader yields, and the one cleaning of captions."""
+"""Captions as text: the one cleaning of them, and the choice among an image's several."""
 
+import hashlib
 import re
+import unicodedata
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal
 
 # The space before a mark that stands alone (" ." but not " .5" or " ..."), before "'s", and inside round brackets.
 _TOKENIZER_SPACE = re.compile(r" (?=[.,;:!?)](?: |$)|'s(?![\w']))|(?<=\() ")
 
+# Full stops of Latin, Chinese and Japanese, Devanagari and its neighbours, Urdu; and the ellipsis, which stays.
+_STOPS = ".。।\u06d4"
+_ELLIPSIS = "…"
 
-class DataError(ValueError):
-    """Captioned images cannot be read: the message names the file and says what to do."""
+FinalStop = Literal["keep", "add", "remove"]
 
 
 @dataclass(frozen=True, slots=True)
-class CaptionedImage:
-    """One image and its cleaned captions, at least one."""
+class Cleaning:
+    """What is done to every caption, and which captions are left out.
 
-    image: str
-    captions: tuple[str, ...]
+    Attributes:
+        final_stop, lower_case: As of `clean_caption`.
+        min_words, max_words: A caption with fewer or more words, as spaces part them, is left out and counted. None:
+            no bound; then an empty caption is a fault in the data.
+    """
+
+    final_stop: FinalStop = "keep"
+    lower_case: bool = False
+    min_words: int | None = None
+    max_words: int | None = None
+
+    def clean(self, text: str) -> str:
+        """The cleaned caption."""
+        return clean_caption(text, self.final_stop, self.lower_case)
 
 
-def clean_caption(text: str) -> str:
+def clean_caption(text: str, final_stop: FinalStop = "keep", lower_case: bool = False) -> str:
     """Undo a tokenized corpus's spacing: "A dog 's bone , in  the way .\\n" becomes "A dog's bone, in the way.".
 
     Runs of whitespace become one space, none is left at the ends, and none before a free-standing `.` `,` `;` `:` `!`
     `?` `)`, before `'s`, or after `(`. Quotation marks keep their spaces, for opening and closing ones look alike.
-    Every other character stays, in its order and case; cleaning twice changes nothing more.
+    Letters and accents are composed (Unicode NFC), so that text typed on different systems has the same tokens.
+    Every other character stays, in its order: joiners of emoji, Persian and Indic scripts too. Cleaning twice changes
+    nothing more.
+
+    Args:
+        text: The caption as the corpus has it.
+        final_stop: "add" puts a full stop behind a caption that does not end in punctuation; "remove" takes the last
+            one away, unless it is all there is or one of several; "keep" does neither.
+        lower_case: Whether capitals become small letters.
     """
-    return _TOKENIZER_SPACE.sub("", " ".join(text.split()))
+    if lower_case:
+        text = text.lower()
+    text = _TOKENIZER_SPACE.sub("", " ".join(unicodedata.normalize("NFC", text).split()))
+    if final_stop == "add" and text and not unicodedata.category(text[-1]).startswith("P"):
+        return f"{text}."
+    if final_stop == "remove" and text and text[-1] in _STOPS:
+        body = text[:-1].rstrip()
+        if body and body[-1] not in _STOPS + _ELLIPSIS:
+            return body
+    return text
 
 
-def read_text(path: Path) -> str:
-    """Read a whole UTF-8 file, with or without a byte order mark.
+def count_words(caption: str) -> int:
+    """How many words a cleaned caption has, as spaces part them: scripts written without spaces count few."""
+    return len(caption.split())
 
-    Raises:
-        DataError: The file cannot be read, or is not UTF-8.
+
+class CaptionChoice:
+    """Which of an image's captions are trained on.
+
+    Args:
+        captions_per_image: "all"; "first"; or "sample", one of them in each epoch, drawn evenly by a hash of seed,
+            epoch and image: the same one after a run was stopped and resumed.
+        seed: Of the draw.
+
+    Attributes:
+        epoch: The epoch to draw for, from 0; the training loop sets it.
     """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path}: the file cannot be read ({error.strerror or error})") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: the file is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+
+    def __init__(self, captions_per_image: Literal["all", "sample", "first"] = "all", seed: int = 0):
+        self.captions_per_image, self.seed = captions_per_image, seed
+        self.epoch = 0
+
+    def __call__(self, row: dict) -> list[str]:
+        """The captions to train on, of a row with `image` and `captions`."""
+        captions = row["captions"]
+        if self.captions_per_image == "all":
+            return captions
+        if self.captions_per_image == "first":
+            return captions[:1]
+        draw = hashlib.sha256(f"{self.seed} {self.epoch} {row['image']}".encode()).digest()
+        return [captions[int.from_bytes(draw[:8]) % len(captions)]]

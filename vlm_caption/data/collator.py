@@ -6,13 +6,15 @@ caption is predicted exactly as if it stood in a row of its own, and the prefix 
 caption.
 """
 
+import itertools
 from collections.abc import Callable
 
 import torch
 
 from ..modeling_captioner import IGNORE_INDEX
 from ..processing_captioner import CaptionerProcessor
-from .captions import DataError
+from .captions import CaptionChoice
+from .records import DataError
 
 
 class CaptionCollator:
@@ -24,6 +26,7 @@ class CaptionCollator:
             or `{"image_features": float [B, N, D_vision]}`.
         prompt: text between the image and the caption; not learnt.
         max_caption_tokens: longer captions are cut here, and then have no end token to learn.
+        choose: gets a row and returns the captions of it that count; by default all.
     """
 
     def __init__(
@@ -32,11 +35,13 @@ class CaptionCollator:
         encode_images: Callable[[list[dict]], dict[str, torch.Tensor]],
         prompt: str = "",
         max_caption_tokens: int = 64,
+        choose: Callable[[dict], list[str]] | None = None,
     ):
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.encode_images = encode_images
         self.max_caption_tokens = max_caption_tokens
+        self.choose = choose or CaptionChoice("all")
         prompt = prompt.rstrip()
         # Byte-pair tokenizers keep a word's space with the word, so it belongs to the caption.
         self.separator = " " if prompt else ""
@@ -49,11 +54,25 @@ class CaptionCollator:
         Raises:
             DataError: if nothing is left of the caption.
         """
-        if not caption.strip():
+        return self._tokenize([caption])[0]
+
+    def count_tokens(self, rows: list[dict]) -> list[int]:
+        """How many tokens the captions of each row have together, end tokens included."""
+        return [sum(map(len, captions)) for captions in self._captions_ids(rows)]
+
+    def _captions_ids(self, rows: list[dict]) -> list[list[list[int]]]:
+        captions = [self.choose(row) for row in rows]
+        ids = iter(self._tokenize([caption for texts in captions for caption in texts]))
+        return [list(itertools.islice(ids, len(texts))) for texts in captions]
+
+    def _tokenize(self, captions: list[str]) -> list[list[int]]:
+        """In one call: a fast tokenizer then works on all of them at once."""
+        if not all(caption.strip() for caption in captions):
             raise DataError("a caption is empty: remove it from the data")
+        texts = [self.separator + caption for caption in captions]
         # Text that looks like a special token (`<image>`) is text here.
-        ids = self.tokenizer(self.separator + caption, add_special_tokens=False, split_special_tokens=True).input_ids
-        return [*ids, self.tokenizer.eos_token_id][: self.max_caption_tokens]
+        encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
+        return [[*ids, self.tokenizer.eos_token_id][: self.max_caption_tokens] for ids in encoded]
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         """
@@ -63,7 +82,7 @@ class CaptionCollator:
             for Trainer's count of targets): int64 [B, M], what they predict, −100 at padding; and the images.
         """
         start = len(self.prefix)
-        packed = [[self.caption_ids(caption) for caption in row["captions"]] for row in rows]
+        packed = self._captions_ids(rows)
         width = max(sum(map(len, captions)) for captions in packed)  # M
         length = start + width  # T
         pad = self.tokenizer.pad_token_id

@@ -1,169 +1,242 @@
-"""A table of images and captions: CSV, TSV or JSON lines."""
+"""A table of images and captions: CSV, TSV, JSON lines, or Parquet; and the Hugging Face imagefolder made with one."""
 
 import csv
-import hashlib
-import io
 import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePath
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
-from .captions import CaptionedImage, DataError, clean_caption, read_text
+from .arrow import read_parquet
+from .places import Place, digest_base64, find_base64
+from .records import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    SPLIT_COLUMN,
+    DataError,
+    ImageFolder,
+    Problem,
+    Record,
+    Source,
+    as_captions,
+    find_column,
+    find_split,
+    list_subfolders,
+    settle_names,
+    the_one,
+)
+from .text import first_line, read_lines
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
-TABLE_NAMES = ("metadata.csv", "metadata.jsonl", "captions.csv", "captions.jsonl")
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+TABLE_NAMES = ("captions.csv", "captions.tsv", "captions.jsonl", "captions.parquet", "captions.txt")
+METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
-# Where a table has several of these, the first one named here counts.
-IMAGE_COLUMNS = ("image", "image_path", "file_name", "filename", "path", "file")
-CAPTION_COLUMNS = ("caption", "captions", "text", "comment", "sentence")
-SPLIT_COLUMN = "split"
-
-DEV_SHARE = 0.05
+# The longest field of a CSV, in characters: a base64 picture. csv's own limit is 131,072.
+_FIELD_LIMIT = 1 << 26
 
 
-def holds_table(source: Path) -> bool:
-    """Whether `source` is a table by its ending, or a folder that holds one by name."""
-    if source.is_dir():
-        return any((source / name).is_file() for name in TABLE_NAMES)
-    return source.suffix.lower() in TABLE_SUFFIXES
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One row: its values by column, and the bytes of the file that it was read from, from `offset` on."""
+
+    table: Path
+    name: str
+    values: Mapping[str, object]
+    offset: int
+    content: bytes
+
+    @property
+    def where(self) -> str:
+        return f"{self.table}, {self.name}"
 
 
-def read_table(source: Path, split: str) -> Iterator[CaptionedImage]:
-    """Yield the images of `split` in the order in which the table first names them, with all their captions.
+def find_table(path: Path) -> list[Path]:
+    """The table that `path` is by its ending, or holds by name."""
+    if path.is_dir():
+        return [path / name for name in TABLE_NAMES if (path / name).is_file()]
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
+        return [path] if first_line(path).count("|") != 2 else []  # that would be Flickr30k's results.csv
+    return [path] if suffix in TABLE_SUFFIXES or (suffix == ".txt" and _is_headed(path)) else []
 
-    The columns are found by name (`IMAGE_COLUMNS`, `CAPTION_COLUMNS`), whatever the case. Image paths are relative to
-    the table's folder. A caption is a string or, in JSON lines, a list of strings as well; rows with the same image
-    are one record. CSV and TSV quote alike: a field that starts with `"` ends with one.
 
-    A column `split` says which split a row is of. Without one, there are "train" and "dev": an image is in dev if the
-    hash of its path, as the table writes it, is in the lowest 5 % of all hashes. So the choice holds on every machine
-    and when images are added, and an image's captions stay together. With two images or more, each has at least one.
+def list_table_files(source: Source) -> list[Path]:
+    """The table alone."""
+    return find_table(source.path) or find_metadata(source.path)
+
+
+def read_table(source: Source) -> Iterator[Record | Problem]:
+    """Yield a record for each row of a table.
+
+    The columns are found by name (`IMAGE_COLUMNS`, `CAPTION_COLUMNS`), whatever the case, unless they are given. An
+    image is a path, relative to the table's folder or the one folder in it that holds the pictures; or base64; or
+    bytes (Parquet). A caption is a string or, in JSON lines and Parquet, a list of strings as well. A column `split`
+    says which split a row is of. CSV and TSV quote alike: a field that starts with `"` ends with one.
 
     Raises:
-        DataError: The table cannot be read, a column or value is missing or malformed, or nothing is in `split`.
+        DataError: The table cannot be read, or lacks a column.
     """
-    table = _find_table(source)
-    rows = list(_read_rows(table))
-    if not rows:
+    looked_for = f"table ({', '.join(TABLE_NAMES)}, or a file that ends in {', '.join(TABLE_SUFFIXES)})"
+    table = the_one(list_table_files(source), source.path, looked_for)
+    folder = ImageFolder(source, [table.parent, *list_subfolders(table.parent)])
+    yield from _read_one(table, source, folder, None)
+    folder.check()
+
+
+def find_metadata(path: Path) -> list[Path]:
+    """The `metadata.*` of a Hugging Face imagefolder: in the folder, or in those of its splits."""
+    if not path.is_dir():
+        return []
+    return [
+        folder / name
+        for folder in [path, *list_subfolders(path)]
+        for name in METADATA_NAMES
+        if (folder / name).is_file()
+    ]
+
+
+def read_imagefolder(source: Source) -> Iterator[Record | Problem]:
+    """Yield a record for each row of the metadata files, as of `read_table`, with paths relative to each.
+
+    A subfolder with its own metadata is a split by its name: `train/metadata.csv`, `validation/metadata.jsonl`.
+
+    Raises:
+        DataError: A file cannot be read, lacks a column, or there are two in one folder.
+    """
+    tables = find_metadata(source.path)
+    folders = list(dict.fromkeys(table.parent for table in tables))
+    names = [find_split(folder.name) if folder != source.path else None for folder in folders]
+    splits = dict(zip(folders, settle_names(names), strict=True))
+    for folder in folders:
+        table = the_one([table for table in tables if table.parent == folder], folder, "metadata file")
+        split = splits[folder]
+        images = ImageFolder(source, [folder], source.path)
+        yield from _read_one(table, source, images, split)
+        images.check()
+    if not tables:
+        raise DataError(f"{source.path}: it holds no metadata file ({', '.join(METADATA_NAMES)})")
+
+
+def _read_one(table: Path, source: Source, folder: ImageFolder, split: str | None) -> Iterator[Record | Problem]:
+    if table.suffix.lower() == ".parquet":
+        yield from read_parquet([table], source, folder, split)
+        return
+    read_rows: Callable[[Path], Iterator[_Row | Problem]] = (
+        _read_jsonl if table.suffix.lower() == ".jsonl" else _read_csv
+    )
+    columns: tuple[str, str] | None = None
+    row = None
+    for row in read_rows(table):
+        if isinstance(row, Problem):
+            yield row
+            continue
+        if columns is None:
+            columns = (
+                find_column(row.values, source.image_column, IMAGE_COLUMNS, "image", row.where),
+                find_column(row.values, source.caption_column, CAPTION_COLUMNS, "caption", row.where),
+            )
+        yield _record(row, *columns, folder, split)
+    if row is None:
         raise DataError(f"{table}: the table has no rows")
-    where, columns = rows[0]
-    image_column = _find_column(columns, IMAGE_COLUMNS, "image", where)
-    caption_column = _find_column(columns, CAPTION_COLUMNS, "caption", where)
-    has_split = any(SPLIT_COLUMN in row for _, row in rows)
-
-    captions: dict[str, list[str]] = {}
-    splits: dict[str, str] = {}
-    for where, row in rows:
-        image = PurePath(_get_text(row, image_column, where)).as_posix()  # "./a.jpg" is "a.jpg"
-        captions.setdefault(image, []).extend(_get_captions(row, caption_column, where))
-        if has_split:
-            row_split = _get_text(row, SPLIT_COLUMN, where)
-            if splits.setdefault(image, row_split) != row_split:
-                raise DataError(
-                    f"{where}: the image {image} is in the split {row_split!r} here and in {splits[image]!r} above: "
-                    "keep all its rows in one split"
-                )
-    if not has_split:
-        splits = _cut_dev(list(captions))
-
-    if split not in splits.values():
-        there = ", ".join(sorted(set(splits.values())))
-        raise DataError(f"{table}: no image is in the split {split!r}; splits that are there: {there}")
-    for image, found in captions.items():
-        if splits[image] == split:
-            yield CaptionedImage(str(table.parent / image), tuple(found))
 
 
-def _find_table(source: Path) -> Path:
-    if not source.is_dir():
-        if source.suffix.lower() not in TABLE_SUFFIXES:
-            raise DataError(f"{source}: a table's file name ends in {', '.join(TABLE_SUFFIXES)}")
-        return source
-    there = [name for name in TABLE_NAMES if (source / name).is_file()]
-    if not there:
-        raise DataError(f"{source}: the folder holds no table: looked for {', '.join(TABLE_NAMES)}")
-    if len(there) > 1:
-        raise DataError(f"{source}: the folder holds {' and '.join(there)}: give the path of the one to read")
-    return source / there[0]
+def _record(
+    row: _Row, image_column: str, caption_column: str, folder: ImageFolder, split: str | None
+) -> Record | Problem:
+    if SPLIT_COLUMN in row.values:
+        value = row.values[SPLIT_COLUMN]
+        if not isinstance(value, str) or not value.strip():
+            return Problem(row.where, f"the column {SPLIT_COLUMN!r} must hold text, and holds {value!r}")
+        split = value.strip()
+    image = row.values.get(image_column)
+    if not isinstance(image, str) or not image.strip():
+        reason = f"the column {image_column!r} must hold a path or base64 text, and holds {image!r:.80}"
+        return Problem(row.where, reason, split=split)
+    if not (captions := as_captions(row.values.get(caption_column))):
+        reason = (
+            f"the column {caption_column!r} must hold a caption, or in JSON lines a list of captions, and holds "
+            f"{row.values.get(caption_column)!r:.80}"
+        )
+        return Problem(row.where, reason, split=split)
+    encoded = find_base64(image)
+    if encoded is None:
+        return folder.record(image.strip(), captions, row.where, split)
+    # Some writers of JSON escape the slash; decoding passes over the backslash.
+    for written in (encoded.encode(), encoded.replace("/", "\\/").encode()):
+        start = row.content.find(written)
+        if start >= 0:
+            place = Place(str(row.table), row.name, row.offset + start, len(written), is_base64=True)
+            return Record(str(place), tuple(captions), digest_base64(encoded), row.where, split)
+    reason = f"the base64 in the column {image_column!r} is written with escapes: write it plainly"
+    return Problem(row.where, reason, split=split)
 
 
-def _read_rows(table: Path) -> Iterator[tuple[str, dict[str, object]]]:
-    """Yield each row by column name, after its place for error messages."""
-    text = read_text(table)
-    return _read_jsonl(table, text) if table.suffix.lower() == ".jsonl" else _read_csv(table, text)
+class _CsvLines:
+    """Feeds a table's lines to csv, and keeps those that the row at hand is made of."""
+
+    def __init__(self, table: Path):
+        self._lines = read_lines(table)
+        self._of_row: list[tuple[int, bytes]] = []
+
+    def __iter__(self) -> "_CsvLines":
+        return self
+
+    def __next__(self) -> str:
+        _, offset, content, text = next(self._lines)
+        self._of_row.append((offset, content))
+        return text
+
+    def end_row(self) -> tuple[int, bytes]:
+        """The offset and the bytes of the row that csv has just given."""
+        offset, content = self._of_row[0][0], b"".join(content for _, content in self._of_row)
+        self._of_row = []
+        return offset, content
 
 
-def _read_csv(table: Path, text: str) -> Iterator[tuple[str, dict[str, object]]]:
+def _read_csv(table: Path) -> Iterator[_Row | Problem]:
+    csv.field_size_limit(max(csv.field_size_limit(), _FIELD_LIMIT))
+    lines = _CsvLines(table)
     # Strict: a stray quotation mark is an error, where csv would else swallow the rows up to the next one.
-    reader = csv.reader(io.StringIO(text), delimiter="\t" if table.suffix.lower() == ".tsv" else ",", strict=True)
+    reader = csv.reader(lines, delimiter="\t" if table.suffix.lower() == ".tsv" else ",", strict=True)
     header: list[str] = []
     number = 0
     try:
         for number, cells in enumerate(reader, start=1):
+            offset, content = lines.end_row()
             if not header:
                 header = [_column(cell) for cell in cells]
+            elif cells and len(cells) != len(header):
+                reason = (
+                    f"{len(cells)} fields, and the header has {len(header)}: put a field that holds the separator "
+                    'between quotation marks (")'
+                )
+                yield Problem(f"{table}, row {number}", reason)
             elif cells:
-                if len(cells) != len(header):
-                    raise DataError(
-                        f"{table}, row {number}: {len(cells)} fields, and the header has {len(header)}: "
-                        'put a field that holds the separator between quotation marks (")'
-                    )
-                yield f"{table}, row {number}", dict(zip(header, cells, strict=True))
+                yield _Row(table, f"row {number}", dict(zip(header, cells, strict=True)), offset, content)
     except csv.Error as error:
         raise DataError(
             f"{table}, row {number + 1}: {error}: double the quotation marks inside a quoted field"
         ) from error
 
 
-def _read_jsonl(table: Path, text: str) -> Iterator[tuple[str, dict[str, object]]]:
-    for number, line in enumerate(text.split("\n"), start=1):  # splitlines also splits inside JSON strings
+def _read_jsonl(table: Path) -> Iterator[_Row | Problem]:
+    for number, offset, content, line in read_lines(table):
         if not line.strip():
             continue
         where = f"{table}, line {number}"
         try:
-            row = json.loads(line)
+            values = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: this is not JSON ({error}): write one object a line") from error
-        if not isinstance(row, dict):
+        if not isinstance(values, dict):
             raise DataError(f"{where}: this is not a JSON object: write one object a line")
-        yield where, {_column(key): value for key, value in row.items()}
+        yield _Row(table, f"line {number}", {_column(key): value for key, value in values.items()}, offset, content)
 
 
 def _column(name: str) -> str:
     return name.strip().lower()
 
 
-def _find_column(columns: Mapping[str, object], names: tuple[str, ...], what: str, where: str) -> str:
-    for name in names:
-        if name in columns:
-            return name
-    raise DataError(
-        f"{where}: there is no {what} column: looked for {', '.join(names)} and found {', '.join(columns) or 'none'}"
-    )
-
-
-def _get_text(row: Mapping[str, object], column: str, where: str) -> str:
-    value = row.get(column)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: the column {column!r} must hold text, and holds {value!r}")
-    return value.strip()
-
-
-def _get_captions(row: Mapping[str, object], column: str, where: str) -> list[str]:
-    value = row.get(column)
-    texts = value if isinstance(value, list) else [value]
-    captions = [clean_caption(text) for text in texts if isinstance(text, str)]
-    if not captions or not all(captions) or len(captions) < len(texts):
-        raise DataError(
-            f"{where}: the column {column!r} must hold a caption, or in JSON lines a list of captions, none empty, "
-            f"and holds {value!r}"
-        )
-    return captions
-
-
-def _cut_dev(images: list[str]) -> dict[str, str]:
-    """Put each image in "train" or "dev" by a hash of its path."""
-    ranks = {image: int.from_bytes(hashlib.sha256(image.encode()).digest()[:8]) / 2**64 for image in images}
-    ranked = sorted(images, key=ranks.__getitem__)
-    count = sum(rank < DEV_SHARE for rank in ranks.values())
-    count = min(max(count, 1), len(images) - 1)  # one at least in each
-    return {image: "dev" if place < count else "train" for place, image in enumerate(ranked)}
+def _is_headed(path: Path) -> bool:
+    """Whether a text file is a CSV with known columns: Kaggle's Flickr8k calls its table captions.txt."""
+    columns = {_column(cell) for cell in first_line(path).split(",")}
+    return bool(columns & set(IMAGE_COLUMNS)) and bool(columns & set(CAPTION_COLUMNS))

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.captions import DataError, read_text
+from ..data import DataError
+from ..data.text import read_text
 
 ImageId = int | str
 

@@ -1,0 +1,143 @@
+"""Kills a tiny training run at seeded random moments and starts it again: it must end with the very same weights.
+
+    python tests/kill_training.py --count 20 --seed 0
+
+The moments are drawn in turn from four places: while image features are cached, between checkpoints, while a
+checkpoint is written, and from the last checkpoint on, where the bridge is saved. The exit code is 1 if any run ended
+with other weights.
+"""
+
+import argparse
+import multiprocessing
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+
+from safetensors.numpy import load_file
+
+STEPS, SAVE_STEPS = 18, 3
+PLACES = ("caching", "training", "checkpoint", "end")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one run ended: when it was killed, what its folder held then, and whether it ended with the same weights."""
+
+    moment: str
+    killed: bool
+    left: list[str]
+    equal: bool
+
+    def __str__(self) -> str:
+        state = f"killed beside {', '.join(self.left) or 'nothing'}" if self.killed else "had ended"
+        return f"{self.moment}: {state}; then {'the same weights' if self.equal else 'OTHER WEIGHTS'}"
+
+
+def train(folder: Path, name: str) -> None:
+    """The run: tiny towers, sampled captions, features cached for this run alone. Called in a process of its own."""
+    from test_training import tiny_settings
+
+    from vlm_caption.run_config import RunConfig
+    from vlm_caption.training import train
+
+    os.environ["VLM_CAPTION_CACHE"] = str(folder / f"cache-{name}")
+    settings = tiny_settings(folder) | {
+        "data.captions_per_image": "sample",
+        "training.output_dir": str(folder / name),
+        "training.batch_size": 3,
+        "training.max_steps": STEPS,
+        "training.save_steps": SAVE_STEPS,
+        "training.eval_steps": 2,
+    }
+    train(RunConfig.load(None, settings))
+
+
+def kill_runs(folder: Path, count: int, seed: int) -> Iterator[Outcome]:
+    """Runs the tiny training once in peace and `count` times with a kill −9 and a restart; yields each one's outcome.
+
+    Args:
+        folder: an empty one.
+        count: how many runs are killed.
+        seed: of the moments.
+    """
+    from test_training import write_colours
+
+    table = write_colours(folder)
+    header, *rows = table.read_text().splitlines()
+    more = [row.replace("png,", f"png,{word} ") for row in rows for word in ("a", "the very", "some")]
+    table.write_text("\n".join([header, *rows, *more]))
+    context = multiprocessing.get_context("forkserver")  # imports once, forks for every run
+    context.set_forkserver_preload(["vlm_caption.training"])
+
+    def start(name: str):
+        process = context.Process(target=train, args=(folder, name))
+        process.start()
+        return process
+
+    def finish(name: str) -> dict:
+        process = start(name)
+        process.join()
+        if process.exitcode:
+            raise RuntimeError(f"the run {name} ended with exit code {process.exitcode}")
+        return load_file(folder / name / "model.safetensors")
+
+    expected = finish("whole")
+    draw = random.Random(seed)
+    for number, place in enumerate(islice(cycle(PLACES), count)):
+        name = f"killed-{number}"
+        output = folder / name
+        moment, is_there, delay = _draw_moment(draw, place, output, folder / f"cache-{name}")
+        process = start(name)
+        while process.is_alive() and not is_there():
+            time.sleep(0.0005)
+        time.sleep(delay)
+        killed = process.is_alive()
+        process.kill()
+        process.join()
+        left = sorted(path.name for path in output.glob("*") if path.name.startswith(("checkpoint", "model")))
+        weights = finish(name)
+        equal = weights.keys() == expected.keys() and all((weights[key] == expected[key]).all() for key in expected)
+        yield Outcome(moment, killed, left, equal)
+
+
+def _draw_moment(draw: random.Random, place: str, output: Path, cache: Path) -> tuple[str, Callable[[], bool], float]:
+    """Its name, the sign that it is near, and the seconds from there on."""
+    step = draw.randrange(SAVE_STEPS, STEPS, SAVE_STEPS)
+    delay = draw.random() * {"caching": 0.05, "training": 0.3, "checkpoint": 0.03, "end": 0.3}[place]
+    if place == "caching":
+        return f"caching + {delay:.3f} s", lambda: any((cache / "features").glob("*")), delay
+    if place == "training":
+        return f"after step {step} + {delay:.3f} s", (output / f"checkpoint-{step}").exists, delay
+    if place == "end":
+        return f"after step {STEPS} + {delay:.3f} s", (output / f"checkpoint-{STEPS}").exists, delay
+    before, partial = output / f"checkpoint-{step}", output / "checkpoint.partial"
+    return (
+        f"writing checkpoint {step + SAVE_STEPS} + {delay:.3f} s",
+        lambda: before.exists() and partial.exists(),
+        delay,
+    )
+
+
+def main() -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        outcomes = []
+        for outcome in kill_runs(Path(folder), arguments.count, arguments.seed):
+            outcomes.append(outcome)
+            print(f"{len(outcomes):3} {outcome}", flush=True)
+    print(f"{sum(outcome.equal for outcome in outcomes)} of {len(outcomes)} ended with the same weights, bit for bit")
+    return 0 if all(outcome.equal for outcome in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""A full checkpoint carries its code: it loads with transformers alone, where this package is not installed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from towers import picture, save_language_model, save_vision_tower, tiny_model, tiny_processor
+
+from vlm_caption import CaptionerForConditionalGeneration, CaptionerProcessor, compose
+from vlm_caption.modeling_captioner import CODE_FILES
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "transformers_only.py"
+
+# Run before anything else: the package cannot be imported, wherever it may be installed.
+WITHOUT_THE_PACKAGE = "import sys; sys.modules['vlm_caption'] = None\n"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A full checkpoint, and a photo beside it."""
+    folder = tmp_path_factory.mktemp("whole")
+    model = tiny_model(language="llama")
+    model.generation_config.update(max_new_tokens=8, do_sample=False)
+    model.save_pretrained(folder, full=True)
+    tiny_processor(model.config).save_pretrained(folder)
+    picture().save(folder / "photo.png")
+    return folder
+
+
+def run(code: str, *arguments: object, home: Path) -> subprocess.CompletedProcess:
+    """Runs Python where this package cannot be imported, with nobody to answer questions."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT_THE_PACKAGE + code, *map(str, arguments)],
+        cwd=home,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def expected_caption(folder: Path) -> str:
+    model = CaptionerForConditionalGeneration.from_pretrained(folder)
+    processor = CaptionerProcessor.from_pretrained(folder)
+    inputs = processor(images=picture(), return_tensors="pt")
+    return processor.decode(model.generate(**inputs)[0], skip_special_tokens=True)
+
+
+def test_a_full_checkpoint_holds_the_three_code_files_and_a_bridge_none(tmp_path, whole):
+    assert {path.name for path in whole.glob("*.py")} == set(CODE_FILES)
+    model, processor = compose(save_vision_tower(tmp_path / "v"), save_language_model(tmp_path / "l"))
+    model.save_pretrained(tmp_path / "bridge")
+    processor.save_pretrained(tmp_path / "bridge")
+    assert list((tmp_path / "bridge").glob("*.py")) == []
+    assert "auto_map" not in json.loads((tmp_path / "bridge/config.json").read_text())
+
+
+def test_a_full_checkpoint_saved_as_a_bridge_names_no_code(tmp_path):
+    model, _ = compose(save_vision_tower(tmp_path / "v"), save_language_model(tmp_path / "l"))
+    model.save_pretrained(tmp_path / "whole", full=True)
+    CaptionerForConditionalGeneration.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "bridge")
+    assert "auto_map" not in json.loads((tmp_path / "bridge/config.json").read_text())
+
+
+def test_the_example_of_a_few_lines_captions_a_photo_without_the_package(tmp_path, whole):
+    code = EXAMPLE.read_text()
+    assert len([line for line in code.splitlines() if line.strip()]) <= 12
+    done = run(code, whole, whole / "photo.png", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip("\n") == expected_caption(whole)
+
+
+def test_the_pipeline_works_without_the_package_and_what_it_loaded_saves_again(tmp_path, whole):
+    code = """
+from transformers import AutoModel, pipeline
+folder, copy = sys.argv[1:]
+pipe = pipeline("image-text-to-text", model=folder, trust_remote_code=True)
+print(repr(pipe(folder + "/photo.png", text="")[0]["generated_text"]))
+pipe.model.save_pretrained(copy, full=True)
+pipe.processor.save_pretrained(copy)
+print(type(AutoModel.from_pretrained(folder, trust_remote_code=True)).__name__)
+"""
+    done = run(code, whole, tmp_path / "copy", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    caption, headless = done.stdout.splitlines()
+    assert caption == repr(expected_caption(whole))
+    assert headless == "CaptionerModel"
+    assert {path.name for path in (tmp_path / "copy").glob("*.py")} == set(CODE_FILES)
+    assert expected_caption(tmp_path / "copy") == expected_caption(whole)
+
+
+@pytest.mark.parametrize("loader", ["AutoConfig", "AutoProcessor", "AutoModelForImageTextToText"])
+def test_without_the_flag_none_of_the_code_runs(tmp_path, whole, loader):
+    trapped = tmp_path / "trapped"
+    shutil.copytree(whole, trapped)
+    for name in CODE_FILES:
+        (trapped / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    done = run(f"from transformers import {loader}\n{loader}.from_pretrained(sys.argv[1])", trapped, home=tmp_path)
+    assert done.returncode == 1
+    assert not (tmp_path / "ran").exists()
+    if loader != "AutoProcessor":  # which does not ask, and says that it knows no such class
+        assert "trust_remote_code=True" in done.stderr
+
+
+def test_a_bridge_without_the_package_says_what_to_install(tmp_path):
+    """A bridge that somebody put the code files beside."""
+    model, _ = compose(save_vision_tower(tmp_path / "v"), save_language_model(tmp_path / "l"))
+    model.save_pretrained(tmp_path / "bridge", full=True)
+    config = json.loads((tmp_path / "bridge/config.json").read_text())
+    config["external_towers"] = ["vision_tower", "language_model"]
+    (tmp_path / "bridge/config.json").write_text(json.dumps(config))
+    code = """
+from transformers import AutoModelForImageTextToText
+AutoModelForImageTextToText.from_pretrained(sys.argv[1], trust_remote_code=True)
+"""
+    done = run(code, tmp_path / "bridge", home=tmp_path)
+    assert done.returncode == 1
+    assert "holds the bridge alone, without vision_tower and language_model: install" in done.stderr
+
+
+def test_where_the_package_is_installed_its_own_classes_are_taken(whole):
+    from transformers import AutoModelForImageTextToText
+
+    for flag in (None, True):
+        loaded = AutoModelForImageTextToText.from_pretrained(whole, trust_remote_code=flag)
+        assert type(loaded) is CaptionerForConditionalGeneration
+    assert torch.equal(loaded.core.image_prompt(1), tiny_model(language="llama").core.image_prompt(1))

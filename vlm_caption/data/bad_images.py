@@ -1,0 +1,164 @@
+"""Pictures of a corpus opened within limits, and what becomes of those that cannot be.
+
+Either the first one ends the run with its error, or each is left out, counted and written down (`BadImages`).
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from ..console import progress
+from ..images import MAX_BYTES, MAX_PIXELS, ImageError, open_image
+from .parallel import map_in_threads
+from .places import Place, open_place
+from .records import DataError, Problem
+
+BAD_IMAGES_NAME = "bad_images.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class PictureOpener:
+    """Opens an entry of a dataset's column `image`, as training, feature caching and evaluation do.
+
+    Attributes:
+        max_pixels, max_bytes: The limits of `open_image`.
+    """
+
+    max_pixels: int = MAX_PIXELS
+    max_bytes: int = MAX_BYTES
+
+    def __call__(self, image: str) -> Image.Image:
+        """The picture, upright and RGB.
+
+        Raises:
+            ImageError: It cannot be opened.
+        """
+        return open_image(open_place(image, self.max_bytes), self.max_pixels, self.max_bytes)
+
+
+class BadImages:
+    """The pictures that were left out, in a file of JSON lines with `file` and `reason`, written as they are found.
+
+    Every run finds all of them again, in the caches if not in the pictures. So a line that an earlier run left stays
+    where it is and is not written twice, and `settle` takes out what is no longer so.
+
+    Args:
+        path: The file. There is none before there is a bad picture. None: count only.
+        max_share: More than this share of all pictures is too many.
+
+    Attributes:
+        reasons: Why each picture was left out, by its file (`Place.described`), in the order in which they were found.
+    """
+
+    def __init__(self, path: Path | None = None, max_share: float = 0.05):
+        self.path, self.max_share = path, max_share
+        self.reasons: dict[str, str] = {}
+        self._total: int | None = None
+        self._written: dict[str, str] = {}
+        if path is not None and path.exists():
+            text = path.read_text(encoding="utf-8", errors="replace")
+            for line in text.split("\n"):
+                with suppress(ValueError, KeyError, TypeError):  # a line that a kill cut short
+                    entry = json.loads(line)
+                    self._written[entry["file"]] = entry["reason"]
+            if text != _as_lines(self._written):
+                self._rewrite(self._written)
+
+    def expect(self, total: int) -> None:
+        """Say how many pictures there are besides those found so far; from now on, too many bad ones end the run.
+
+        Raises:
+            DataError: There are too many already.
+        """
+        self._total = total + len(self.reasons)
+        self._check()
+
+    def add(self, image: str, reason: str) -> None:
+        """Write down a picture, an entry of a dataset's column `image`.
+
+        Raises:
+            DataError: They are too many now, or the file cannot be written.
+        """
+        file = Place.parse(image).described
+        if file in self.reasons:
+            return
+        self.reasons[file] = reason
+        if self.path is not None and self._written.get(file) != reason:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a", encoding="utf-8", errors="replace") as out:
+                    out.write(_as_lines({file: reason}))
+            except OSError as error:
+                raise _unwritable(self.path, error) from error
+            self._written[file] = reason
+        self._check()
+
+    def add_missing(self, problem: Problem) -> None:
+        """The same for a picture that `Corpus.load` misses."""
+        self.add(problem.image or problem.where, problem.reason)
+
+    def settle(self) -> None:
+        """Say that all pictures have been looked at: what the file says besides is no longer so.
+
+        Raises:
+            DataError: The file cannot be written.
+        """
+        if self.path is not None and self._written != self.reasons:
+            self._rewrite(self.reasons)
+
+    def _rewrite(self, entries: dict[str, str]) -> None:
+        assert self.path is not None
+        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
+        try:
+            if entries:
+                partial.write_text(_as_lines(entries), encoding="utf-8", errors="replace")
+                partial.replace(self.path)
+            else:
+                self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        finally:
+            partial.unlink(missing_ok=True)
+        self._written = dict(entries)
+
+    def _check(self) -> None:
+        if self._total is None or len(self.reasons) <= self.max_share * self._total:
+            return
+        file, reason = next(iter(self.reasons.items()))
+        listed = f"; all so far are in {self.path}" if self.path is not None else ""
+        raise DataError(
+            f"at least {len(self.reasons):,} of {self._total:,} images are bad, more than data.max_bad_share "
+            f"{self.max_share:g} allows (first: {file}: {reason}{listed}): mend them, or raise data.max_bad_share"
+        )
+
+
+def check_pictures(
+    images: Sequence[str], open_picture: PictureOpener, on_error: Callable[[int, ImageError], None]
+) -> None:
+    """Open every picture, and give the row and the error of each that cannot be opened."""
+
+    def fault(image: str) -> ImageError | None:
+        try:
+            open_picture(image)
+        except ImageError as error:
+            return error.with_traceback(None)  # it would hold on to the half-decoded picture
+        return None
+
+    for row, error in enumerate(progress(map_in_threads(fault, images), total=len(images), desc="checking images")):
+        if error is not None:
+            on_error(row, error)
+
+
+def _as_lines(entries: dict[str, str]) -> str:
+    return "".join(
+        json.dumps({"file": file, "reason": reason}, ensure_ascii=False) + "\n" for file, reason in entries.items()
+    )
+
+
+def _unwritable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: bad pictures cannot be written down there ({error.strerror or error})")

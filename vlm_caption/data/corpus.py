@@ -1,0 +1,159 @@
+"""A corpus that has been read: its splits as memory-mapped datasets, and what was wrong with it."""
+
+import logging
+import os
+from collections.abc import Callable, Collection, Iterator
+
+import pyarrow as pa
+from datasets import Dataset
+
+from .captions import Cleaning
+from .places import Place
+from .records import DataError, Format, Problem, Source
+from .store import store
+
+logger = logging.getLogger(__name__)
+
+# Other words for the split "dev".
+_DEV_WORDS = ("val", "valid", "validation")
+
+_ROWS_A_BATCH = 10_000
+
+
+class Corpus:
+    """Captioned images, read from their format into the cache, or found there.
+
+    Args:
+        source: The corpus.
+        name, corpus_format: Its format.
+        cleaning: For every caption.
+        dev_share: The share of images to cut off as "dev", where the corpus has no splits.
+
+    Attributes:
+        format: The name of its format.
+        dropped: How many captions and images the cleaning left out, by the reason in words.
+
+    Raises:
+        DataError: The corpus cannot be read.
+    """
+
+    def __init__(self, source: Source, name: str, corpus_format: Format, cleaning: Cleaning, dev_share: float):
+        self.source, self.format = source, name
+        self._store = lambda renew: store(source, name, corpus_format, cleaning, dev_share, renew)
+        self._stored, self._was_there = self._store(False)
+        self.dropped = self._stored.dropped
+        if any(self.dropped.values()):
+            counts = ", ".join(f"{count:,} {what}" for what, count in self.dropped.items() if count)
+            logger.info("%s: left out %s", source.path, counts)
+
+    @property
+    def splits(self) -> list[str]:
+        """The names of its splits, in the order in which the corpus first has them."""
+        return list(self._stored.splits)
+
+    def problems(self, split: str | None = None) -> Iterator[Problem]:
+        """What is wrong with single records of a split, or of all: those that were left out as it was read.
+
+        That a picture is missing is not among them: `load` looks.
+        """
+        for problem in self._stored.problems():
+            if split is None or problem.split in (None, split):
+                yield problem
+
+    def load(
+        self,
+        split: str = "train",
+        limit: int | None = None,
+        on_problem: Callable[[Problem], None] | None = None,
+        on_missing: Callable[[Problem], None] | None = None,
+    ) -> Dataset:
+        """A split, as a dataset with the columns `image` (a place, mostly a path) and `captions` (a list of strings).
+
+        It is memory-mapped. `open_place` gives what `open_image` takes for an image.
+
+        Args:
+            split: Its name; "dev" also finds `val`, `valid` or `validation`.
+            limit: Take the first `limit` images only.
+            on_problem: Gets every problem of the split, and the records in question are left out. By default the
+                first problem is raised.
+            on_missing: Gets the images that are missing, in place of `on_problem`.
+
+        Raises:
+            DataError: There is no such split, or something is wrong and nobody is given to get it.
+        """
+        if limit is not None and limit < 1:
+            raise DataError(f"{self.source.path}: the limit is {limit}: give at least 1")
+        found = self._find_split(split)
+        dataset, missing = self._open(found, limit)
+        if len(missing) == len(dataset) and self._was_there:  # the pictures may have moved since
+            self._stored, self._was_there = self._store(True)
+            found = self._find_split(split)
+            dataset, missing = self._open(found, limit)
+        self._report(found, on_problem)
+        on_missing = on_missing or on_problem
+        if missing and on_missing is None:
+            first = Place.parse(dataset[missing[0]]["image"]).described
+            raise DataError(f"{self.source.path}: {len(missing)} of {len(dataset)} images are missing, first: {first}")
+        if missing and on_missing is not None:
+            for row in missing:
+                image = dataset[row]["image"]
+                on_missing(Problem(Place.parse(image).described, "the image is missing", image, found))
+            dataset = drop_rows(dataset, missing)
+        return dataset
+
+    def _find_split(self, split: str) -> str:
+        if split in self._stored.splits:
+            return split
+        others = [word for word in _DEV_WORDS if split == "dev" and word in self._stored.splits]
+        if len(others) == 1:
+            return others[0]
+        self._report(None, None)  # what is wrong may be why
+        there = ", ".join(sorted(self._stored.splits)) or "none"
+        raise DataError(f"{self.source.path}: no image is in the split {split!r}; splits that are there: {there}")
+
+    def _report(self, split: str | None, on_problem: Callable[[Problem], None] | None) -> None:
+        first, count = None, 0
+        for problem in self.problems(split):
+            if on_problem is not None:
+                on_problem(problem)
+            first, count = first or problem, count + 1
+        if first is not None and on_problem is None:
+            more = f" ({count - 1:,} more of its records have problems)" if count > 1 else ""
+            raise DataError(f"{first}{more}")
+
+    def _open(self, split: str, limit: int | None) -> tuple[Dataset, list[int]]:
+        """A split, and the rows whose pictures are missing."""
+        dataset = self._stored.open(split)
+        if limit is not None:
+            dataset = dataset.select(range(min(limit, len(dataset))))
+        missing: list[int] = []
+        shared: dict[str, bool] = {}  # files that hold many pictures
+        for start, batch in _batches(dataset):
+            for row, image in enumerate(batch.column("image").to_pylist(), start=start):
+                place = Place.parse(image)
+                if place.is_whole_file:
+                    is_there = os.path.isfile(place.path)  # noqa: PTH113 - three times as fast, for a million paths
+                else:
+                    if place.path not in shared:
+                        shared[place.path] = os.path.isfile(place.path)  # noqa: PTH113
+                    is_there = shared[place.path]
+                if not is_there:
+                    missing.append(row)
+        return dataset, missing
+
+
+def count_captions(dataset: Dataset) -> int:
+    """How many captions a dataset of `Corpus.load` has."""
+    return sum(len(chunk.flatten()) for _, batch in _batches(dataset) for chunk in batch.column("captions").chunks)
+
+
+def drop_rows(dataset: Dataset, rows: Collection[int]) -> Dataset:
+    """A dataset without some of its rows; itself, if there are none to drop."""
+    gone = set(rows)
+    return dataset.select([row for row in range(len(dataset)) if row not in gone]) if gone else dataset
+
+
+def _batches(dataset: Dataset) -> Iterator[tuple[int, pa.Table]]:
+    arrow = dataset.with_format("arrow")
+    for start in range(0, len(dataset), _ROWS_A_BATCH):
+        yield start, arrow[start : start + _ROWS_A_BATCH]

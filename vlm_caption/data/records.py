@@ -1,0 +1,255 @@
+"""What readers yield, and what they are told.
+
+A format is one `Format`: how it is recognised, and a reader. A reader gets a `Source` and yields, one at a time and in
+the corpus's order, a `Record` for an image and some of its captions, or a `Problem` where something is wrong with one
+record only. What makes the rest unreadable (a broken file, no such column) it raises as a `DataError`.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from .places import Place
+
+# Where a table has several of these, the first one named here counts.
+IMAGE_COLUMNS = (
+    *("image", "image_path", "file_name", "filename", "image_name"),
+    *("b64string_images", "image_base64", "base64", "image_bytes", "bytes", "jpg", "png", "img", "path", "file"),
+)
+CAPTION_COLUMNS = ("caption", "captions", "text", "comment", "sentence", "sentences", "txt")
+SPLIT_COLUMN = "split"
+
+# Folders of pictures beside a file of captions, as the well-known corpora name them.
+PHOTO_FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images", "flickr30k_images", "flickr30k-images")
+
+# The words that file and folder names have for splits: "captions_train2017.json", "imagenet-val-0001.tar", "test/".
+_SPLIT_WORD = re.compile(r"(?:^|[^a-z])(train|dev|val|valid|validation|test)(?:\d{4})?(?=[^a-z\d]|$)")
+
+
+# "./a.jpg" and "photos//a.jpg" are other words for "a.jpg" and "photos/a.jpg".
+_UNTIDY = re.compile(r"^\./|//|/\./|/$")
+
+
+class DataError(ValueError):
+    """Captioned images cannot be read: the message names the file and says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image and some of its captions, as the corpus has them; several records may be of one image.
+
+    Attributes:
+        image: The picture's place, `str(Place)`.
+        captions: Not yet cleaned; none, if the corpus has the image without any.
+        key: What the image is called, wherever the corpus lies: its path as written, or a hash of its bytes. Records
+            with one key are one image, and a hash of it cuts the splits.
+        where: File and row, for messages.
+        split: As the corpus says, if it does.
+    """
+
+    image: str
+    captions: tuple[str, ...]
+    key: str
+    where: str
+    split: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with one record, which is left out.
+
+    Attributes:
+        where: File and row.
+        reason: What is wrong, and what to do about it.
+        image: The picture's place, if that is known.
+        split: The record's, if that is known.
+    """
+
+    where: str
+    reason: str
+    image: str | None = None
+    split: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A corpus, and the settings that win over what is recognised.
+
+    Attributes:
+        path: Its file or folder; of a Hub dataset the id.
+        images: The folder that image paths are relative to.
+        image_column, caption_column: Names in a table; in tar shards, `caption_column` is the member's ending or the
+            field of its JSON.
+        subset: Of a Hub dataset.
+    """
+
+    path: Path
+    images: Path | None = None
+    image_column: str | None = None
+    caption_column: str | None = None
+    subset: str | None = None
+
+
+Reader = Callable[[Source], Iterator[Record | Problem]]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A format that corpora come in.
+
+    Attributes:
+        sign: How it is recognised, in words.
+        find: The files and folders by which a path holds this format, empty if it does not.
+        read: Its reader.
+        files: The files that the records depend on, for the cache to notice a change; by default those of `find`.
+    """
+
+    sign: str
+    find: Callable[[Path], list[Path]]
+    read: Reader
+    files: Callable[[Source], Iterable[Path]] | None = None
+
+
+class ImageFolder:
+    """Makes records of pictures that a corpus names by path.
+
+    Which folder the paths are relative to is seen by the first picture that is there. From a folder that was given,
+    every path is followed; out of one that was found, none may lead.
+
+    Args:
+        source: The corpus.
+        candidates: Folders in which the pictures may be, unless one is given.
+        root: Where names repeat in the corpus's folders: the folder that keys are paths from. By default a key is the
+            name.
+
+    Raises:
+        DataError: The folder that was given is not there.
+    """
+
+    def __init__(self, source: Source, candidates: Sequence[Path], root: Path | None = None):
+        if source.images is not None and not source.images.is_dir():
+            raise DataError(f"{source.images}: there is no such folder: correct data.images")
+        self._source, self._root = source, root
+        self._candidates = list(dict.fromkeys(candidates))
+        self._chosen = source.images
+        self._first: str | None = None
+
+    def record(self, name: str, captions: Sequence[str], where: str, split: str | None = None) -> Record | Problem:
+        """The record of the picture that the corpus calls `name`. Whether it is there is not said.
+
+        Raises:
+            DataError: The folder could be either of two.
+        """
+        if name.lower().startswith(("http://", "https://")):
+            return Problem(where, f"{name} is a URL: download the picture and give its path", split=split)
+        if _UNTIDY.search(name):
+            name = PurePosixPath(name).as_posix()
+        if self._source.images is None and (name.startswith("/") or os.path.normpath(name).startswith("..")):
+            reason = "leads out of the folder: set data.images to the folder it is meant from, and it is followed"
+            return Problem(where, f"the path {name} {reason}", split=split)
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            return Problem(where, f"the file name {name!r} is not UTF-8: rename the file", split=split)
+        if self._chosen is None:
+            self._choose(name)
+        path = _join(self._chosen or self._candidates[0], name)
+        key = name if self._root is None else os.path.relpath(path, self._root)
+        return Record(str(Place(path)), tuple(captions), key, where, split)
+
+    def _choose(self, name: str) -> None:
+        self._first = self._first or name
+        holders = [folder for folder in self._candidates if (folder / name).is_file()]
+        if len(holders) > 1:
+            raise DataError(
+                f"{self._source.path}: the picture {name} is in {holders[0]} and in {holders[1]}: set data.images to "
+                "the folder to take it from"
+            )
+        if holders:
+            self._chosen = holders[0]
+
+    def check(self) -> None:
+        """To be called behind the last record.
+
+        Raises:
+            DataError: None of the pictures is there.
+        """
+        if self._chosen is None and self._first is not None:
+            looked_in = ", ".join(map(str, self._candidates))
+            raise DataError(
+                f"{self._source.path}: none of its pictures is there, first: {self._first}: looked in {looked_in}: "
+                "set data.images to the folder that holds them"
+            )
+
+
+def _join(folder: Path, name: str) -> str:
+    """`str(folder / name)`, without a Path for each of millions."""
+    if name.startswith("/"):
+        return name
+    start = str(folder)
+    return name if start == "." else f"{start.rstrip('/')}/{name}"
+
+
+def find_split(name: str) -> str | None:
+    """The split that a file's or folder's name speaks of, if it does: "train" of "captions_train2017.json"."""
+    match = _SPLIT_WORD.search(name.lower())
+    return match[1] if match else None
+
+
+def settle_names(splits: Sequence[str | None]) -> list[str | None]:
+    """The splits that the names of a corpus's parts speak of: none, unless all do, and not of "train" alone."""
+    return [None] * len(splits) if None in splits or set(splits) == {"train"} else list(splits)
+
+
+def as_captions(value: object) -> list[str]:
+    """The captions that a corpus has in one place: a string, or a list of strings; none if it is anything else."""
+    values = value if isinstance(value, list) else [value]
+    return values if all(isinstance(caption, str) for caption in values) else []
+
+
+def list_subfolders(folder: Path) -> list[Path]:
+    """The visible folders in a folder, sorted."""
+    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+
+
+def the_one(paths: Sequence[Path], source: Path, looked_for: str) -> Path:
+    """The only one of `paths`.
+
+    Raises:
+        DataError: There is none, or there are several.
+    """
+    if not paths:
+        raise DataError(f"{source}: it holds no {looked_for}")
+    if len(paths) > 1:
+        names = " and ".join(path.name for path in paths)
+        raise DataError(f"{source}: the folder holds {names}: give the path of the one to read")
+    return paths[0]
+
+
+def find_column(columns: Iterable[str], given: str | None, names: Sequence[str], what: str, where: str) -> str:
+    """The column that holds what is looked for, by its name, whatever the case.
+
+    Args:
+        columns: Those that are there.
+        given: The name in the setting `data.{what}_column`, if that is set.
+        names: The names to look for; of several that are there, the first counts.
+        what: "image" or "caption".
+        where: For the message.
+
+    Raises:
+        DataError: There is no such column.
+    """
+    by_name = {column.strip().lower(): column for column in columns}
+    for name in names if given is None else (given.strip().lower(),):
+        if name in by_name:
+            return by_name[name]
+    looked_for = ", ".join(names) if given is None else given
+    raise DataError(
+        f"{where}: there is no {what} column: looked for {looked_for} and found {', '.join(by_name) or 'none'}: "
+        f"set data.{what}_column"
+    )

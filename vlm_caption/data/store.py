@@ -1,0 +1,256 @@
+"""Records gathered into Arrow files on disk: one row an image, one file a split.
+
+The records of one image may be far apart, and there may be millions: they are gathered in an SQLite file, not in
+memory. What is written is named by a fingerprint of all that it depends on, so it is never stale; it is whole or not
+there; and of several processes one writes it while the others wait.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TextIO
+
+import pyarrow as pa
+from datasets import Dataset, Features, List, Value
+from filelock import FileLock
+
+from ..backbones import cache_dir
+from .captions import Cleaning, count_words
+from .records import DataError, Format, Problem, Record, Source
+
+logger = logging.getLogger(__name__)
+
+FEATURES = Features({"image": Value("string"), "captions": List(Value("string"))})
+
+# Raise it whenever a reader or this file gives other rows for the same corpus.
+_READER_VERSION = 1
+
+_REPORT = "report.json"
+_PROBLEMS = "problems.jsonl"
+_ROWS_A_BATCH = 1000
+_SECONDS_A_LINE = 10
+
+_TABLES = """
+CREATE TABLE images (id INTEGER PRIMARY KEY, key BLOB UNIQUE, image TEXT, split TEXT, place TEXT, rank REAL);
+CREATE TABLE captions (image INTEGER, text TEXT);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A corpus as it was written.
+
+    Attributes:
+        directory: Where.
+        splits: The Arrow file of each split.
+        dropped: How many captions and images were left out, by the reason in words.
+    """
+
+    directory: Path
+    splits: dict[str, str]
+    dropped: dict[str, int]
+
+    def open(self, split: str) -> Dataset:
+        """A split, memory-mapped."""
+        with FileLock(f"{self.directory}.lock"):  # another process may be renewing it
+            return Dataset.from_file(str(self.directory / self.splits[split]))
+
+    def problems(self) -> Iterator[Problem]:
+        """What was wrong with single records, in their order."""
+        with (self.directory / _PROBLEMS).open(encoding="utf-8") as file:
+            for line in file:
+                yield Problem(**json.loads(line))
+
+
+def store(
+    source: Source, name: str, corpus_format: Format, cleaning: Cleaning, dev_share: float, renew: bool = False
+) -> tuple[Stored, bool]:
+    """Find a corpus in the cache, or read it whole and put it there.
+
+    Args:
+        source, name, corpus_format: What to read, and how.
+        cleaning: For every caption.
+        dev_share: The share of images to cut off as "dev", where the corpus has no splits.
+        renew: Read it although it is there.
+
+    Returns:
+        The corpus, and whether it was there.
+
+    Raises:
+        DataError: The corpus cannot be read, or the cache not written.
+    """
+    root = cache_dir() / "datasets"
+    target = root / _fingerprint(source, name, corpus_format, cleaning, dev_share)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if target.is_dir() and not renew:
+                return _open(target), True
+            with tempfile.TemporaryDirectory(dir=root, prefix=f".{target.name}-") as scratch:
+                built = Path(scratch, "built")
+                built.mkdir()
+                with closing(sqlite3.connect(Path(scratch, "records.sqlite"), isolation_level=None)) as rows:
+                    _write(rows, _tell(corpus_format.read(source), source), cleaning, dev_share, built)
+                shutil.rmtree(target, ignore_errors=True)
+                built.rename(target)
+            return _open(target), False
+    except (OSError, sqlite3.Error) as error:
+        raise DataError(
+            f"{source.path}: it could not be read into {root} ({error}): the environment variable VLM_CAPTION_CACHE "
+            "chooses another folder"
+        ) from error
+
+
+def _fingerprint(source: Source, name: str, corpus_format: Format, cleaning: Cleaning, dev_share: float) -> str:
+    digest = hashlib.sha256()
+    # Paths as given are in the rows, and mean another file in another working directory.
+    settings = [_READER_VERSION, name, asdict(source), os.path.abspath(source.path), asdict(cleaning), dev_share]  # noqa: PTH100
+    digest.update(json.dumps(settings, default=str).encode())
+    for path in corpus_format.find(source.path) if corpus_format.files is None else corpus_format.files(source):
+        state = path.stat()
+        digest.update(os.fsencode(path) + f"\0{state.st_size}\0{state.st_mtime_ns}\0".encode())
+    return f"{name}-{digest.hexdigest()[:32]}"
+
+
+def _open(directory: Path) -> Stored:
+    report = json.loads((directory / _REPORT).read_text(encoding="utf-8"))
+    return Stored(directory, report["splits"], report["dropped"])
+
+
+def _write(
+    rows: sqlite3.Connection, records: Iterable[Record | Problem], cleaning: Cleaning, dev_share: float, target: Path
+) -> None:
+    rows.execute("PRAGMA journal_mode = OFF")
+    rows.execute("PRAGMA synchronous = OFF")
+    rows.execute("PRAGMA cache_size = -65536")  # kiB
+    rows.executescript(_TABLES)
+    rows.execute("BEGIN")
+    with (target / _PROBLEMS).open("w", encoding="utf-8") as file:
+        dropped = _gather(rows, records, cleaning, file)
+        _settle_splits(rows, dev_share, file)
+    splits = [split for (split,) in rows.execute("SELECT split FROM images GROUP BY split ORDER BY min(id)")]
+    files = {split: f"{number}.arrow" for number, split in enumerate(splits)}
+    for split, name in files.items():
+        _write_split(rows, split, target / name)
+    (target / _REPORT).write_text(json.dumps({"splits": files, "dropped": dropped}), encoding="utf-8")
+
+
+def _tell(records: Iterable[Record | Problem], source: Source) -> Iterator[Record | Problem]:
+    """Pass the records on, and say now and then how many they are."""
+    told = time.monotonic()
+    for count, record in enumerate(records, start=1):
+        yield record
+        if time.monotonic() - told > _SECONDS_A_LINE:
+            told = time.monotonic()
+            logger.info("%s: read %s records", source.path, f"{count:,}")
+
+
+def _gather(
+    rows: sqlite3.Connection, records: Iterable[Record | Problem], cleaning: Cleaning, problems: TextIO
+) -> dict:
+    """Fill the tables."""
+    short = long = 0
+
+    for record in records:
+        if isinstance(record, Problem):
+            _put(problems, record)
+            continue
+        captions = []
+        for text in record.captions:
+            caption = cleaning.clean(text)
+            words = count_words(caption)
+            if cleaning.min_words is not None and words < cleaning.min_words:
+                short += 1
+            elif cleaning.max_words is not None and words > cleaning.max_words:
+                long += 1
+            elif reason := _fault(caption):
+                _put(problems, Problem(record.where, reason, record.image, record.split))
+            else:
+                captions.append(caption)
+        key = hashlib.sha256(record.key.encode()).digest()
+        known = rows.execute("SELECT id, split FROM images WHERE key = ?", (key,)).fetchone()
+        if known is None:
+            rank = int.from_bytes(key[:8]) / 2**64
+            cursor = rows.execute(
+                "INSERT INTO images (key, image, split, place, rank) VALUES (?, ?, ?, ?, ?)",
+                (key, record.image, record.split, record.where, rank),
+            )
+            image = cursor.lastrowid
+        elif known[1] == record.split:
+            image = known[0]
+        else:
+            reason = (
+                f"the image {record.key} is in the split {record.split!r} here and in {known[1]!r} above: keep all "
+                "its rows in one split"
+            )
+            _put(problems, Problem(record.where, reason, record.image))
+            continue
+        rows.executemany("INSERT INTO captions VALUES (?, ?)", [(image, caption) for caption in captions])
+    bare = rows.execute("DELETE FROM images WHERE id NOT IN (SELECT image FROM captions)").rowcount
+    return {"captions too short": short, "captions too long": long, "images without captions": bare}
+
+
+def _fault(caption: str) -> str | None:
+    if not caption:
+        return "a caption is empty: remove it, or leave such captions out with data.min_words 1"
+    try:
+        caption.encode()
+    except UnicodeEncodeError:
+        return f"a caption holds half a character (a lone surrogate): {caption!r:.80}"
+    return None
+
+
+def _settle_splits(rows: sqlite3.Connection, dev_share: float, problems: TextIO) -> None:
+    """See that every image has a split: its own, or one by the hash of its key.
+
+    The choice holds on every machine and when images are added. With two images or more, each split has one.
+    """
+    splits = {split for (split,) in rows.execute("SELECT DISTINCT split FROM images")}
+    if None in splits and len(splits) > 1:
+        strays = rows.execute("SELECT place, image FROM images WHERE split IS NULL ORDER BY id")
+        for where, image in strays:
+            _put(problems, Problem(where, "the column 'split' is empty here and not elsewhere: fill it", image))
+        rows.execute("DELETE FROM images WHERE split IS NULL")
+    elif splits == {None} and dev_share > 0:
+        rows.execute("UPDATE images SET split = CASE WHEN rank < ? THEN 'dev' ELSE 'train' END", (dev_share,))
+        (count,) = rows.execute("SELECT count(*) FROM images").fetchone()
+        for split, order in (("dev", "ASC"), ("train", "DESC")):
+            empty = not rows.execute("SELECT count(*) FROM images WHERE split = ?", (split,)).fetchone()[0]
+            if empty and (count > 1 or split == "train"):
+                rows.execute(
+                    f"UPDATE images SET split = ? WHERE id = (SELECT id FROM images ORDER BY rank {order} LIMIT 1)",
+                    (split,),
+                )
+    else:
+        rows.execute("UPDATE images SET split = 'train' WHERE split IS NULL")
+
+
+def _write_split(rows: sqlite3.Connection, split: str, path: Path) -> None:
+    found = rows.execute(
+        "SELECT images.id, images.image, captions.text FROM images JOIN captions ON captions.image = images.id "
+        "WHERE images.split = ? ORDER BY images.id, captions.rowid",
+        (split,),
+    )
+    schema = FEATURES.arrow_schema
+    with pa.ipc.new_stream(str(path), schema) as writer:
+        batch: list[dict] = []
+        for (_, image), entries in groupby(found, key=lambda entry: entry[:2]):
+            batch.append({"image": image, "captions": [text for _, _, text in entries]})
+            if len(batch) == _ROWS_A_BATCH:
+                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
+                batch = []
+        writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
+
+
+def _put(file: TextIO, problem: Problem) -> None:
+    file.write(json.dumps(asdict(problem)) + "\n")

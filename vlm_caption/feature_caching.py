@@ -1,0 +1,59 @@
+"""The features of all pictures that a config names, computed ahead of training."""
+
+import logging
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+import torch
+from accelerate import PartialState
+from transformers import set_seed
+
+from .data import BadImages, PictureOpener
+from .features import image_features
+from .images import ImageError
+from .interruption import StopSignals
+from .run_config import RunConfig
+from .training import compose_captioner, hold_frozen, open_data
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_WAIT = timedelta(hours=24)  # of one process for another
+
+
+def cache_features(config: RunConfig) -> dict[str, int]:
+    """Computes the image features of the config's train and dev split, where they are not in the cache.
+
+    Started as several processes (`torchrun --nproc_per_node 2 scripts/cache_features.py …`), these share the work.
+
+    Returns:
+        how many images each split has.
+
+    Raises:
+        ConfigError: if settings do not go together.
+        DataError, ImageError, BackboneError: if captions, pictures or towers cannot be had, or the cache not written.
+        Interrupted: on SIGTERM and SIGINT; what was computed is kept.
+    """
+    with StopSignals():
+        state = PartialState(cpu=not torch.accelerator.is_available(), timeout=_LONGEST_WAIT)
+        set_seed(config.training.seed)  # of a tower with random weights, the one that training will have
+        corpus = open_data(config.data)
+        bad = BadImages(None, config.data.max_bad_share) if config.data.on_bad_image == "skip" else None
+        splits = {
+            split: corpus.load(split, config.data.limit, on_missing=None if bad is None else bad.add_missing)["image"]
+            for split in dict.fromkeys((config.data.train_split, config.data.dev_split))
+        }
+        if bad is not None:
+            bad.expect(sum(map(len, splits.values())))
+        open_picture = PictureOpener(config.data.max_pixels, config.data.max_bytes)
+        model, processor = compose_captioner(config.model)
+        model.core.vision_tower.to(state.device)
+        hold_frozen(model, config.training.precision)  # the tower's dtype is a part of the setting
+        for split, images in splits.items():
+            logger.info("%s: %d images", split, len(images))
+            on_error = None if bad is None else _adder(bad, images)
+            image_features(model, processor, images, open_picture=open_picture, on_error=on_error)
+    return {split: len(images) for split, images in splits.items()}
+
+
+def _adder(bad: BadImages, images: Sequence[str]) -> Callable[[int, ImageError], None]:
+    return lambda row, error: bad.add(images[row], error.reason)

@@ -1,0 +1,49 @@
+"""What can be wrong with a picture: one class a kind, all of them `ImageError`."""
+
+
+class ImageError(ValueError):
+    """A picture cannot be opened: `source` says which one, `reason` why and what to do."""
+
+    def __init__(self, source: str, reason: str) -> None:
+        # Both go to ValueError as they are: a worker process pickles the error as its class and its arguments.
+        super().__init__(source, reason)
+        self.source = source
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.reason}"
+
+
+class ImageNotFoundError(ImageError):
+    """There is no such file, or no picture in the folder."""
+
+
+class ImageFetchError(ImageError):
+    """The picture cannot be had from its URL: no answer in time, another one than the picture, too many redirects."""
+
+
+class NotAnImageError(ImageError):
+    """There is something, and it is no picture: text, a web page, an empty file, a folder."""
+
+
+class TruncatedImageError(ImageError):
+    """The picture is cut short or damaged."""
+
+
+class ImageTooLargeError(ImageError):
+    """The picture has more pixels, or its file more bytes, than allowed."""
+
+
+class UnsupportedImageError(ImageError):
+    """The picture is of a kind that is not read: SVG, HEIC without its plug-in, an array out of range."""
+
+
+__all__ = [
+    "ImageError",
+    "ImageFetchError",
+    "ImageNotFoundError",
+    "ImageTooLargeError",
+    "NotAnImageError",
+    "TruncatedImageError",
+    "UnsupportedImageError",
+]

@@ -1,0 +1,141 @@
+"""The training loop: transformers' Trainer, with batches of like length, an exact dev loss, and an end to runs that
+have nothing more to learn."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+
+from .checkpoints import CheckpointTrainer
+from .data import Place
+from .data.batches import LengthBatchSampler
+from .data.collator import CaptionCollator
+from .nll import sum_nll
+
+_NAMES_TOLD = 8
+
+
+class CaptionTrainer(CheckpointTrainer):
+    """Trains on one split of captioned images and takes the loss on another.
+
+    Args:
+        *args: as of Trainer.
+        eval_collator: of the dev images: their features are another table.
+        patience: so many dev losses in a row that are no better than the best end the training; 0: none does.
+        **kwargs: as of Trainer; datasets have the columns `image`, `captions` and `index`.
+    """
+
+    train_dataset: Dataset
+    eval_dataset: Dataset
+    data_collator: CaptionCollator
+
+    def __init__(self, *args, eval_collator: CaptionCollator, patience: int = 0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.eval_collator, self.patience = eval_collator, patience
+        self.batch_sampler = LengthBatchSampler(
+            len(self.train_dataset),
+            self.args.per_device_train_batch_size,
+            self.args.gradient_accumulation_steps * self.args.world_size,
+            self._lengths,
+            self.args.seed,
+        )
+        self._step_rows: list[int] = []  # the images of the step that is being made
+
+    def _lengths(self, rows: list[int]) -> list[int]:
+        columns = self.train_dataset[rows]
+        return self.data_collator.count_tokens(
+            [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        )
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As of Trainer. A batch also has `rows`, int64 [B]: where its images stand in the dataset."""
+
+        def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
+            return self.data_collator(rows) | {"rows": torch.tensor([row["index"] for row in rows])}
+
+        return self.accelerator.prepare(
+            DataLoader(
+                self.train_dataset,  # ty: ignore[invalid-argument-type]
+                batch_sampler=self.batch_sampler,
+                collate_fn=collate,
+                pin_memory=self.args.dataloader_pin_memory,
+            )
+        )
+
+    def train(self, resume_from_checkpoint=None, *args, **kwargs) -> TrainOutput:
+        """As of Trainer; a checkpoint at which the training had ended is not taken any further.
+
+        Raises:
+            FloatingPointError: if the loss or its gradient is not finite; the message names the images.
+            CheckpointError: if the checkpoint is damaged.
+            ConfigError: if a checkpoint cannot be written.
+        """
+        if resume_from_checkpoint is not None:
+            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint, TRAINER_STATE_NAME)))
+            *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
+            # Trainer would first make one step and then look whether it was one too many.
+            if state.global_step >= max_steps or self._is_out_of_patience(state):
+                self._load_from_checkpoint(resume_from_checkpoint)
+                self.state = state
+                return TrainOutput(state.global_step, 0.0, {})
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """As of Trainer."""
+        rows = inputs.pop("rows").tolist()
+        self._step_rows += rows
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._check_finite(loss, "loss", rows)
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        self._check_finite(grad_norm, "gradient", self._step_rows)
+        self._step_rows = []
+        return grad_norm
+
+    def _check_finite(self, value: torch.Tensor | float, what: str, rows: Sequence[int]) -> None:
+        if torch.isfinite(torch.as_tensor(value)).all():
+            return
+        names = [Place.parse(self.train_dataset[row]["image"]).short_name for row in rows[:_NAMES_TOLD]]
+        more = f" and {len(rows) - len(names)} more" if len(rows) > len(names) else ""
+        raise FloatingPointError(
+            f"The {what} is {float(value)} in step {self.state.global_step + 1}, on {', '.join(names)}{more}: look at "
+            "these images and their captions, or lower training.learning_rate; no checkpoint was made of it."
+        )
+
+    def _determine_best_metric(self, metrics, trial):
+        is_best = super()._determine_best_metric(metrics, trial)
+        if self._is_out_of_patience(self.state):
+            self.control.should_save = self.control.should_training_stop = True
+        return is_best
+
+    def _is_out_of_patience(self, state: TrainerState) -> bool:
+        # Counted from the log, so a run that is taken up again counts on.
+        since = [entry for entry in state.log_history if "eval_loss" in entry]
+        worse = [entry for entry in since if entry["step"] > (state.best_global_step or 0)]
+        return 0 < self.patience <= len(worse)
+
+    def evaluation_loop(self, dataloader, description, *args, metric_key_prefix="eval", **kwargs) -> EvalLoopOutput:
+        """As of Trainer, but the loss is the mean over tokens, not over batches; each process takes its share."""
+        rows = range(self.args.process_index, len(self.eval_dataset), self.args.world_size)
+        size = self.args.per_device_eval_batch_size
+        batches = (
+            self.eval_collator([self.eval_dataset[row] for row in rows[start : start + size]])
+            for start in range(0, len(rows), size)
+        )
+        sums = gather_object([sum_nll(self.model, batches)])
+        loss = sum(total for total, _ in sums) / sum(count for _, count in sums)
+        return EvalLoopOutput(
+            predictions=np.empty(0),
+            label_ids=None,
+            metrics={f"{metric_key_prefix}_loss": loss},
+            num_samples=len(self.eval_dataset),
+        )
