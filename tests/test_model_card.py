@@ -365,7 +365,6 @@ class TestEvaluation:
     def options(self, trained, tmp_path, monkeypatch) -> list[str]:
         """Of an evaluation of a fresh checkpoint on the dev split."""
         monkeypatch.setattr(logging.getLogger("vlm_caption"), "handlers", [])  # the command sets its own
-        monkeypatch.setattr("vlm_caption.evaluation.shutil.which", lambda name: None)  # no Java
         model = tiny_model("dinov2")
         model.generation_config.max_new_tokens = 4
         model.save_pretrained(tmp_path / "checkpoint")
@@ -379,7 +378,8 @@ class TestEvaluation:
         assert entry["generation"] == {"num_beams": 2, "max_new_tokens": 4}
         options_told = "--checkpoint checkpoint --data.path captions.csv --num-beams=2 --json=scores.json"
         assert entry["command"] == f"python scripts/evaluate.py {options_told}"
-        assert set(entry["metrics"]) == {"loss", "shuffled_loss"}
+        bleu = {f"bleu_{n}" for n in range(1, 5)}
+        assert set(entry["metrics"]) == {"loss", "shuffled_loss", "cider"} | bleu
         assert entry["command"] in (tmp_path / "checkpoint" / "README.md").read_text()
 
     def test_of_some_images_is_not_for_the_card(self, command, options, tmp_path):
