@@ -4,14 +4,13 @@ Takes the options of train.py, which then finds all features in the cache. With 
 two processes share the work.
 """
 
-import os
 import signal
 import sys
 
 from transformers.utils import logging as transformers_logging
 
 from vlm_caption.backbones import BackboneError
-from vlm_caption.console import ArgumentParser, setup_logging
+from vlm_caption.console import ArgumentParser, is_first_process, setup_logging
 from vlm_caption.data import DataError
 from vlm_caption.feature_caching import cache_features
 from vlm_caption.images import ImageError
@@ -26,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", help="a YAML file of settings, e.g. configs/embedded.yaml")
     add_arguments(parser)
-    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+    if is_first_process():  # of several processes, one speaks
         setup_logging()
     transformers_logging.set_verbosity_error()
     try:
@@ -38,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print("cache_features.py: interrupted; the same command goes on from here", file=sys.stderr)
         return 128 + getattr(error, "signum", signal.SIGINT)
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         print(f"cached: {', '.join(f'{split} {count}' for split, count in counts.items())} images")
     return 0
 

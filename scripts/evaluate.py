@@ -16,6 +16,7 @@ from vlm_caption.console import ArgumentParser, positive_int, setup_logging
 from vlm_caption.data import BadImages, DataError, PictureOpener, Place, check_pictures, drop_rows
 from vlm_caption.evaluation import Evaluation, evaluate
 from vlm_caption.facts import evaluation_facts, record_evaluation
+from vlm_caption.files import write_text
 from vlm_caption.images import ImageError
 from vlm_caption.model_card import write_model_card
 from vlm_caption.run_config import ConfigError, DataSection, RunConfig, add_arguments, parse_arguments
@@ -117,13 +118,8 @@ def _load(data: DataSection, split: str, open_picture: PictureOpener) -> tuple[D
 def _write_json(path: Path, result: Evaluation, images: list[str], bad: dict[str, str]) -> None:
     captions = dict(zip(images, result.captions, strict=True))
     bad_images = [{"file": file, "reason": reason} for file, reason in bad.items()]
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(
-        json.dumps(
-            {"scores": _scores(result), "captions": captions, "bad_images": bad_images}, indent=2, ensure_ascii=False
-        )
-    )
-    partial.replace(path)  # whole or not at all
+    found = {"scores": _scores(result), "captions": captions, "bad_images": bad_images}
+    write_text(path, json.dumps(found, indent=2, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Trains a captioner: `accelerate launch scripts/train.py --config configs/embedded.yaml [--max-steps 100 …]`."""
 
-import os
 import signal
 import sys
 
@@ -9,7 +8,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from vlm_caption.backbones import BackboneError
-from vlm_caption.console import ArgumentParser, setup_logging
+from vlm_caption.console import ArgumentParser, is_first_process, setup_logging
 from vlm_caption.data import DataError
 from vlm_caption.images import ImageError
 from vlm_caption.run_config import ConfigError, RunConfig, add_arguments, parse_arguments
@@ -25,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", help="a YAML file of settings, e.g. configs/embedded.yaml")
     add_arguments(parser)
-    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+    if is_first_process():  # of several processes, one speaks
         setup_logging()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()  # of each file saved; not the training's

@@ -1,11 +1,10 @@
 """Scores of a captioner: the losses, the captions, BLEU and CIDEr, and the command that writes them down."""
 
-import importlib.util
 import json
 import logging
-from pathlib import Path
 
 import pytest
+from commands import load_script
 from test_training import write_colours
 from towers import tiny_model, tiny_processor
 
@@ -86,11 +85,7 @@ class TestEvaluate:
 @pytest.fixture(scope="module")
 def command():
     """`main` of scripts/evaluate.py."""
-    path = Path(__file__).parents[1] / "scripts" / "evaluate.py"
-    spec = importlib.util.spec_from_file_location("evaluate_script", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return load_script("evaluate").main
 
 
 class TestCommand:

@@ -1,6 +1,5 @@
 """What inspect_data finds in a corpus, whether training would take it, and the command that tells."""
 
-import importlib.util
 import io
 import json
 import logging
@@ -9,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from commands import REPOSITORY, load_script
 from PIL import Image
 from test_gallery import Page
 
@@ -19,17 +19,7 @@ from vlm_caption.data.collator import CaptionCollator
 from vlm_caption.inspection import Spread, inspect_data, local_tokenizer, write_contact_sheet
 from vlm_caption.run_config import DataSection
 
-REPOSITORY = Path(__file__).parents[1]
-
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("inspect_script", REPOSITORY / "scripts" / "inspect_data.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script()
+script = load_script("inspect_data")
 
 
 @pytest.fixture(autouse=True)

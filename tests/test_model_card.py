@@ -1,6 +1,5 @@
 """Model cards, and the facts that training and evaluation write down for them."""
 
-import importlib.util
 import json
 import logging
 import socket
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import load_script
 from huggingface_hub import ModelCard
 from test_training import tiny_settings, write_colours
 from towers import save_language_model, save_vision_tower, tiny_model, tiny_processor
@@ -353,11 +353,7 @@ class TestTraining:
 @pytest.fixture(scope="module")
 def command():
     """`main` of scripts/evaluate.py."""
-    path = Path(__file__).parents[1] / "scripts" / "evaluate.py"
-    spec = importlib.util.spec_from_file_location("evaluate_for_card", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return load_script("evaluate").main
 
 
 class TestEvaluation:

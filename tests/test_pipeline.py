@@ -8,24 +8,15 @@ import warnings
 from pathlib import Path
 
 import pytest
-from towers import picture, tiny_model, tiny_processor
+from towers import caption_of, picture, save_checkpoint
 from transformers import pipeline
 from transformers.utils import logging as transformers_logging
-
-from vlm_caption import CaptionerForConditionalGeneration, CaptionerProcessor
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A checkpoint with two pictures beside it."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    model = tiny_model(language="llama")
-    model.generation_config.update(max_new_tokens=8, do_sample=False)
-    model.save_pretrained(folder, full=True)
-    tiny_processor(model.config).save_pretrained(folder)
-    for index in range(2):
-        picture(index).save(folder / f"{index}.png")
-    return folder
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint"), pictures=2)
 
 
 @pytest.fixture(scope="module")
@@ -33,24 +24,17 @@ def pipe(folder):
     return pipeline("image-text-to-text", model=str(folder))
 
 
-def caption(folder: Path, index: int, prompt: str = "") -> str:
-    model = CaptionerForConditionalGeneration.from_pretrained(folder)
-    processor = CaptionerProcessor.from_pretrained(folder)
-    inputs = processor(images=picture(index), text=prompt, return_tensors="pt")
-    return processor.decode(model.generate(**inputs)[0], skip_special_tokens=True)
-
-
 @pytest.mark.parametrize("prompt", ["", "A photo of"])
 @pytest.mark.parametrize("kind", ["path", "pil"])
 def test_a_picture_is_captioned_with_and_without_a_prompt(pipe, folder, prompt, kind):
     image = str(folder / "0.png") if kind == "path" else picture(0)
     (output,) = pipe(image, text=prompt)
-    assert output["generated_text"] == caption(folder, 0, prompt)
+    assert output["generated_text"] == caption_of(folder, 0, prompt)
 
 
 def test_new_text_alone_is_returned_on_demand(pipe, folder):
     (output,) = pipe(picture(0), text="A photo of", return_full_text=False)
-    assert "A photo of" + output["generated_text"] == caption(folder, 0, "A photo of")
+    assert "A photo of" + output["generated_text"] == caption_of(folder, 0, "A photo of")
 
 
 def test_a_picture_is_fetched_from_its_url(pipe, folder):
@@ -62,7 +46,7 @@ def test_a_picture_is_fetched_from_its_url(pipe, folder):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         (output,) = pipe(f"http://127.0.0.1:{server.server_port}/1.png", text="")
         server.shutdown()
-    assert output["generated_text"] == caption(folder, 1)
+    assert output["generated_text"] == caption_of(folder, 1)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
@@ -71,7 +55,7 @@ def test_a_batch_is_captioned_as_its_pictures_alone(pipe, folder, batch_size):
     texts = [
         output[0]["generated_text"] if isinstance(output, list) else output["generated_text"] for output in outputs
     ]
-    assert texts == [caption(folder, 0), caption(folder, 1, "A photo of"), caption(folder, 0)]
+    assert texts == [caption_of(folder, 0), caption_of(folder, 1, "A photo of"), caption_of(folder, 0)]
 
 
 def test_no_warning_and_no_log_line(folder, caplog):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from towers import picture, save_language_model, save_vision_tower, tiny_model, tiny_processor
+from towers import caption_of, save_checkpoint, save_language_model, save_vision_tower, tiny_model
 
-from vlm_caption import CaptionerForConditionalGeneration, CaptionerProcessor, compose
+from vlm_caption import CaptionerForConditionalGeneration, compose
 from vlm_caption.modeling_captioner import CODE_FILES
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "transformers_only.py"
@@ -23,13 +23,7 @@ WITHOUT_THE_PACKAGE = "import sys; sys.modules['vlm_caption'] = None\n"
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     """A full checkpoint, and a photo beside it."""
-    folder = tmp_path_factory.mktemp("whole")
-    model = tiny_model(language="llama")
-    model.generation_config.update(max_new_tokens=8, do_sample=False)
-    model.save_pretrained(folder, full=True)
-    tiny_processor(model.config).save_pretrained(folder)
-    picture().save(folder / "photo.png")
-    return folder
+    return save_checkpoint(tmp_path_factory.mktemp("whole"), pictures=1)
 
 
 def run(code: str, *arguments: object, home: Path) -> subprocess.CompletedProcess:
@@ -45,13 +39,6 @@ def run(code: str, *arguments: object, home: Path) -> subprocess.CompletedProces
         text=True,
         timeout=240,
     )
-
-
-def expected_caption(folder: Path) -> str:
-    model = CaptionerForConditionalGeneration.from_pretrained(folder)
-    processor = CaptionerProcessor.from_pretrained(folder)
-    inputs = processor(images=picture(), return_tensors="pt")
-    return processor.decode(model.generate(**inputs)[0], skip_special_tokens=True)
 
 
 def test_a_full_checkpoint_holds_the_three_code_files_and_a_bridge_none(tmp_path, whole):
@@ -73,9 +60,9 @@ def test_a_full_checkpoint_saved_as_a_bridge_names_no_code(tmp_path):
 def test_the_example_of_a_few_lines_captions_a_photo_without_the_package(tmp_path, whole):
     code = EXAMPLE.read_text()
     assert len([line for line in code.splitlines() if line.strip()]) <= 12
-    done = run(code, whole, whole / "photo.png", home=tmp_path)
+    done = run(code, whole, whole / "0.png", home=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.rstrip("\n") == expected_caption(whole)
+    assert done.stdout.rstrip("\n") == caption_of(whole, 0)
 
 
 def test_the_pipeline_works_without_the_package_and_what_it_loaded_saves_again(tmp_path, whole):
@@ -83,7 +70,7 @@ def test_the_pipeline_works_without_the_package_and_what_it_loaded_saves_again(t
 from transformers import AutoModel, pipeline
 folder, copy = sys.argv[1:]
 pipe = pipeline("image-text-to-text", model=folder, trust_remote_code=True)
-print(repr(pipe(folder + "/photo.png", text="")[0]["generated_text"]))
+print(repr(pipe(folder + "/0.png", text="")[0]["generated_text"]))
 pipe.model.save_pretrained(copy, full=True)
 pipe.processor.save_pretrained(copy)
 print(type(AutoModel.from_pretrained(folder, trust_remote_code=True)).__name__)
@@ -91,10 +78,10 @@ print(type(AutoModel.from_pretrained(folder, trust_remote_code=True)).__name__)
     done = run(code, whole, tmp_path / "copy", home=tmp_path)
     assert done.returncode == 0, done.stderr
     caption, headless = done.stdout.splitlines()
-    assert caption == repr(expected_caption(whole))
+    assert caption == repr(caption_of(whole, 0))
     assert headless == "CaptionerModel"
     assert {path.name for path in (tmp_path / "copy").glob("*.py")} == set(CODE_FILES)
-    assert expected_caption(tmp_path / "copy") == expected_caption(whole)
+    assert caption_of(tmp_path / "copy", 0) == caption_of(whole, 0)
 
 
 @pytest.mark.parametrize("loader", ["AutoConfig", "AutoProcessor", "AutoModelForImageTextToText"])

@@ -1,11 +1,10 @@
 """scripts/cache_features.py: what train.py then finds, and one sentence for what is wrong."""
 
-import importlib.util
 import logging
 import signal
-from pathlib import Path
 
 import pytest
+from commands import REPOSITORY, load_script
 from test_training import write_colours
 from towers import save_vision_tower
 
@@ -13,18 +12,12 @@ from vlm_caption import features
 from vlm_caption.run_config import RunConfig
 from vlm_caption.training import train
 
-REPOSITORY = Path(__file__).parents[1]
 CONFIG = REPOSITORY / "configs" / "tiny.yaml"
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location(
-        "cache_features_script", REPOSITORY / "scripts" / "cache_features.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("cache_features")
 
 
 @pytest.fixture(autouse=True)

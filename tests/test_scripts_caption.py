@@ -1,6 +1,5 @@
 """scripts/caption.py and scripts/demo.py, on a tiny random model."""
 
-import importlib.util
 import json
 import logging
 import os
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import load_script
 from PIL import Image
 
 from vlm_caption import captioner, compose
@@ -29,13 +29,6 @@ VISION = {
     "patch_size": 14,
 }
 LANGUAGE = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 96, "initializer_range": 0.5}
-
-
-def load_script(name: str):
-    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 caption_script, demo_script = load_script("caption"), load_script("demo")

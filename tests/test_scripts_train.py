@@ -1,24 +1,19 @@
 """scripts/train.py: a run from a config file, exit codes, and one sentence for what is wrong."""
 
 import errno
-import importlib.util
 import logging
 import signal
-from pathlib import Path
 
 import pytest
+from commands import REPOSITORY, load_script
 from test_training import write_colours
 
-REPOSITORY = Path(__file__).parents[1]
 SCRIPT = REPOSITORY / "scripts" / "train.py"
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("train_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("train")
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """Runs over bad pictures: stopped by the first one, or as if they had never been in the data."""
 
-import importlib.util
 import json
 import logging
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from commands import load_script
 from test_training import COLOURS, projector, tiny_settings, write_colours
 from towers import picture, tiny_model, tiny_processor
 
@@ -177,11 +177,7 @@ class TestFeatures:
 class TestEvaluation:
     @pytest.fixture
     def evaluate(self, monkeypatch, folder):
-        spec = importlib.util.spec_from_file_location(
-            "evaluate_script_2", Path(__file__).parents[1] / "scripts" / "evaluate.py"
-        )
-        script = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(script)
+        script = load_script("evaluate")
         model = tiny_model("dinov2")
         captioner = Captioner(model, tiny_processor(model.config))
         monkeypatch.setattr(script.Captioner, "from_pretrained", lambda checkpoint: captioner)

@@ -201,3 +201,22 @@ def save_language_model(
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return str(directory)
+
+
+def save_checkpoint(directory: Path, pictures: int) -> Path:
+    """Writes a full checkpoint with its processor, and pictures beside it: 0.png, 1.png, … Returns its folder."""
+    model = tiny_model(language="llama")
+    model.generation_config.update(max_new_tokens=8, do_sample=False)
+    model.save_pretrained(directory, full=True)
+    tiny_processor(model.config).save_pretrained(directory)
+    for index in range(pictures):
+        picture(index).save(directory / f"{index}.png")
+    return directory
+
+
+def caption_of(checkpoint: Path, index: int, prompt: str = "") -> str:
+    """What a checkpoint of `save_checkpoint` writes of `picture(index)`, prompt included."""
+    model = CaptionerForConditionalGeneration.from_pretrained(checkpoint)
+    processor = CaptionerProcessor.from_pretrained(checkpoint)
+    inputs = processor(images=picture(index), text=prompt, return_tensors="pt")
+    return processor.decode(model.generate(**inputs)[0], skip_special_tokens=True)

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -218,11 +218,19 @@ def _pip_command() -> list[str] | None:
     return None
 
 
-def _pip_download(requirement: str, directory: Path) -> Path:
-    """Fetch one wheel with pip, hence under pip's own configuration of indexes, mirrors and proxies.
+def _pip_download(
+    requirement: str, directory: Path, options: Sequence[str] = ("--only-binary=:all:",), pattern: str = "*.whl"
+) -> Path:
+    """Fetch one archive with pip, hence under pip's own configuration of indexes, mirrors and proxies.
+
+    Args:
+        requirement: A pinned requirement.
+        directory: An empty one.
+        options: More options of `pip download`; by default for a wheel.
+        pattern: What the archive's name looks like.
 
     Returns:
-        The wheel's path in `directory`.
+        The archive's path in `directory`.
 
     Raises:
         ValueError: There is no pip, or it failed.
@@ -230,16 +238,16 @@ def _pip_download(requirement: str, directory: Path) -> Path:
     pip = _pip_command()
     if pip is None:
         raise ValueError(f"pip could not fetch {requirement} (there is no pip): install pip into {sys.prefix}")
-    options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--disable-pip-version-check"]
+    options = [*options, "--no-deps", "--no-cache-dir", "--no-input", "--disable-pip-version-check"]
     done = subprocess.run(
         [*pip, "download", *options, "--dest", str(directory), requirement], capture_output=True, text=True
     )
-    wheels = list(directory.glob("*.whl"))
-    if done.returncode != 0 or len(wheels) != 1:
+    files = list(directory.glob(pattern))
+    if done.returncode != 0 or len(files) != 1:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         reason = errors[-1].removeprefix("ERROR: ") if errors else f"exit status {done.returncode}"
         raise ValueError(f"pip could not fetch {requirement} ({reason}): check pip's index and the network")
-    return wheels[0]
+    return files[0]
 
 
 def _extract(archive: Path, wheel: Wheel, directory: Path) -> Path:

@@ -51,11 +51,13 @@ def remove_checkpoint(folder: Path) -> None:
 
 
 def remove_leftovers(output_dir: Path) -> None:
-    """Removes what a process that was killed left of checkpoints it was writing or removing."""
+    """Removes what a process that was killed left of checkpoints and files it was writing or removing."""
     whole = find_checkpoints(output_dir)
     for folder in (output_dir / _PARTIAL, output_dir / _REMOVED, *map(Path, sort_checkpoints(str(output_dir)))):
         if folder not in whole and folder.exists():
             shutil.rmtree(folder)
+    for file in output_dir.glob(".*.partial"):  # of `write_text`
+        file.unlink()
 
 
 def save_folder(partial: Path, folder: Path) -> None:

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import logging
+import os
 import sys
 import time
 from collections.abc import Generator, Iterable
@@ -97,6 +98,11 @@ def quiet_transformers() -> Generator[None]:
         hub_logging.set_verbosity(verbosities[1])
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def is_first_process() -> bool:
+    """Whether this is the one that speaks and writes, of those that torchrun or accelerate started together."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def setup_logging() -> None:

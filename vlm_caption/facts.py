@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import transformers
 
+from .files import write_text
 from .modeling_captioner import CaptionerForConditionalGeneration, CaptionerPreTrainedModel
 from .run_config import RunConfig
 
@@ -195,10 +196,3 @@ def _without_folder(word: str) -> str:
 
 def _write_facts(folder: Path, facts: dict[str, Any]) -> None:
     write_text(folder / FACTS_NAME, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from .captioner import ImageSource
+from .files import write_text
 from .images import MAX_BYTES, MAX_PIXELS, describe, open_image
 
 # The longer side in pixels: twice as wide as a picture is shown, for sharp screens.
@@ -100,14 +101,7 @@ def write_gallery(
 </body>
 </html>
 """
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        # A file name may hold bytes that are no text.
-        partial.write_text(page, encoding="utf-8", errors="replace")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(Path(path), page, errors="replace")  # a file name may hold bytes that are no text
 
 
 def _figure(image: Image.Image, name: str, caption: str, size: int) -> str:

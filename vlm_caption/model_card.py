@@ -17,7 +17,8 @@ from torch import nn
 from transformers.utils import cached_file
 
 from .backbones import WHEELS, is_hub_id
-from .facts import FACTS_NAME, read_facts, weights_fingerprint, write_text
+from .facts import FACTS_NAME, read_facts, weights_fingerprint
+from .files import write_text
 from .modeling_captioner import CaptionerPreTrainedModel
 
 logger = logging.getLogger(__name__)

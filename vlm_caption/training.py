@@ -30,6 +30,7 @@ from .checkpoints import (
     writing_to,
 )
 from .composition import compose
+from .console import is_first_process
 from .curves import loss_curves
 from .data import (
     BAD_IMAGES_NAME,
@@ -46,8 +47,9 @@ from .data import (
 )
 from .data.batches import LengthBatchSampler
 from .data.collator import CaptionCollator
-from .facts import record_training, training_facts, write_text
+from .facts import record_training, training_facts
 from .features import image_features
+from .files import write_text
 from .images import ImageError
 from .interruption import Interrupted, StopSignals
 from .model_card import write_model_card
@@ -99,7 +101,7 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
     bad = None
     if config.data.on_bad_image == "skip":
         # Of several processes, which all find the same, one writes it down.
-        path = output_dir / BAD_IMAGES_NAME if os.environ.get("RANK", "0") == "0" else None
+        path = output_dir / BAD_IMAGES_NAME if is_first_process() else None
         bad = BadImages(path, config.data.max_bad_share)
     train_set, dev_set = load_splits(corpus, config.data, settings.eval_images, bad)
     choice = CaptionChoice(config.data.captions_per_image, settings.seed)

@@ -9,7 +9,6 @@ import functools
 import importlib
 import json
 import os
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -20,7 +19,7 @@ from unittest import mock
 
 import transformers
 
-from vlm_caption.backbones import _pip_command, cache_dir
+from vlm_caption.backbones import _pip_download, cache_dir
 
 # Not `tests`, which is what they call themselves: that name belongs to whoever runs them.
 PACKAGE = "transformers_tests"
@@ -62,22 +61,12 @@ def tests_dir() -> Path:
 
 
 def _download(version: str, directory: Path) -> Path:
-    pip = _pip_command()
-    if pip is None:
-        raise SdistError(f"transformers' tests need pip, and there is none: install it into {sys.prefix}")
     # pip also asks a source distribution for its metadata, with build requirements that may well be wheels.
-    options = ["--no-deps", "--no-binary=transformers", "--no-cache-dir", "--no-input", "--disable-pip-version-check"]
-    done = subprocess.run(
-        [*pip, "download", *options, "--retries=1", "--dest", str(directory), f"transformers=={version}"],
-        capture_output=True,
-        text=True,
-    )
-    archives = list(directory.glob("transformers-*.tar.gz"))
-    if done.returncode != 0 or len(archives) != 1:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        reason = errors[-1].removeprefix("ERROR: ") if errors else f"exit status {done.returncode}"
-        raise SdistError(f"pip could not fetch the source distribution of transformers {version} ({reason})")
-    return archives[0]
+    options = ["--no-binary=transformers", "--retries=1"]
+    try:
+        return _pip_download(f"transformers=={version}", directory, options, "transformers-*.tar.gz")
+    except ValueError as error:
+        raise SdistError(f"pip could not fetch the tests of transformers {version}: {error}") from error
 
 
 def _unpack(archive: Path, directory: Path) -> Path:

@@ -4,7 +4,6 @@ Either the first one ends the run with its error, or each is left out, counted a
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..console import progress
+from ..files import write_text
 from ..images import MAX_BYTES, MAX_PIXELS, ImageError, open_image
 from .parallel import map_in_threads
 from .places import Place, open_place
@@ -113,17 +113,13 @@ class BadImages:
 
     def _rewrite(self, entries: dict[str, str]) -> None:
         assert self.path is not None
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
         try:
             if entries:
-                partial.write_text(_as_lines(entries), encoding="utf-8", errors="replace")
-                partial.replace(self.path)
+                write_text(self.path, _as_lines(entries), errors="replace")
             else:
                 self.path.unlink(missing_ok=True)
         except OSError as error:
             raise _unwritable(self.path, error) from error
-        finally:
-            partial.unlink(missing_ok=True)
         self._written = dict(entries)
 
     def _check(self) -> None:

@@ -33,10 +33,8 @@ _BOM = b"\xef\xbb\xbf"
 
 def find_coco(path: Path) -> list[Path]:
     """COCO's captions: the file, or the `captions_*.json` in a folder or in its `annotations`."""
-    if path.is_dir():
-        folder = path / "annotations" if (path / "annotations").is_dir() else path
-        return [file for file in sorted(folder.glob("captions_*.json")) if _kind(file) == "coco"]
-    return [path] if _kind(path, strict=True) == "coco" else []
+    annotations = path / "annotations"
+    return _find(annotations if annotations.is_dir() else path, "captions_*.json", "coco")
 
 
 def read_coco(source: Source) -> Iterator[Record | Problem]:
@@ -86,9 +84,7 @@ def read_coco(source: Source) -> Iterator[Record | Problem]:
 
 def find_karpathy(path: Path) -> list[Path]:
     """Karpathy's file: itself, or the `dataset_*.json` in a folder."""
-    if path.is_dir():
-        return [file for file in sorted(path.glob("dataset*.json")) if _kind(file) == "karpathy"]
-    return [path] if _kind(path, strict=True) == "karpathy" else []
+    return _find(path, "dataset*.json", "karpathy")
 
 
 def read_karpathy(source: Source) -> Iterator[Record | Problem]:
@@ -121,9 +117,7 @@ def read_karpathy(source: Source) -> Iterator[Record | Problem]:
 
 def find_llava(path: Path) -> list[Path]:
     """LLaVA's conversations: the file, or the only JSON file of that kind in a folder."""
-    if path.is_dir():
-        return [file for file in sorted(path.glob("*.json")) if _kind(file) == "llava"]
-    return [path] if _kind(path, strict=True) == "llava" else []
+    return _find(path, "*.json", "llava")
 
 
 def read_llava(source: Source) -> Iterator[Record | Problem]:
@@ -168,6 +162,13 @@ def read_llava(source: Source) -> Iterator[Record | Problem]:
 def _objects(value: object) -> list[dict[str, Any]]:
     """A list of objects, or none if it is anything else."""
     return value if isinstance(value, list) and all(isinstance(entry, dict) for entry in value) else []
+
+
+def _find(path: Path, pattern: str, kind: str) -> list[Path]:
+    """The file itself, or those in a folder whose names are like `pattern`, that are of a kind."""
+    if path.is_dir():
+        return [file for file in sorted(path.glob(pattern)) if _kind(file) == kind]
+    return [path] if _kind(path, strict=True) == kind else []
 
 
 def _kind(file: Path, strict: bool = False) -> str | None:
