@@ -6,20 +6,21 @@
 """
 
 import logging
-import sys
 from pathlib import Path
 
-from transformers import PrinterCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments, set_seed
 
-from .callbacks import EpochTeller, PlainLog, SampleCaptions
+from .callbacks import EpochTeller, LastLog, PlainLog, ProgressBar, SampleCaptions
+from .console import is_first_process
 from .hardware import choose_kernels, hold_frozen, use_all_cores
 from .interruption import Interrupted, StopSignals
+from .metrics_log import MetricsLog
 from .modeling_captioner import CaptionerForConditionalGeneration
 from .processing_captioner import CaptionerProcessor
 from .reporting import report
-from .resuming import check_processes, check_writable, checkpoint_to_resume, prepare_folder
+from .resuming import check_data, check_processes, check_writable, checkpoint_to_resume, holding, prepare_folder
 from .run_config import RunConfig
-from .trainer import CaptionTrainer, training_arguments
+from .trainer import CaptionTrainer, check_logging, training_arguments
 from .training_data import CaptionSplits, TrainingData
 from .training_model import compose_captioner, log_parts
 
@@ -29,27 +30,32 @@ logger = logging.getLogger(__name__)
 def train(config: RunConfig) -> CaptionerForConditionalGeneration:
     """Trains a captioner as the config says, and saves its bridge to `training.output_dir`.
 
-    What is saved, and returned, are the weights with the lowest dev loss. Stopped at any moment, even by a power cut,
+    What is saved, and returned, are the weights with the lowest dev loss, or, with `training.eval_captions`, those
+    whose captions have the highest CIDEr. Stopped at any moment, even by a power cut,
     and started again with the same config, a run goes on from its last checkpoint and ends with the same weights.
 
     Raises:
-        ConfigError: if settings do not go together, or the output folder holds a run of another config or cannot be
-            written to.
+        ConfigError: if settings do not go together, or the output folder holds a run of another config or on other
+            data, is in use by another run, or cannot be written to.
         DataError, ImageError, BackboneError: if captions, pictures or towers cannot be had.
         FloatingPointError: if the loss is not finite.
         Interrupted: on SIGTERM and SIGINT, after a checkpoint was saved if training had begun.
     """
     use_all_cores()
-    with StopSignals() as signals:
+    output_dir = Path(config.training.output_dir)
+    check_logging(config)
+    check_writable(output_dir)
+    with StopSignals() as signals, holding(output_dir):
         return _train(config, signals)
 
 
 def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGeneration:
-    check_writable(Path(config.training.output_dir))
     checkpoint = checkpoint_to_resume(config)
     set_seed(config.training.seed)
 
     splits = CaptionSplits(config)  # first: what is wrong with them is said before a tower is fetched
+    if checkpoint is not None:
+        check_data(checkpoint, splits.describe())
     model, processor = compose_captioner(config.model)
     arguments = training_arguments(config)
     if checkpoint is not None:
@@ -68,10 +74,12 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
     samples = None
     if config.training.samples:
         rows = data.dev.select(range(min(config.training.samples, len(data.dev))))
-        samples = SampleCaptions(rows, data.dev_collator, processor)
-    trainer, seconds = _train_stage(config, arguments, model, processor, data, samples, checkpoint, signals)
-    if trainer.is_world_process_zero():
-        report(config, model, processor, data, samples, trainer.state, arguments.world_size, seconds)
+        samples = SampleCaptions(rows, data.dev_collator)
+    if is_first_process():
+        prepare_folder(config, checkpoint, splits.describe())
+    state = _train_stage(config, arguments, model, processor, data, samples, checkpoint, signals)
+    if is_first_process():
+        report(config, model, processor, data, samples, state, arguments.world_size)
     return model
 
 
@@ -84,11 +92,11 @@ def _train_stage(
     samples: SampleCaptions | None,
     checkpoint: Path | None,
     signals: StopSignals,
-) -> tuple[CaptionTrainer, float | None]:
+) -> TrainerState:
     """Trains what is not frozen, from a checkpoint or from the start, and leaves the best weights in the model.
 
     Returns:
-        the trainer, with its state; the seconds it took, None where a part of it was done before.
+        Trainer's state at the end.
     """
     trainer = CaptionTrainer(
         model=model,
@@ -98,31 +106,33 @@ def _train_stage(
         data_collator=data.collator,
         eval_collator=data.dev_collator,
         patience=config.training.patience,
+        eval_captions=config.training.eval_captions,
         processing_class=processor,
         callbacks=[signals],
     )
+    trainer.remove_callback(PrinterCallback if arguments.disable_tqdm else ProgressCallback)
+    trainer.add_callback(PlainLog() if arguments.disable_tqdm else ProgressBar())
     trainer.add_callback(EpochTeller(data.choice, trainer.batch_sampler))
+    trainer.add_callback(LastLog())
     if samples is not None:
         trainer.add_callback(samples)
-    if not sys.stderr.isatty():
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(PlainLog())
+    trainer.add_callback(MetricsLog())
     choose_kernels(model, config.training.compile)
 
-    if trainer.is_world_process_zero():
-        prepare_folder(config, checkpoint)
     if checkpoint is not None:
         logger.info("Resuming from %s", checkpoint)
-    result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if signals.received:
         raise Interrupted(signals.received)
     state = trainer.state
     if state.best_metric is not None:
         trainer.load_best_weights()
         logger.info(
-            "Lowest dev loss: %.4f nats a token, after step %d of %d; these weights are kept",
-            state.best_metric,
+            "%s, after step %d of %d; these weights are kept",
+            f"Highest dev CIDEr: {100 * state.best_metric:.1f}"
+            if arguments.greater_is_better
+            else f"Lowest dev loss: {state.best_metric:.4f} nats a token",
             state.best_global_step,
             state.global_step,
         )
-    return trainer, None if checkpoint else round(result.metrics["train_runtime"])
+    return state

@@ -1,5 +1,7 @@
 """What a run trains on: its config's splits, the images as the model gets them, and the choice of captions."""
 
+import hashlib
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,18 @@ class CaptionSplits:
             len(self.dev),
         )
 
+    def describe(self) -> dict[str, Any]:
+        """What tells these rows from others: of each split the number of images and of captions, and a fingerprint of
+        the images' names and the captions. What is in a picture's file does not count."""
+        return {
+            name: {
+                "images": len(dataset),
+                "captions": count_captions(dataset),
+                "fingerprint": _fingerprint(dataset),
+            }
+            for name, dataset in (("train", self.train), ("dev", self.dev))
+        }
+
 
 class TrainingData:
     """A run's two splits as a model gets them.
@@ -142,3 +156,10 @@ class TrainingData:
         self.choice = splits.choice
         self.collator = CaptionCollator(processor, self.images, choose=self.choice, **options)
         self.dev_collator = CaptionCollator(processor, dev_images, **options)
+
+
+def _fingerprint(dataset: Dataset) -> str:
+    digest = hashlib.sha256()
+    for batch in dataset.select_columns(["image", "captions"]).iter(10_000):
+        digest.update(json.dumps([batch["image"], batch["captions"]]).encode())
+    return f"sha256:{digest.hexdigest()}"
