@@ -35,7 +35,7 @@ def draw_curves(log: Sequence[Mapping[str, Any]], best_step: int | None = None) 
     losses.set_ylabel("loss, nats a token")
     if cider:
         _plot_dev(axes[1], cider, best_step, _CIDER, "dev CIDEr")
-        axes[1].set_ylabel("CIDEr, %")
+        axes[1].set_ylabel("CIDEr × 100")  # noqa: RUF001
     rates.plot(*_columns(rate), color=_RATE, linewidth=1.2)
     rates.set_ylabel("learning rate")
     rates.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))

@@ -30,14 +30,11 @@ RUN_DATA_NAME = "run_data.json"
 LOCK_NAME = ".lock"
 
 # A run may be resumed with other values of these: they say how far to go and what to tell, not what is learnt.
-_FREE_ON_RESUME = (
-    {
-        f"training.{name}"
-        for name in ("output_dir", "epochs", "max_steps", "eval_steps", "save_steps", "logging_steps", "patience")
-    }
-    | {"training.samples", "training.resume", "training.compile", "training.cache_features", "data.max_bad_share"}
-    | {"training.report_to"}
-)
+_FREE_ON_RESUME = {
+    *(f"training.{name}" for name in ("output_dir", "epochs", "max_steps", "patience", "resume", "compile")),
+    *(f"training.{name}" for name in ("eval_steps", "save_steps", "logging_steps", "samples", "report_to")),
+    *("training.cache_features", "data.max_bad_share"),
+}
 
 
 def check_writable(output_dir: Path) -> None:

@@ -14,7 +14,8 @@ _THUMBNAIL_SIZE = 720
 _TABLE_STYLE = """
 figure { align-items: start; }
 figcaption { align-self: start; }
-.references { margin: .9rem 0 0; padding: 0; list-style: none; color: var(--dim); font-size: .9rem; }
+.references { margin: .9rem 0 0; padding: 0; list-style: none; color: var(--dim); font-size: .9rem; line-height: 1.4; }
+.references li + li { margin-top: .3rem; }
 table { width: 100%; margin: 1rem 0 0; border-collapse: collapse; font-size: .95rem; line-height: 1.4; }
 td { padding: .45rem 0; border-top: 1px solid var(--line); vertical-align: baseline; }
 .step { width: 7.5rem; padding-right: 1rem; color: var(--dim); font-size: .85rem; font-variant-numeric: tabular-nums;
@@ -61,8 +62,8 @@ def write_samples_page(
     title = "Captions of dev images during training"
     body = f"""<header>
 <h1>{title}</h1>
-<p>The weights of step {kept_step} are kept. Below each caption stand people's, then what the model wrote before and
-after.</p>
+<p>The weights of step {kept_step:,} are kept. Below their captions stand those of people, then what the model wrote
+from step to step.</p>
 </header>
 <main>
 {chr(10).join(figures)}
