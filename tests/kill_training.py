@@ -147,10 +147,9 @@ def main() -> int:
         for outcome in kill_runs(Path(folder), arguments.count, arguments.seed):
             outcomes.append(outcome)
             print(f"{len(outcomes):3} {outcome}", flush=True)
-    print(
-        f"{sum(outcome.equal for outcome in outcomes)} of {len(outcomes)} ended with the same weights and log, bit for bit"
-    )
-    return 0 if all(outcome.equal for outcome in outcomes) else 1
+    equal = sum(outcome.equal for outcome in outcomes)
+    print(f"{equal} of {len(outcomes)} ended with the same weights and log, bit for bit")
+    return 0 if equal == len(outcomes) else 1
 
 
 if __name__ == "__main__":
