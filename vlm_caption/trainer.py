@@ -24,7 +24,7 @@ from .data import Place
 from .data.batches import LengthBatchSampler
 from .data.collator import CaptionCollator
 from .dev_captions import score_cider
-from .modeling_captioner import IGNORE_INDEX
+from .loss import IGNORE_INDEX
 from .nll import sum_nll
 from .run_config import ConfigError, RunConfig
 

@@ -31,8 +31,8 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
     """Trains a captioner as the config says, and saves its bridge to `training.output_dir`.
 
     What is saved, and returned, are the weights with the lowest dev loss, or, with `training.eval_captions`, those
-    whose captions have the highest CIDEr. Stopped at any moment, even by a power cut,
-    and started again with the same config, a run goes on from its last checkpoint and ends with the same weights.
+    whose captions have the highest CIDEr. Stopped at any moment, even by a power cut, and started again with the same
+    config, a run goes on from its last checkpoint and ends with the same weights.
 
     Raises:
         ConfigError: if settings do not go together, or the output folder holds a run of another config or on other
