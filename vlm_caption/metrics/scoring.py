@@ -16,7 +16,7 @@ from .ptb_tokenizer import tokenize
 METRICS = ("bleu", "rouge_l", "cider", "meteor", "spice")
 
 # From so many references on, a process for CIDEr is worth its start.
-_REFERENCES_FOR_TWO_PROCESSES = 5000
+_REFERENCES_FOR_TWO_PROCESSES = 10_000
 
 
 @dataclass(frozen=True)
