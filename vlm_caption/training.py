@@ -137,9 +137,8 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
         check_left(config.data, train_set, dev_set)
     train_set, dev_set = (with_index(dataset) for dataset in (train_set, dev_set))
     if checkpoint is None:
-        embeddings = next(model.get_input_embeddings().parameters())
         model.core.multi_modal_projector.fit_scale(
-            train_images.sample_features(), settings.output_scale * embeddings.float().std().item()
+            train_images.sample_features(), settings.output_scale * model.core.vocabulary().float().std().item()
         )
 
     collator_options: dict[str, Any] = {
