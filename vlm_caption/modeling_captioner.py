@@ -37,7 +37,7 @@ from transformers.utils.generic import TransformersKwargs, can_return_tuple
 from transformers.utils.hub import create_and_tag_model_card
 
 from .configuration_captioner import CaptionerConfig
-from .projectors import MultiModalProjector, Projector, build_projector
+from .projectors import MultiModalProjector, build_projector
 
 IGNORE_INDEX = -100
 
@@ -138,7 +138,7 @@ class CaptionerPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        projector = cast(Projector, self._core.multi_modal_projector)
+        projector = self._core.multi_modal_projector
         if isinstance(module, CaptionerModel):
             for name, vector in module.draw_soft_tokens().items():
                 init.copy_(getattr(module, name), vector)

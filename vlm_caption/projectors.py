@@ -256,8 +256,8 @@ class Layer(nn.Module):
 class TransformerProjector(Projector):
     """A transformer over the image's prefix and K learned tokens; what becomes of the learned ones is the image.
 
-    Mokady et al. 2021, "ClipCap", its transformer mapping network: at the language model's width, with relu, and without
-    a norm at its end. A pooled vector becomes a prefix of K tokens by one linear layer. Patches become one token each,
+    Mokady et al. 2021, "ClipCap", its transformer mapping network: at the language model's width, with relu, without a
+    norm at its end. A pooled vector becomes a prefix of K tokens by one linear layer. Patches become one token each,
     and are then a set: nothing here tells their places but what the vision tower wrote into them.
     """
 
@@ -286,7 +286,7 @@ class TransformerProjector(Projector):
         return tokens[:, prefix.shape[1] :]
 
     def scale_output(self, scale: float) -> None:
-        """As of `Projector`: layers read the tokens through a norm, so what starts them and what is added is scaled."""
+        """As of `Projector`: layers read tokens through a norm, so what starts them and what is added is scaled."""
         self.learned_tokens.mul_(scale)
         for linear in [self.linear, *(part for layer in self.layers for part in _writers(cast(Layer, layer)))]:
             linear.weight.mul_(scale)
