@@ -11,6 +11,7 @@ from towers import (
     BOS,
     EOS,
     IMAGE,
+    IMAGE_SIZE,
     PATCHES,
     PREFIX_TOKENS,
     PROJECTOR_FORMS,
@@ -53,7 +54,7 @@ def count(module: torch.nn.Module) -> int:
 
 
 def test_every_projector_has_a_class_settings_and_a_small_form():
-    names = get_args(get_type_hints(CaptionerConfig)["projector"])
+    names = get_args(CaptionerConfig.__annotations__["projector"])
     assert tuple(PROJECTORS) == tuple(PROJECTOR_SETTINGS) == names == tuple(PROJECTOR_FORMS)
     assert get_args(get_type_hints(ModelSection)["projector"]) == names
 
@@ -317,10 +318,12 @@ def test_all_tokens_of_vit_base_are_197():
 
 
 def test_all_tokens_of_a_tower_that_does_not_say_how_many_are_asked_for():
-    config = tiny_config("timm_registers", image_tokens="all")
+    sizes = {"patch_size": IMAGE_SIZE // 4}
+    config = tiny_config("timm_registers", image_tokens="all", vision_config=sizes)
     with pytest.raises(ValueError, match=r"timm_wrapper vision config does not say .* set num_prefix_tokens in"):
         _ = config.image_seq_length
-    model = tiny_model("timm_registers", "llama", image_tokens="all", vision_config={"num_prefix_tokens": 4})
+    sizes["num_prefix_tokens"] = 4
+    model = tiny_model("timm_registers", "llama", image_tokens="all", vision_config=sizes)
     assert model.core.encode_images(pixels(1)).pooler_output.shape[1] == model.config.image_seq_length == PATCHES + 4
 
 
