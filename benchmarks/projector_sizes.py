@@ -5,6 +5,8 @@
 No weights are made: a projector's size follows from the two towers' configs alone.
 """
 
+from typing import Any
+
 import torch
 
 from vlm_caption import CaptionerConfig
@@ -38,7 +40,8 @@ def main() -> None:
     for name in PROJECTORS:
         cells = []
         for towers in PAIRS.values():
-            config = CaptionerConfig(**towers, projector=name, image_tokens=INPUTS.get(name, "patches"))
+            settings: dict[str, Any] = {"projector": name, "image_tokens": INPUTS.get(name, "patches"), **towers}
+            config = CaptionerConfig(**settings)
             with torch.device("meta"):
                 projector = build_projector(config)
             size = sum(parameter.numel() for parameter in projector.parameters())
