@@ -307,15 +307,20 @@ def _parts(model: CaptionerPreTrainedModel, facts: dict[str, Any]) -> str:
     core: Any = model.base_model
     trained = "trained" if "training" in facts else "to be trained"
     projector = core.multi_modal_projector
+    around = {
+        name: [*_SOFT_TOKENS[name], "here", own_licence, trained, _count([vector])]
+        for name, vector in core.soft_tokens().items()
+    }
+    before = [around.pop("image_start")] if "image_start" in around else []
     rows = [
         ["part", "what", "from", "licence", "state", "parameters"],
         ["---"] * 6,
         _tower_row(model, "vision_tower"),
+        *before,
         ["projector", projector.summary(), "here", own_licence, trained, _count(projector.parameters())],
+        *around.values(),
         _tower_row(model, "language_model"),
     ]
-    for number, (name, vector) in enumerate(core.soft_tokens().items()):
-        rows.insert(3 + number, [*_SOFT_TOKENS[name], "here", own_licence, trained, _count([vector])])
     return f"## Parts\n\n{_table(rows)}\n\n{_image_tokens(model)}"
 
 
