@@ -64,9 +64,8 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
     log_parts(model)
     data = TrainingData(splits, model, processor)
     if checkpoint is None:
-        embeddings = next(model.get_input_embeddings().parameters())
         model.core.multi_modal_projector.fit_scale(
-            data.images.sample_features(), config.training.output_scale * embeddings.float().std().item()
+            data.images.sample_features(), config.training.output_scale * model.core.vocabulary().float().std().item()
         )
 
     samples = None
