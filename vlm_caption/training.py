@@ -8,11 +8,12 @@
 import logging
 from pathlib import Path
 
+import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments, set_seed
 
 from .callbacks import EpochTeller, LastLog, PlainLog, ProgressBar, SampleCaptions
 from .console import is_first_process
-from .hardware import choose_kernels, hold_frozen, use_all_cores
+from .hardware import check_launcher, choose_kernels, hold_frozen, use_all_cores
 from .interruption import Interrupted, StopSignals
 from .metrics_log import MetricsLog
 from .modeling_captioner import CaptionerForConditionalGeneration
@@ -36,11 +37,12 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
 
     Raises:
         ConfigError: if settings do not go together, or the output folder holds a run of another config or on other
-            data, is in use by another run, or cannot be written to.
+            data, is in use by another run, or cannot be written to, or accelerate was told to shard the model.
         DataError, ImageError, BackboneError: if captions, pictures or towers cannot be had.
         FloatingPointError: if the loss is not finite.
         Interrupted: on SIGTERM and SIGINT, after a checkpoint was saved if training had begun.
     """
+    check_launcher()
     use_all_cores()
     output_dir = Path(config.training.output_dir)
     check_logging(config)
@@ -60,15 +62,16 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
     arguments = training_arguments(config)
     if checkpoint is not None:
         check_processes(checkpoint, arguments.world_size)
+    if arguments.world_size > 1:
+        logger.info("Training in %d processes, each with %d threads", arguments.world_size, torch.get_num_threads())
 
     model.to(arguments.device)
     hold_frozen(model, config.training.precision)
     log_parts(model)
     data = TrainingData(splits, model, processor)
     if checkpoint is None:
-        embeddings = next(model.get_input_embeddings().parameters())
         model.core.multi_modal_projector.fit_scale(
-            data.images.sample_features(), config.training.output_scale * embeddings.float().std().item()
+            data.images.sample_features(), config.training.output_scale * model.core.vocabulary().float().std().item()
         )
 
     samples = None
