@@ -7,6 +7,7 @@ from. It holds no paths and no names of machines, for it is uploaded with the ch
 import json
 import logging
 import shlex
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,7 @@ def evaluation_facts(
     generation: dict[str, Any],
     metrics: dict[str, float | None],
     command: list[str],
+    intervals: Mapping[str, Sequence[float]] | None = None,
 ) -> dict[str, Any]:
     """An evaluation's facts, without the paths of the machine that it ran on.
 
@@ -169,6 +171,7 @@ def evaluation_facts(
         generation: settings instead of the model's own.
         metrics: as of `Evaluation`; None is not known.
         command: the command line, as a list.
+        intervals: the ends of the 95 % intervals of some metrics.
     """
     own = model.generation_config
     return {
@@ -178,6 +181,7 @@ def evaluation_facts(
         "prompt": prompt,
         "generation": {"num_beams": own.num_beams or 1, "max_new_tokens": own.max_new_tokens} | generation,
         "metrics": {name: round(value, 5) for name, value in metrics.items() if value is not None},
+        "intervals": {name: [round(end, 5) for end in ends] for name, ends in (intervals or {}).items()},
         "command": shlex.join(map(_without_folder, command)),
     }
 

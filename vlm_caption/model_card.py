@@ -19,6 +19,7 @@ from transformers.utils import cached_file
 from .backbones import WHEELS, is_hub_id
 from .facts import FACTS_NAME, read_facts, weights_fingerprint
 from .files import write_text
+from .metrics import METRIC_NAMES
 from .modeling_captioner import CaptionerPreTrainedModel
 
 logger = logging.getLogger(__name__)
@@ -39,8 +40,7 @@ _PART_NAMES = {
 _METRIC_NAMES = {
     "loss": "loss",
     "shuffled_loss": "loss with the images shuffled",
-    **{f"bleu_{n}": f"BLEU-{n}" for n in range(1, 5)},
-    "cider": "CIDEr",
+    **METRIC_NAMES,
 }
 
 _LIMITS = (
@@ -424,8 +424,8 @@ def _scores(evaluations: list[dict[str, Any]], training: dict[str, Any]) -> Iter
         yield "## Scores\n\nNone recorded."
         return
     yield (
-        "## Scores\n\nLosses are in nats a token of the references. BLEU and CIDEr, where they are given, are "
-        "pycocoevalcap's after its PTB tokenizer, times 100."
+        "## Scores\n\nLosses are in nats a token of the references. The other scores, where they are given, are "
+        "pycocoevalcap's after its PTB tokenizer, times 100, with bootstrap 95 % intervals over the images."
     )
     data = training.get("data", {})
     for entry in evaluations:
@@ -441,7 +441,13 @@ def _scores(evaluations: list[dict[str, Any]], training: dict[str, Any]) -> Iter
             ["---"] * len(entry["metrics"]),
             [str(_score(metric, value)) for metric, value in entry["metrics"].items()],
         ]
+        if intervals := entry.get("intervals"):
+            rows.append([_interval(metric, intervals.get(metric)) for metric in entry["metrics"]])
         yield f"{text} ({', '.join(generation)}).\n\n{_table(rows)}\n\n```sh\n{entry['command']}\n```"
+
+
+def _interval(metric: str, ends: list[float] | None) -> str:
+    return "" if ends is None else " to ".join(str(_score(metric, end)) for end in ends)
 
 
 def _samples(samples: list[dict[str, str]]) -> str:

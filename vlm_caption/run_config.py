@@ -1,4 +1,4 @@
-"""The settings of a training run: a YAML file in three sections, each field overridable on the command line."""
+"""The settings of a training run: a YAML file in sections, each field overridable on the command line."""
 
 import argparse
 import contextlib
@@ -21,6 +21,7 @@ _POSITIVE = {"data.max_caption_tokens", "data.max_pixels", "data.max_bytes"} | {
     f"training.{name}"
     for name in ("batch_size", "accumulation", "epochs", "eval_steps", "eval_images", "save_steps", "logging_steps")
 }
+_POSITIVE |= {f"generation.{name}" for name in ("max_new_tokens", "num_beams", "repetition_penalty")}
 
 
 class ConfigError(ValueError):
@@ -124,12 +125,38 @@ class TrainingSection:
 
 
 @dataclass
+class GenerationSection:
+    """How captions are written, in the words of transformers' `generate`; None is the checkpoint's own setting.
+
+    Attributes:
+        max_new_tokens: The longest caption, in tokens.
+        num_beams: Of beam search; 1 is greedy.
+        do_sample: Draw tokens by chance, the same ones in every evaluation.
+        repetition_penalty: Above 1, tokens that were written before become less likely.
+        length_penalty: Of beam search: above 0 favours longer captions, below 0 shorter ones.
+        no_repeat_ngram_size: No run of so many tokens is written twice; 0: any may be.
+    """
+
+    max_new_tokens: int | None = None
+    num_beams: int | None = None
+    do_sample: bool | None = None
+    repetition_penalty: float | None = None
+    length_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Those that are set, for `generate`."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+
+@dataclass
 class RunConfig:
-    """All settings of one training run."""
+    """All settings of one training run, and of what is done with its checkpoint."""
 
     model: ModelSection = field(default_factory=ModelSection)
     data: DataSection = field(default_factory=DataSection)
     training: TrainingSection = field(default_factory=TrainingSection)
+    generation: GenerationSection = field(default_factory=GenerationSection)
 
     @classmethod
     def load(cls, path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> "RunConfig":
@@ -240,9 +267,9 @@ def _parse(name: str, text: str, hint: Any) -> Any:
 
 def _checked(name: str, value: Any, hint: Any) -> Any:
     value = _converted(name, value, hint)
-    if name in _POSITIVE and value <= 0:
+    if name in _POSITIVE and value is not None and value <= 0:
         raise ConfigError(f"{name} must be above 0, and {value} is not.")
-    if name == "training.patience" and value < 0:
+    if name in ("training.patience", "generation.no_repeat_ngram_size") and value is not None and value < 0:
         raise ConfigError(f"{name} must be at least 0, and {value} is not.")
     if name in ("data.dev_share", "data.max_bad_share") and not 0 <= value < 1:
         raise ConfigError(f"{name} must be at least 0 and below 1, and {value} is not.")

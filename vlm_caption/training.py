@@ -56,7 +56,7 @@ from .model_card import write_model_card
 from .modeling_captioner import CaptionerForConditionalGeneration
 from .nll import caption_nll
 from .processing_captioner import CaptionerProcessor
-from .run_config import ConfigError, DataSection, ModelSection, RunConfig
+from .run_config import ConfigError, DataSection, ModelSection, RunConfig, field_types
 from .trainer import CaptionTrainer
 
 logger = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ _FREE_ON_RESUME = {
     f"training.{name}"
     for name in ("output_dir", "epochs", "max_steps", "eval_steps", "save_steps", "logging_steps", "patience")
 } | {"training.samples", "training.resume", "training.compile", "training.cache_features", "data.max_bad_share"}
+_FREE_ON_RESUME |= {name for name in field_types() if name.startswith("generation.")}
 
 
 def train(config: RunConfig) -> CaptionerForConditionalGeneration:
