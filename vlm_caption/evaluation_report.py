@@ -16,10 +16,13 @@ from .metrics import METRIC_NAMES, Interval, tokenize
 # The longer side of a picture in pixels: twice as wide as it is shown, for sharp screens.
 _THUMBNAIL_SIZE = 480
 
+_NAMES = METRIC_NAMES | {"unseen": "share of captions that are no training captions"}
+
 _STYLE = """
 :root { --own: #c2410c; --other: #64748b; }
 @media (prefers-color-scheme: dark) { :root { --own: #fb923c; --other: #94a3b8; } }
-h2 { margin: 2.5rem 0 .75rem; font-size: 1.25rem; }
+h2 { margin: 2.5rem 0 .75rem; font-size: 1.25rem; overflow-wrap: anywhere; }
+section { min-width: 0; }
 section > p { margin: 0 0 1rem; max-width: 44rem; color: var(--dim); }
 header p { overflow-wrap: anywhere; }
 .note { margin: 1rem 0 0; padding: .75rem 1rem; max-width: 44rem; background: var(--card); color: var(--text);
@@ -30,7 +33,9 @@ th { color: var(--dim); font-weight: normal; }
 th:first-child, td:first-child { padding-left: 0; text-align: left; }
 td:first-child { overflow-wrap: anywhere; }
 .spread { color: var(--dim); font-size: .875rem; white-space: nowrap; }
-.histogram { display: block; width: 100%; max-width: 44rem; height: auto; }
+table + p { margin: .75rem 0 0; max-width: 44rem; font-size: .875rem; color: var(--dim); overflow-wrap: anywhere; }
+.top { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 4rem; }
+.histogram { display: block; width: 100%; max-width: 34rem; height: auto; }
 .sheet { margin-bottom: 1rem; }
 .sheet .caption b { display: block; font-size: .8rem; font-weight: normal; color: var(--dim); }
 .caption + .caption { margin-top: .6rem; }
@@ -46,7 +51,7 @@ def write_report(
     path: str | os.PathLike,
     evaluation: Evaluation,
     *,
-    examples: int = 12,
+    examples: int = 8,
     seed: int = 0,
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
@@ -65,7 +70,7 @@ def write_report(
     """
     cards = _Cards(evaluation, PictureOpener(max_pixels, max_bytes))
     rows = range(len(evaluation.image_ids))
-    sections = [_numbers(evaluation), _lengths(evaluation)]
+    sections = [f'<div class="top">\n{_numbers(evaluation)}\n{_lengths(evaluation)}\n</div>']
     if evaluation.comparison:
         sections += _compared(evaluation.comparison, cards, examples)
     if "cider" in evaluation.scores.per_image:
@@ -114,7 +119,7 @@ def _numbers(evaluation: Evaluation) -> str:
     lines.append(_line("words a caption", f"{diversity.mean_length:.2f}", intervals["mean_length"], scale=1))
     reasons: dict[str, list[str]] = {}
     for metric, reason in evaluation.not_computed.items():
-        reasons.setdefault(reason, []).append(METRIC_NAMES.get(metric, metric))
+        reasons.setdefault(reason, []).append(_NAMES.get(metric, metric))
     missing = "; ".join(f"{', '.join(metrics)}: {reason}" for reason, metrics in reasons.items())
     return f"""<section>
 <h2>Numbers</h2>
@@ -140,7 +145,7 @@ def _lengths(evaluation: Evaluation) -> str:
     # The few longest are counted with the last bar, lest they squeeze the others.
     last = max(int(np.quantile(np.concatenate([own, theirs]), 0.995)), 1)
     bars = [np.bincount(np.minimum(lengths, last), minlength=last + 1) / len(lengths) for lengths in (own, theirs)]
-    width, height, left, bottom, top = 560, 260, 8, 56, 40  # in units of the picture
+    width, height, left, bottom, top = 420, 260, 8, 56, 40  # in units of the picture
     step = (width - 2 * left) / (last + 1)
     highest = max(series.max() for series in bars)
 
@@ -158,6 +163,7 @@ def _lengths(evaluation: Evaluation) -> str:
         if share
     ]
     every = max(1, -(-(last + 1) // 8))
+    longer = f" (the last bar: {last} or more)" if max(own.max(), theirs.max()) > last else ""
     labels = [
         f'<text x="{left + step * (length + 0.5):.1f}" y="{height - bottom + 20}" text-anchor="middle">{length}</text>'
         for length in range(0, last + 1, every)
@@ -174,7 +180,7 @@ def _lengths(evaluation: Evaluation) -> str:
 <text x="{left + 142}" y="20">references</text>
 <path d="M{left} {height - bottom}H{width - left}" stroke="var(--line)"/>
 {_join(shapes + labels)}
-<text x="{width / 2}" y="{height - 10}" text-anchor="middle">words (the last bar: {last} or more)</text>
+<text x="{width / 2}" y="{height - 10}" text-anchor="middle">words{longer}</text>
 </svg>
 </section>"""
 

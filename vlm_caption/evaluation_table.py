@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from .evaluation import Evaluation
 
 
+_NAMES = METRIC_NAMES | {"unseen": "not a training caption"}
+
+
 def evaluation_lines(evaluation: "Evaluation") -> Iterator[str]:
     """The lines of the table."""
     settings = ", ".join(f"{name} {value}" for name, value in evaluation.generation.items())
@@ -38,7 +41,7 @@ def evaluation_lines(evaluation: "Evaluation") -> Iterator[str]:
         yield _row("loss, other images", f"{evaluation.shuffled_loss:9.4f}")
     reasons: dict[str, list[str]] = {}
     for metric, reason in evaluation.not_computed.items():
-        reasons.setdefault(reason, []).append(METRIC_NAMES.get(metric, metric))
+        reasons.setdefault(reason, []).append(_NAMES.get(metric, metric))
     for reason, metrics in reasons.items():
         yield f"not computed: {', '.join(metrics)}: {reason}"
     if comparison := evaluation.comparison:
