@@ -13,9 +13,9 @@ from vlm_caption.captioner import Captioner
 from vlm_caption.data import DataError, Place, load_captions, open_corpus
 from vlm_caption.data.collator import CaptionCollator
 from vlm_caption.evaluation import evaluate, evaluate_files, training_captions
+from vlm_caption.image_inputs import ImageInputs, with_index
 from vlm_caption.images import ImageError
 from vlm_caption.nll import caption_nll
-from vlm_caption.training import ImageInputs, with_index
 
 NO_JAVA = ("bleu", "rouge_l", "cider")
 

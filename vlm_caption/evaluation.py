@@ -25,6 +25,7 @@ from .data import BadImages, Corpus, DataError, PictureOpener, Place, drop_rows
 from .data.collator import CaptionCollator
 from .evaluation_table import evaluation_lines
 from .features import image_features
+from .image_inputs import with_index
 from .images import ImageError
 from .metrics import (
     COCO_METRICS,
@@ -294,7 +295,7 @@ def evaluate(
     dataset = drop_rows(dataset, failed)
     if len(dataset) == 0:
         raise DataError(f"{data}: none of the images can be opened")
-    dataset = dataset.add_column("index", np.arange(len(dataset)))
+    dataset = with_index(dataset)
     references = list(dataset["captions"])
     image_ids = _image_ids(dataset["image"])
     if other is not None:
