@@ -37,9 +37,9 @@ class TestFile:
     def test_takes_whole_batches_of_what_a_kill_left(self, path, cut, left):
         path.write_bytes(path.read_bytes()[:-cut])
         kept = UnfinishedCaptions(path, SETTINGS)
-        assert len(kept.captions) == left
+        assert kept.captions == ["a \u2028 dog", "b", "c", "d"][:left]
         kept.add(["e", "f"])
-        assert UnfinishedCaptions(path, SETTINGS).captions == [*["a \u2028 dog", "b"][:left], "e", "f"]
+        assert UnfinishedCaptions(path, SETTINGS).captions == [*["a \u2028 dog", "b", "c", "d"][:left], "e", "f"]
 
     def test_starts_afresh_with_other_settings_and_says_which(self, path, caplog):
         assert UnfinishedCaptions(path, SETTINGS | {"generation": {"num_beams": 3}}).captions == []

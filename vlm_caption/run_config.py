@@ -207,7 +207,9 @@ def field_types() -> dict[str, Any]:
     }
 
 
-def add_arguments(parser: argparse.ArgumentParser, sections: Collection[str] = ("model", "data", "training")) -> None:
+def add_arguments(
+    parser: argparse.ArgumentParser, sections: Collection[str] = ("model", "data", "training", "generation")
+) -> None:
     """Adds an option for every setting: `--training.max_steps 10`, or shorter `--max-steps 10`."""
     for name, hint in field_types().items():
         section, _, attribute = name.partition(".")
