@@ -23,6 +23,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --own: #fb923c; --other: #94a3b8; } }
 h2 { margin: 2.5rem 0 .75rem; font-size: 1.25rem; overflow-wrap: anywhere; }
 section { min-width: 0; }
+.top h2 { margin-top: .5rem; }
 section > p { margin: 0 0 1rem; max-width: 44rem; color: var(--dim); }
 header p { overflow-wrap: anywhere; }
 .note { margin: 1rem 0 0; padding: .75rem 1rem; max-width: 44rem; background: var(--card); color: var(--text);
