@@ -261,3 +261,20 @@ class TestEvaluateFiles:
         assert len(result.comparison.scores.per_image["cider"]) == 7
         assert len(result.captions) == 12
         assert any(note.endswith("the comparison is on the other 7.") for note in result.notes)
+
+    def test_gives_every_picture_to_clip_once(self, tmp_path, monkeypatch):
+        names = {image: f"{image}.png" for image in REFERENCES}
+        for number, name in enumerate(names.values()):
+            picture(number, width=20 + number).save(tmp_path / name)
+
+        def score_clip(images, captions, model):
+            return np.array([image.width / 100 for image, _ in zip(images, captions, strict=True)])
+
+        monkeypatch.setattr(evaluation, "score_clip", score_clip)
+        files = write_files(tmp_path, RIGHT, REFERENCES, **names)
+        result = evaluate_files(*files, metrics=NO_JAVA, images_dir=tmp_path, clip_model="some/clip")
+        assert result.clip_scores.tolist() == [(20 + number) / 100 for number in range(12)]
+        low, high = result.intervals["clip_score"]
+        assert low < result.metrics["clip_score"] < high
+        assert "clip_score" not in result.not_computed
+        assert evaluate_files(*files, metrics=NO_JAVA, clip_model="some/clip").metrics["clip_score"] is None
