@@ -23,7 +23,8 @@ class CaptionerConfig(PreTrainedConfig):
     1,968,384 trained parameters.
 
     Args:
-        vision_config (`PreTrainedConfig` or `dict`): any vision tower that `AutoModel` builds. None with `feature_size`.
+        vision_config (`PreTrainedConfig` or `dict`): any vision tower that `AutoModel` builds; None with
+            `feature_size`.
         text_config (`PreTrainedConfig` or `dict`): any language model that `AutoModelForCausalLM` builds.
         feature_size (`int`, *optional*): there is no vision tower: what is captioned comes as vectors of this width,
             computed elsewhere, as `image_features`.
@@ -123,13 +124,15 @@ class CaptionerConfig(PreTrainedConfig):
 
     def _check_features(self, names_tower: bool) -> None:
         if names_tower or self.vision_backbone is not None:
-            raise ValueError("feature_size says that there is no vision tower: leave out vision_config, or feature_size.")
+            raise ValueError(
+                "feature_size says that there is no vision tower: leave out vision_config, or feature_size."
+            )
         if (self.image_tokens, self.image_grid, self.pooled_in_front) != ("pooled", None, False) or (
             self.pooled_feature != "pooler_output"
         ):
             raise ValueError(
-                "image_tokens, image_grid, pooled_in_front and pooled_feature choose among a vision tower's tokens, and "
-                "there is no vision tower: leave them out."
+                "image_tokens, image_grid, pooled_in_front and pooled_feature choose among a vision tower's tokens, "
+                "and there is no vision tower: leave them out."
             )
         for name in ("feature_size", "feature_tokens"):
             if getattr(self, name) < 1:

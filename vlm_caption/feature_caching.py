@@ -8,11 +8,12 @@ import torch
 from accelerate import PartialState
 from transformers import set_seed
 
+from .composition import NO_TOWER
 from .data import BadImages, PictureOpener
 from .features import image_features
 from .images import ImageError
 from .interruption import StopSignals
-from .run_config import RunConfig
+from .run_config import ConfigError, RunConfig
 from .training import compose_captioner, hold_frozen, open_data
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ def cache_features(config: RunConfig) -> dict[str, int]:
     """
     with StopSignals():
         state = PartialState(cpu=not torch.accelerator.is_available(), timeout=_LONGEST_WAIT)
+        if config.data.features is not None or config.model.vision == NO_TOWER:
+            raise ConfigError("The config has no vision tower, so there is nothing to compute: train with it.")
         set_seed(config.training.seed)  # of a tower with random weights, the one that training will have
         corpus = open_data(config.data)
         bad = BadImages(None, config.data.max_bad_share) if config.data.on_bad_image == "skip" else None

@@ -179,19 +179,19 @@ def model_card(
     evaluations = facts.get("evaluations", [])
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag="image-text-to-text",
+        pipeline_tag="image-text-to-text" if config.feature_size is None else None,
         license=facts.get("licence"),
         language=facts.get("language"),
-        tags=["image-captioning", config.model_type, *tags],
+        tags=["image-captioning" if config.feature_size is None else "captioning", config.model_type, *tags],
         base_model=hub_ids or None,
         model_name=title,
         eval_results=[result for entry in evaluations for result in _eval_results(entry)] or None,
     )
     sections = [
-        f"# {title}: {_tower_label(model, 'vision_tower')} → projection → {_tower_label(model, 'language_model')}",
+        f"# {title}: {_input_label(model)} → projection → {_tower_label(model, 'language_model')}",
         facts.get("summary"),
-        _what_it_is(folder),
-        _how_to_load(folder, name or f"path/to/{title}"),
+        _what_it_is(model, folder),
+        _how_to_load(model, folder, name or f"path/to/{title}"),
         _parts(model, facts),
         _training(facts.get("training", {})),
         *(_scores(evaluations, facts.get("training", {}))),
@@ -242,12 +242,26 @@ def _tower_label(model: CaptionerPreTrainedModel, part: str) -> str:
     return name if _is_on_the_hub(name) else Path(name).name
 
 
-def _what_it_is(folder: Path) -> str:
+def _input_label(model: CaptionerPreTrainedModel) -> str:
+    """What stands before the projector: the vision tower, or vectors."""
+    config = model.config
+    if config.feature_size is None:
+        return _tower_label(model, "vision_tower")
+    return f"vectors of {config.feature_size} numbers"
+
+
+def _what_it_is(model: CaptionerPreTrainedModel, folder: Path) -> str:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     megabytes = f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"
     external = [_PART_NAMES[name] for name in config.get("external_towers", [])]
     what = "Image captions from a vision tower and a causal language model, joined by a small projection."
+    whole = "Both towers are"
+    if model.config.feature_size is not None:
+        what = (
+            "Captions of vectors that were computed elsewhere, from a causal language model behind a small projection."
+        )
+        whole = "The language model is"
     if external:
         plural = len(external) > 1
         return (
@@ -255,12 +269,14 @@ def _what_it_is(folder: Path) -> str:
             f"{' and the '.join(external)}, which {'are' if plural else 'is'} fetched by name and checked by "
             f"fingerprint when the bridge is loaded."
         )
-    return f"{what} Both towers are in this checkpoint: {megabytes} of safetensors."
+    return f"{what} {whole} in this checkpoint: {megabytes} of safetensors."
 
 
-def _how_to_load(folder: Path, name: str) -> str:
+def _how_to_load(model: CaptionerPreTrainedModel, folder: Path, name: str) -> str:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     has_processor = (folder / "processor_config.json").exists()
+    if model.config.feature_size is not None and has_processor:
+        return _how_to_load_vectors(model, name, is_whole="auto_map" in config)
     if "auto_map" in config and has_processor:
         return f"""With transformers alone, which then runs the code in this checkpoint:
 
@@ -297,6 +313,32 @@ model = CaptionerForConditionalGeneration.from_pretrained("{name}")
 ```"""
 
 
+def _how_to_load_vectors(model: CaptionerPreTrainedModel, name: str, is_whole: bool) -> str:
+    shape = f"[inputs, {model.config.feature_tokens}, {model.config.feature_size}]"
+    text = f"""With the package `vlm_caption`:
+
+```python
+from vlm_caption import Captioner
+
+for caption in Captioner.from_pretrained("{name}").caption_vectors(vectors):  # float {shape}
+    print(caption.text, caption.score)
+```"""
+    if not is_whole:
+        return text
+    return f"""{text}
+
+or with transformers alone, which then runs the code in this checkpoint:
+
+```python
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
+model = AutoModelForImageTextToText.from_pretrained("{name}", trust_remote_code=True)
+ids = model.generate(image_features=vectors)  # a float tensor {shape}
+print(processor.batch_decode(ids, skip_special_tokens=True))
+```"""
+
+
 def _parts(model: CaptionerPreTrainedModel, facts: dict[str, Any]) -> str:
     own_licence = facts.get("licence", _NOT_STATED)
     core: Any = model.base_model
@@ -309,13 +351,13 @@ def _parts(model: CaptionerPreTrainedModel, facts: dict[str, Any]) -> str:
     rows = [
         ["part", "what", "from", "licence", "state", "parameters"],
         ["---"] * 6,
-        _tower_row(model, "vision_tower"),
+        *([_tower_row(model, "vision_tower")] if model.config.feature_size is None else []),
         ["projector", layers, "here", own_licence, trained, _count(core.multi_modal_projector.parameters())],
         _tower_row(model, "language_model"),
     ]
     if core.image_start is not None:
         rows.insert(
-            3, ["start vector", "before the image tokens", "here", own_licence, trained, _count([core.image_start])]
+            -2, ["start vector", "before the image tokens", "here", own_licence, trained, _count([core.image_start])]
         )
     return f"## Parts\n\n{_table(rows)}\n\n{_image_tokens(model)}"
 
@@ -350,6 +392,16 @@ def _count(parameters: Iterable[nn.Parameter]) -> str:
 
 def _image_tokens(model: CaptionerPreTrainedModel) -> str:
     config = model.config
+    count = config.image_seq_length
+    start = {
+        "bos": "behind the language model's BOS",
+        "learned": "the first of them a learned vector",
+        "none": "in front",
+    }[str(config.image_start)]
+    if config.feature_size is not None:
+        vectors = "one vector" if config.feature_tokens == 1 else f"{config.feature_tokens} vectors"
+        vectors += f" of {config.feature_size} numbers, computed elsewhere"
+        return f"An input is {count} token{'s' if count > 1 else ''}, {start}: {vectors}."
     pooled = f"the tower's pooled vector (`{config.pooled_feature}`)"
     patches = "all its patch tokens"
     if config.image_grid is not None:
@@ -358,13 +410,7 @@ def _image_tokens(model: CaptionerPreTrainedModel) -> str:
         tokens = pooled
     else:
         tokens = f"{pooled} and {patches}" if config.pooled_in_front else patches
-    start = {
-        "bos": "behind the language model's BOS",
-        "learned": "the first of them a learned vector",
-        "none": "in front",
-    }
-    count = config.image_seq_length
-    return f"An image is {count} token{'s' if count > 1 else ''}, {start[str(config.image_start)]}: {tokens}."
+    return f"An image is {count} token{'s' if count > 1 else ''}, {start}: {tokens}."
 
 
 def _training(training: dict[str, Any]) -> str:

@@ -496,6 +496,8 @@ class CaptionerModel(CaptionerPreTrainedModel):
     caps, scales), and each is run by its own class.
     """
 
+    vision_tower: Any
+
     def __init__(self, config: CaptionerConfig):
         super().__init__(config)
         if config.feature_size is not None:

@@ -186,6 +186,10 @@ class CaptionerProcessor(ProcessorMixin):
         count = len(image_sizes)
         return MultiModalData(num_image_tokens=[self.image_seq_length] * count, num_image_patches=[1] * count)
 
+    def image_prefix(self, prompt: str = "") -> str:
+        """What stands before a caption, written out: the start token, an image's placeholders, the prompt."""
+        return (self.start_token or "") + self.image_token * self.image_seq_length + prompt
+
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         """One `<image>` in the text becomes as many placeholders as the image has tokens."""
         return self.image_token * self.image_seq_length
@@ -221,7 +225,7 @@ class VectorProcessor(CaptionerProcessor):
         ProcessorMixin.__init__(self, tokenizer, chat_template=chat_template, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):  # ty: ignore[invalid-method-override]
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):  # ty: ignore[incompatible-method-override]
         """As of `ProcessorMixin`."""
         return super(CaptionerProcessor, cls).from_pretrained(pretrained_model_name_or_path, **kwargs)
 
@@ -252,8 +256,7 @@ class VectorProcessor(CaptionerProcessor):
                 rows *= len(vectors)
             if len(rows) != len(vectors):
                 raise ValueError(f"{len(rows)} prompts for {len(vectors)} inputs: give one for all, or one for each.")
-            prefix = (self.start_token or "") + self.image_token * self.image_seq_length
-            rows, data = [prefix + row for row in rows], {"image_features": vectors}
+            rows, data = [self.image_prefix(row) for row in rows], {"image_features": vectors}
         tensor_type = kwargs.pop("return_tensors", None)
         encoded = self.tokenizer(rows, add_special_tokens=False, **kwargs)
         return BatchFeature({**encoded, **data}, tensor_type=tensor_type)

@@ -29,7 +29,7 @@ from .checkpoints import (
     save_files,
     writing_to,
 )
-from .composition import compose
+from .composition import NO_TOWER, compose
 from .console import is_first_process
 from .curves import loss_curves
 from .data import (
@@ -41,13 +41,16 @@ from .data import (
     DataError,
     PictureOpener,
     Place,
+    Vectors,
     check_pictures,
     count_captions,
     open_corpus,
+    open_vectors,
 )
 from .data.batches import LengthBatchSampler
 from .data.collator import CaptionCollator
 from .facts import record_training, training_facts
+from .feature_shards import FeatureTable
 from .features import image_features
 from .files import write_text
 from .images import ImageError
@@ -55,7 +58,7 @@ from .interruption import Interrupted, StopSignals
 from .model_card import write_model_card
 from .modeling_captioner import CaptionerForConditionalGeneration
 from .nll import caption_nll
-from .processing_captioner import CaptionerProcessor
+from .processing_captioner import CaptionerProcessor, VectorProcessor
 from .run_config import ConfigError, DataSection, ModelSection, RunConfig
 from .trainer import CaptionTrainer
 
@@ -97,6 +100,7 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
     set_seed(settings.seed)
 
     # Data first: what is wrong with it is said before a tower is fetched.
+    vectors = open_features(config)
     corpus = open_data(config.data)
     bad = None
     if config.data.on_bad_image == "skip":
@@ -113,7 +117,7 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
         len(dev_set),
     )
 
-    model, processor = compose_captioner(config.model)
+    model, processor = compose_captioner(config.model, vectors)
     arguments = training_arguments(config)
     if checkpoint is not None and (processes := count_processes(checkpoint)) != arguments.world_size:
         raise ConfigError(
@@ -126,7 +130,7 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
 
     open_picture = PictureOpener(config.data.max_pixels, config.data.max_bytes)
     train_images, dev_images = (
-        ImageInputs(model, processor, dataset["image"], settings.cache_features, None, open_picture, bad)
+        ImageInputs(model, processor, dataset["image"], settings.cache_features, None, open_picture, bad, vectors)
         for dataset in (train_set, dev_set)
     )
     train_set, dev_set = train_images.keep(train_set), dev_images.keep(dev_set)
@@ -226,15 +230,38 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
     return model
 
 
-def compose_captioner(settings: ModelSection) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
+def open_features(config: RunConfig) -> Vectors | None:
+    """The vectors that the captions are of, where they are not of pictures.
+
+    Raises:
+        ConfigError: if the settings name vectors and a vision tower, or neither.
+        DataError: if the vectors cannot be read.
+    """
+    if config.data.features is None:
+        if config.model.vision == NO_TOWER:
+            raise ConfigError("model.vision is none: name the file of vectors to caption in data.features.")
+        return None
+    if config.model.vision != NO_TOWER:
+        raise ConfigError("data.features gives vectors, which no vision tower makes: set model.vision to none.")
+    return open_vectors(config.data.features, config.data.feature_column)
+
+
+def compose_captioner(
+    settings: ModelSection, vectors: Vectors | None = None
+) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
     """Builds the captioner that the settings describe.
+
+    Args:
+        settings: the config's.
+        vectors: what it will caption, where that is no pictures.
 
     Raises:
         ConfigError: if they do not go together.
         BackboneError: if a tower cannot be had.
     """
+    sizes = {} if vectors is None else {"feature_tokens": vectors.shape[1], "feature_size": vectors.shape[2]}
     try:
-        return compose(**dataclasses.asdict(settings))
+        return compose(**dataclasses.asdict(settings), **sizes)
     except (ValueError, StrictDataclassError) as error:
         raise ConfigError(f"The settings in model do not go together: {' '.join(str(error).split())}") from error
 
@@ -261,6 +288,8 @@ def open_data(settings: DataSection) -> Corpus:
         image_column=settings.image_column,
         caption_column=settings.caption_column,
         subset=settings.subset,
+        features=settings.features,
+        feature_column=settings.feature_column,
         cleaning=Cleaning(settings.final_stop, settings.lower_case, settings.min_words, settings.max_words),
         dev_share=settings.dev_share,
     )
@@ -304,10 +333,11 @@ class ImageInputs:
         features_dir: where they are kept; by default in the package's cache.
         open_picture: by default within the limits of `open_image`.
         bad: gets the images that cannot be opened. They are found now, and a row's `index` counts the others.
+        vectors: what the images are in truth; `images` are the names of its rows.
 
     Raises:
         ImageError: if an image cannot be opened, now or in a batch, and `bad` is not given.
-        DataError: if too many cannot.
+        DataError: if too many cannot, or a vector holds a number that is not finite.
     """
 
     def __init__(
@@ -319,10 +349,11 @@ class ImageInputs:
         features_dir: Path | None = None,
         open_picture: PictureOpener | None = None,
         bad: BadImages | None = None,
+        vectors: Vectors | None = None,
     ):
         self.model, self.processor, self.images = model, processor, images
         self.open_picture = open_picture or PictureOpener()
-        self.features = None
+        self.features: FeatureTable | Vectors | None = None
         failed: set[int] = set()
         on_error = None
         if bad is not None:
@@ -331,7 +362,9 @@ class ImageInputs:
                 failed.add(row)
                 bad.add(images[row], error.reason)
 
-        if cache and model.config.freeze_vision:
+        if vectors is not None:
+            self.features = vectors.select(images)
+        elif cache and model.config.freeze_vision:
             self.features = image_features(
                 model, processor, images, features_dir, open_picture=self.open_picture, on_error=on_error
             )
@@ -422,7 +455,7 @@ def hold_frozen(model: CaptionerForConditionalGeneration, precision: str) -> Non
     """
     if not use_bf16(precision):
         return
-    if model.config.freeze_vision:
+    if model.config.freeze_vision and model.core.vision_tower is not None:
         model.core.vision_tower.to(torch.bfloat16)
     if model.config.freeze_language:
         model.core.language_model.to(torch.bfloat16)
@@ -462,6 +495,7 @@ class SampleCaptions(TrainerCallback):
 
     def __init__(self, dataset: Dataset, collator: CaptionCollator, processor: CaptionerProcessor):
         self.rows, self.collator, self.processor = list(dataset), collator, processor
+        self.has_vectors = isinstance(processor, VectorProcessor)
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
         """As of TrainerCallback."""
@@ -479,7 +513,7 @@ class SampleCaptions(TrainerCallback):
         texts = self.processor.batch_decode(outputs[:, ids.shape[1] :], skip_special_tokens=True)
         return [
             {
-                "image": Place.parse(row["image"]).short_name,
+                "image": row["image"] if self.has_vectors else Place.parse(row["image"]).short_name,
                 "caption": " ".join(text.split()),
                 "reference": row["captions"][0],
             }
