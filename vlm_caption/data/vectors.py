@@ -9,6 +9,7 @@ number of its row, or its id.
 
 import copy
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ class Vectors:
         self._ends = np.cumsum(sizes)
         self._rows = np.arange(self._ends[-1])
         self.has_ids = names is not None
-        self.names = [str(row) for row in self._rows] if names is None else names
+        self.names: Sequence = range(len(self._rows)) if names is None else names
         self._row_of = None if names is None else {name: row for row, name in enumerate(names)}
         self._row_shape = tuple(parts[0].shape[1:])
 
@@ -102,7 +103,7 @@ class Vectors:
 
     def name(self, index: int) -> str:
         """What the file calls the row at this index."""
-        return self.names[int(self._rows[index])]
+        return str(self.names[int(self._rows[index])])
 
     def find(self, name: str) -> int | None:
         """The row that is called `name`, if there is one."""
@@ -151,9 +152,11 @@ def open_vectors(path: str | os.PathLike, column: str | None = None) -> Vectors:
 
 def _open_npy(path: Path) -> Vectors:
     try:
-        array = np.load(path, mmap_mode="c", allow_pickle=False)
-        tensor = torch.from_numpy(array)
-    except (OSError, ValueError, TypeError) as error:  # cut short, objects, text, another byte order
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that nothing may be written to it, and nothing is
+            tensor = torch.from_numpy(array)
+    except (OSError, EOFError, ValueError, TypeError) as error:  # cut short, objects, text, another byte order
         raise DataError(
             f"{path}: this is no array of numbers that can be mapped into memory ({_first_line(error)}): save it "
             "with numpy.save, as float32"
@@ -171,8 +174,8 @@ def _open_safetensors(path: Path) -> Vectors:
         if not names:
             raise DataError(f"{path}: it holds no tensor")
         _check_numbers(path, file.get_tensor(names[0]))
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: this is not a safetensors file ({_first_line(error)})") from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise DataError(f"{path}: this is no safetensors file that can be read ({_first_line(error)})") from error
     for name, shape in zip(names, shapes, strict=True):
         if shape != shapes[0]:
             raise DataError(
