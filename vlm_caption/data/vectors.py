@@ -174,8 +174,10 @@ def _open_safetensors(path: Path) -> Vectors:
         if not names:
             raise DataError(f"{path}: it holds no tensor")
         _check_numbers(path, file.get_tensor(names[0]))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise DataError(f"{path}: this is no safetensors file that can be read ({_first_line(error)})") from error
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: this is not a safetensors file ({_first_line(error)})") from error
+    except RuntimeError as error:  # PyTorch maps files as if it might write to them
+        raise DataError(f"{path}: larger than this machine's memory ({_first_line(error)}): save it as .npy") from error
     for name, shape in zip(names, shapes, strict=True):
         if shape != shapes[0]:
             raise DataError(
