@@ -219,7 +219,9 @@ class TestTables:
         assert load_captions(table, features=vectors)["image"] == ["C/C", "CCO"]
         table = write_jsonl(tmp_path / "b.jsonl", *captions(2, smiles=["C/C", "CCO"]))
         assert load_captions(table, features=vectors, image_column="smiles")["image"] == ["C/C", "CCO"]
-        with pytest.raises(DataError, match="there is no image column: looked for id and found caption, split, smiles"):
+        with pytest.raises(
+            DataError, match="there is no image column: looked for id and found caption, split, smiles"
+        ):
             load_captions(table, features=vectors)
 
     def test_parquet_has_vectors_and_captions_in_one_file(self, tmp_path):

@@ -177,7 +177,9 @@ def _open_safetensors(path: Path) -> Vectors:
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: this is not a safetensors file ({_first_line(error)})") from error
     except RuntimeError as error:  # PyTorch maps files as if it might write to them
-        raise DataError(f"{path}: larger than this machine's memory ({_first_line(error)}): save it as .npy") from error
+        raise DataError(
+            f"{path}: larger than this machine's memory ({_first_line(error)}): save it as .npy"
+        ) from error
     for name, shape in zip(names, shapes, strict=True):
         if shape != shapes[0]:
             raise DataError(
