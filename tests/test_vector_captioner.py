@@ -133,7 +133,7 @@ class TestModel:
             model.zero_grad()
             model(input_ids=ids, image_features=vectors(1), labels=ids).loss.backward()
             gradients.append(model.core.multi_modal_projector.linear_1.weight.grad.clone())
-            model.activation_checkpointing_enable()
+            model.gradient_checkpointing_enable()
         assert torch.allclose(*gradients)
 
     def test_refuses_pictures_and_other_shapes(self, model):
