@@ -45,7 +45,7 @@ _METRIC_NAMES = {
 
 _LIMITS = (
     "The captions repeat what the training captions show, in their words and with their habits and errors; what they "
-    "do not show is likely to be called something that they do. There is always a caption, also of a picture that is "
+    "do not show is likely to be called something that they do. There is always a caption, also of {kind} that is "
     "not understood, and its score is no measure of truth. Not for decisions about people."
 )
 
@@ -187,16 +187,17 @@ def model_card(
         model_name=title,
         eval_results=[result for entry in evaluations for result in _eval_results(entry)] or None,
     )
+    noun = "images" if config.feature_size is None else "inputs"
     sections = [
         f"# {title}: {_input_label(model)} → projection → {_tower_label(model, 'language_model')}",
         facts.get("summary"),
         _what_it_is(model, folder),
         _how_to_load(model, folder, name or f"path/to/{title}"),
         _parts(model, facts),
-        _training(facts.get("training", {})),
-        *(_scores(evaluations, facts.get("training", {}))),
-        _samples(facts.get("training", {}).get("samples", [])),
-        _limits(facts),
+        _training(facts.get("training", {}), noun),
+        *(_scores(evaluations, facts.get("training", {}), noun)),
+        _samples(facts.get("training", {}).get("samples", []), noun),
+        _limits(facts, noun),
     ]
     body = "\n\n".join(section for section in sections if section)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{MARK}\n\n{body}\n")
@@ -413,23 +414,23 @@ def _image_tokens(model: CaptionerPreTrainedModel) -> str:
     return f"An image is {count} token{'s' if count > 1 else ''}, {start}: {tokens}."
 
 
-def _training(training: dict[str, Any]) -> str:
+def _training(training: dict[str, Any], noun: str) -> str:
     if not training:
         return "## Training\n\nHow the projection was trained is not recorded."
     data = training.get("data", {})
     lines = []
     if train := data.get("train"):
-        line = f"- Data: `{data['name']}`, split {train['split']}: {train['images']:,} images with "
+        line = f"- Data: `{data['name']}`, split {train['split']}: {train['images']:,} {noun} with "
         line += f"{train['captions']:,} captions"
         if dev := data.get("dev"):
-            line += f"; the loss was watched on {dev['images']:,} images of the split {dev['split']}"
+            line += f"; the loss was watched on {dev['images']:,} {noun} of the split {dev['split']}"
         lines.append(f"{line}.")
     if "prompt" in training:
         lines.append(f"- Prompt before each caption: `{training['prompt']}`.")
     if "steps" in training:
         lines.append(
-            f"- {training['steps']:,} steps of {training['images_a_step']} images, each with all its captions: "
-            f"{training['images_seen']:,} images seen."
+            f"- {training['steps']:,} steps of {training['images_a_step']} {noun}, each with all its captions: "
+            f"{training['images_seen']:,} {noun} seen."
         )
     if "optimiser" in training:
         settings = [f"{training['optimiser']}, learning rate {training['learning_rate']:g}", training["schedule"]]
@@ -449,9 +450,9 @@ def _training(training: dict[str, Any]) -> str:
             f"- Versions: {', '.join(f'{name} {version}' for name, version in training['versions'].items())}."
         )
     if "dev_loss" in training:
-        line = f"- Loss at the end: {training['dev_loss']:.3f} nats a token on the images watched"
+        line = f"- Loss at the end: {training['dev_loss']:.3f} nats a token on the {noun} watched"
         if "dev_loss_shuffled" in training:
-            line += f", {training['dev_loss_shuffled']:.3f} with the images shuffled among the captions"
+            line += f", {training['dev_loss_shuffled']:.3f} with the {noun} shuffled among the captions"
         lines.append(f"{line}.")
     text = "## Training\n\n" + "\n".join(lines)
     if "command" in training:
@@ -465,7 +466,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
-def _scores(evaluations: list[dict[str, Any]], training: dict[str, Any]) -> Iterable[str]:
+def _scores(evaluations: list[dict[str, Any]], training: dict[str, Any], noun: str) -> Iterable[str]:
     if not evaluations:
         yield "## Scores\n\nNone recorded."
         return
@@ -475,7 +476,7 @@ def _scores(evaluations: list[dict[str, Any]], training: dict[str, Any]) -> Iter
     )
     data = training.get("data", {})
     for entry in evaluations:
-        text = f"{entry['images']:,} images of `{entry['data']}`, split {entry['split']}"
+        text = f"{entry['images']:,} {noun} of `{entry['data']}`, split {entry['split']}"
         if entry["data"] == data.get("name") and entry["split"] == data.get("dev", {}).get("split"):
             text += ", which also served to watch the training: not test scores"
         elif entry["data"] == data.get("name") and entry["split"] == data.get("train", {}).get("split"):
@@ -490,20 +491,22 @@ def _scores(evaluations: list[dict[str, Any]], training: dict[str, Any]) -> Iter
         yield f"{text} ({', '.join(generation)}).\n\n{_table(rows)}\n\n```sh\n{entry['command']}\n```"
 
 
-def _samples(samples: list[dict[str, str]]) -> str:
+def _samples(samples: list[dict[str, str]], noun: str) -> str:
     if not samples:
         return ""
     with_reference = any("reference" in sample for sample in samples)
-    columns = ["image", "caption", *(["a reference"] if with_reference else [])]
+    columns = [noun.removesuffix("s"), "caption", *(["a reference"] if with_reference else [])]
     rows = [[sample["image"], sample["caption"], sample.get("reference", "")][: len(columns)] for sample in samples]
     return "## Sample captions\n\nAs they came, right or wrong.\n\n" + _table([columns, ["---"] * len(columns), *rows])
 
 
-def _limits(facts: dict[str, Any]) -> str:
+def _limits(facts: dict[str, Any], noun: str) -> str:
     splits = sorted({f"`{entry['data']}`, {entry['split']}" for entry in facts.get("evaluations", [])})
-    scores = f"The scores above are from {'; '.join(splits)}, and say little of other pictures. " if splits else ""
+    kind = "a picture" if noun == "images" else "an input"
+    others = f"other {kind.split()[1]}s"
+    scores = f"The scores above are from {'; '.join(splits)}, and say little of {others}. " if splits else ""
     by_hand = f"{facts['limits']}\n\n" if "limits" in facts else ""
-    return f"## Limits\n\n{by_hand}{scores}{_LIMITS}"
+    return f"## Limits\n\n{by_hand}{scores}{_LIMITS.format(kind=kind)}"
 
 
 def _table(rows: list[list[str]]) -> str:
