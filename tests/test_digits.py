@@ -111,6 +111,24 @@ def test_the_scripts_train_from_the_config_alone_and_have_nothing_to_cache(tmp_p
     assert "The config has no vision tower, so there is nothing to compute" in capfd.readouterr().err
 
 
+def test_a_captioner_of_vectors_is_evaluated_and_its_data_not_taken_for_pictures(tmp_path, capfd):
+    write_tables(tmp_path, 6)
+    train(load_config(tmp_path))
+    data = ["--data.path", str(tmp_path / "captions.jsonl"), "--data.features", str(tmp_path / "vectors.npy")]
+    command = ["--checkpoint", str(tmp_path / "run"), "--json", str(tmp_path / "scores.json")]
+    evaluate = load_script("evaluate")
+    assert evaluate.main([*command, *data]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert set(scores["captions"]) == {"8", "9", "10", "11"}
+    assert scores["scores"]["shuffled_loss"] > 0
+    np.save(tmp_path / "vectors.npy", np.zeros((12, 5)))
+    assert evaluate.main([*command, *data]) == 2
+    assert "Traceback" not in capfd.readouterr().err
+    with pytest.raises(SystemExit):
+        load_script("inspect_data").main(data)
+    assert "data.features: this looks at pictures" in capfd.readouterr().err
+
+
 def test_held_out_digits_are_captioned_far_better_than_by_chance(tmp_path, capsys):
     """A short version of the example."""
     pytest.importorskip("sklearn")
