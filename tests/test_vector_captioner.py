@@ -21,6 +21,7 @@ from towers import (
     save_language_model,
     save_vision_tower,
 )
+from transformers import AutoProcessor
 
 from vlm_caption import (
     Captioner,
@@ -31,6 +32,7 @@ from vlm_caption import (
     write_model_card,
 )
 from vlm_caption.data import open_vectors
+from vlm_caption.processing_captioner import VectorProcessor
 
 TOKENS, WIDTH = 3, 8
 
@@ -80,6 +82,7 @@ class TestConfig:
             ({"image_tokens": "patches"}, "choose among a vision tower's tokens, and there is no vision tower"),
             ({"pooled_feature": "cls"}, "choose among a vision tower's tokens"),
             ({"feature_tokens": 0}, "feature_tokens must be at least 1, got 0"),
+            ({"feature_size": None, "feature_tokens": 2}, "feature_tokens belongs to feature_size"),
             ({"feature_size": 0}, "feature_size must be at least 1, got 0"),
         ],
     )
@@ -160,6 +163,13 @@ class TestFiles:
         assert loaded.core.vision_tower is None
         inputs = CaptionerProcessor.from_pretrained(tmp_path / "saved")(image_features=features, return_tensors="pt")
         assert torch.equal(loaded.generate(**inputs, max_new_tokens=6), before)
+
+    @pytest.mark.parametrize("full", [False, True])
+    @pytest.mark.parametrize("flag", [None, True])
+    def test_the_auto_classes_know_it(self, tmp_path, captioner, full, flag):
+        captioner.model.save_pretrained(tmp_path, full=full)
+        captioner.processor.save_pretrained(tmp_path)
+        assert type(AutoProcessor.from_pretrained(tmp_path, trust_remote_code=flag)) is VectorProcessor
 
     def test_a_full_checkpoint_loads_without_the_package(self, tmp_path, captioner):
         captioner.model.save_pretrained(tmp_path / "whole", full=True)

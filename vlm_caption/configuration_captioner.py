@@ -93,6 +93,8 @@ class CaptionerConfig(PreTrainedConfig):
         if self.feature_size is not None:
             self._check_features(names_tower)
             self.vision_config = None
+        elif self.feature_tokens != 1:
+            raise ValueError("feature_tokens belongs to feature_size, which says that there is no vision tower.")
         bos_token_id = getattr(self.text_config, "bos_token_id", None)
         if self.image_start is None:
             self.image_start = "bos" if bos_token_id is not None else "none"

@@ -177,6 +177,7 @@ def model_card(
     backbones = [backbone["name"] for backbone in (config.vision_backbone, config.text_backbone) if backbone]
     hub_ids = [backbone for backbone in backbones if _is_on_the_hub(backbone)]
     evaluations = facts.get("evaluations", [])
+    noun = "images" if config.feature_size is None else "inputs"
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-text-to-text" if config.feature_size is None else None,
@@ -185,9 +186,9 @@ def model_card(
         tags=["image-captioning" if config.feature_size is None else "captioning", config.model_type, *tags],
         base_model=hub_ids or None,
         model_name=title,
-        eval_results=[result for entry in evaluations for result in _eval_results(entry)] or None,
+        # The Hub knows results of a task, and none for captions of vectors.
+        eval_results=[result for entry in evaluations if noun == "images" for result in _eval_results(entry)] or None,
     )
-    noun = "images" if config.feature_size is None else "inputs"
     sections = [
         f"# {title}: {_input_label(model)} → projection → {_tower_label(model, 'language_model')}",
         facts.get("summary"),

@@ -101,7 +101,7 @@ class CaptionerProcessor(ProcessorMixin):
         a vision tower, it is a [`VectorProcessor`].
         """
         settings, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
-        if settings.get("processor_class") == VectorProcessor.__name__:
+        if settings and "image_processor" not in settings:
             return VectorProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         # The base class would hand `backend` to the tokenizer too, which has its own meaning of the word.
@@ -223,6 +223,12 @@ class VectorProcessor(CaptionerProcessor):
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         tokenizer.padding_side = "left"
         ProcessorMixin.__init__(self, tokenizer, chat_template=chat_template, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As of `CaptionerProcessor`, under its name: the Auto classes know one processor of a kind of model."""
+        name = CaptionerProcessor.__name__
+        auto_map = {"AutoProcessor": f"{__name__.rpartition('.')[2]}.{name}"}
+        return super().to_dict() | {"processor_class": name, "auto_map": auto_map}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):  # ty: ignore[incompatible-method-override]
