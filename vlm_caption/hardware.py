@@ -49,7 +49,7 @@ def hold_frozen(model: CaptionerForConditionalGeneration, precision: str) -> Non
     """
     if not use_bf16(precision):
         return
-    if model.config.freeze_vision:
+    if model.config.freeze_vision and model.core.vision_tower is not None:
         model.core.vision_tower.to(torch.bfloat16)
     if model.config.freeze_language:
         model.core.language_model.to(torch.bfloat16)

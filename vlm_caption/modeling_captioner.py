@@ -139,7 +139,7 @@ class CaptionerPreTrainedModel(PreTrainedModel):
             (self._core.vision_tower, self.config.freeze_vision),
             (self._core.language_model, self.config.freeze_language),
         ):
-            for parameter in tower.parameters():  # quantised ones are integers
+            for parameter in () if tower is None else tower.parameters():  # quantised ones are integers
                 parameter.requires_grad_(not frozen and parameter.is_floating_point())
         self.train(self.training)
 
@@ -443,9 +443,13 @@ class CaptionerModel(CaptionerPreTrainedModel):
     caps, scales), and each is run by its own class.
     """
 
+    vision_tower: Any
+
     def __init__(self, config: CaptionerConfig):
         super().__init__(config)
-        if config.pooled_feature == "image_embeds":
+        if config.feature_size is not None:
+            self.vision_tower = None  # what is captioned comes as `image_features`
+        elif config.pooled_feature == "image_embeds":
             self.vision_tower = CLIPVisionModelWithProjection._from_config(config.vision_config)
         else:
             self.vision_tower = AutoModel.from_config(config.vision_config)
@@ -462,7 +466,7 @@ class CaptionerModel(CaptionerPreTrainedModel):
         """Train mode for what is trained: a wholly frozen tower stays in eval mode, its dropout silent."""
         super().train(mode)
         for tower in (self.vision_tower, self.language_model):
-            if not any(parameter.requires_grad for parameter in tower.parameters()):
+            if tower is not None and not any(parameter.requires_grad for parameter in tower.parameters()):
                 tower.eval()
         return self
 
@@ -502,7 +506,15 @@ class CaptionerModel(CaptionerPreTrainedModel):
         Returns:
             the tower's output, with `pooler_output` replaced by the chosen tokens: float [I, N, D_vision], N being
             the config's `vision_seq_length`.
+
+        Raises:
+            ValueError: if there is no vision tower.
         """
+        if self.vision_tower is None:
+            raise ValueError(
+                "This captioner has no vision tower: pass what it captions as image_features, vectors of shape "
+                f"{self._feature_shape}, and not as pixel_values."
+            )
         pixel_values = _move(pixel_values, self.vision_tower.device, self.vision_tower.dtype)
         trained = pixel_values.requires_grad or any(p.requires_grad for p in self.vision_tower.parameters())
         with contextlib.nullcontext() if trained else torch.no_grad():
@@ -523,6 +535,10 @@ class CaptionerModel(CaptionerPreTrainedModel):
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
         )
+
+    @property
+    def _feature_shape(self) -> str:
+        return f"[inputs, {self.config.feature_tokens}, {self.config.feature_size}]"
 
     def _patch_tokens(self, hidden: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
         """Patch tokens [I, P, D], or their averages over the cells of a g × g grid [I, g·g, D]."""
@@ -547,7 +563,8 @@ class CaptionerModel(CaptionerPreTrainedModel):
 
         Args:
             pixel_values: float [I, 3, H, W].
-            image_features: float [I, N, D_vision], what `encode_images` gave earlier, instead of the pixels.
+            image_features: float [I, N, D_vision], what `encode_images` gave earlier, instead of the pixels; or, where
+                there is no vision tower, the vectors to caption.
         """
         if (pixel_values is None) == (image_features is None):
             raise ValueError("Pass either pixel_values or image_features, and not both.")
@@ -555,6 +572,12 @@ class CaptionerModel(CaptionerPreTrainedModel):
             outputs = self.encode_images(pixel_values, **kwargs)
             image_features = outputs.pooler_output
         else:
+            shape = (self.config.feature_tokens, self.config.feature_size)
+            if self.vision_tower is None and tuple(cast(torch.Tensor, image_features).shape[1:]) != shape:
+                raise ValueError(
+                    f"image_features must have the shape {self._feature_shape}, and have "
+                    f"{list(cast(torch.Tensor, image_features).shape)}."
+                )
             outputs = BaseModelOutputWithPooling(last_hidden_state=image_features)
         weight = next(self.multi_modal_projector.parameters())
         projected = self.multi_modal_projector(_move(cast(torch.Tensor, image_features), weight.device, weight.dtype))
@@ -728,7 +751,8 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             attention_mask: int [B, T], 0 at padding; or bool [B, 1, T, T], True where a token may look (packed rows).
             position_ids: int64 [B, T].
             inputs_embeds: float [B, T, D_text] instead of `input_ids`, image tokens included.
-            image_features: float [I, N, D_vision], the vision tower's tokens computed earlier, instead of pixels.
+            image_features: float [I, N, D_vision], the vision tower's tokens computed earlier, instead of pixels; or,
+                where there is no vision tower, the vectors to caption.
             mm_encoder_outputs: `{"image": get_image_features(...)}`, projected tokens computed earlier (`generate`
                 encodes each image once and passes it so to all beams).
             labels: int64 [B, T], `input_ids` with −100 where nothing is to be learnt; shifted in here. Placeholders

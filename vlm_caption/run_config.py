@@ -32,6 +32,8 @@ class ModelSection:
     """The towers, and how an image becomes tokens. Fields that `None` leaves out keep `CaptionerConfig`'s default.
 
     Attributes:
+        vision: "none" where `data.features` gives vectors in place of pictures.
+        freeze_language: Whether the language model stays as it is; one with random weights must be trained.
         query_text: Text whose embeddings the learned query vectors start from; `query_tokens` is then their number.
     """
 
@@ -55,6 +57,7 @@ class ModelSection:
     projector_expansion: int | None = None
     projector_hidden_act: str | None = None
     projector_dropout: float = 0.0
+    freeze_language: bool = True
 
 
 @dataclass
@@ -67,6 +70,8 @@ class DataSection:
         images: The folder that image paths are relative to; None: found beside the captions.
         image_column, caption_column: Of a table, a dataset or tar shards; None: found by name.
         subset: Of a Hub dataset.
+        features: A file of vectors that the captions are of, instead of pictures.
+        feature_column: Of such a file, if it is Parquet and has several columns of vectors.
         train_split, dev_split: In the corpus's own words; "dev" also finds `val`, `valid` and `validation`.
         dev_share: The share of images that is cut off as "dev" where the corpus has no splits.
         limit: Take the first so many images only.
@@ -89,6 +94,8 @@ class DataSection:
     image_column: str | None = None
     caption_column: str | None = None
     subset: str | None = None
+    features: str | None = None
+    feature_column: str | None = None
     train_split: str = "train"
     dev_split: str = "dev"
     dev_share: float = 0.05
@@ -149,8 +156,8 @@ class RunConfig:
     def load(cls, path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> "RunConfig":
         """Reads a YAML file and then applies overrides, `{"training.max_steps": 10}`.
 
-        A relative `data.path` or `data.images` in the file is taken from the file's folder's parent (the repository,
-        for `configs/`) unless it exists from where the program runs.
+        A relative `data.path`, `data.images` or `data.features` in the file is taken from the file's folder's parent
+        (the repository, for `configs/`) unless it exists from where the program runs.
 
         Raises:
             ConfigError: for a file that cannot be read, an unknown field, or a value of the wrong kind.
@@ -171,7 +178,7 @@ class RunConfig:
                     raise ConfigError(f"{path}: the section {section} holds no fields.")
                 for name, value in fields.items():
                     values[f"{section}.{name}"] = value
-        for name in ("data.path", "data.images"):
+        for name in ("data.path", "data.images", "data.features"):
             if path is not None and isinstance(values.get(name), str):
                 values[name] = _find_data(values[name], Path(path))
         values |= overrides or {}

@@ -52,7 +52,7 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
     set_seed(config.training.seed)
 
     splits = CaptionSplits(config)  # first: what is wrong with them is said before a tower is fetched
-    model, processor = compose_captioner(config.model)
+    model, processor = compose_captioner(config.model, splits.vectors)
     arguments = training_arguments(config)
     if checkpoint is not None:
         check_processes(checkpoint, arguments.world_size)
