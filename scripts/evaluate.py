@@ -17,14 +17,14 @@ from datasets import disable_progress_bars
 from vlm_caption.backbones import BackboneError
 from vlm_caption.captioner import DEFAULT_CHECKPOINT, Captioner
 from vlm_caption.console import ArgumentParser, setup_logging
-from vlm_caption.data import BadImages, DataError, PictureOpener, Place
+from vlm_caption.data import BadImages, DataError, PictureOpener, Place, open_vectors
 from vlm_caption.evaluation import Evaluation, evaluate, evaluate_files, training_captions
 from vlm_caption.evaluation_files import write_evaluation
 from vlm_caption.facts import evaluation_facts, record_evaluation
 from vlm_caption.hardware import hold_frozen
 from vlm_caption.images import ImageError
 from vlm_caption.model_card import write_model_card
-from vlm_caption.run_config import ConfigError, RunConfig, add_arguments, parse_arguments
+from vlm_caption.run_config import RunConfig, add_arguments, parse_arguments
 from vlm_caption.training_data import open_data
 from vlm_caption.unfinished_captions import UNFINISHED_NAME
 
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
                 open_picture=_opener(config),
             )
         files = write_evaluation(arguments.output_dir, result, config.data.max_pixels, config.data.max_bytes)
-    except (BackboneError, ConfigError, DataError, ImageError) as error:
+    except (BackboneError, DataError, ImageError, ValueError) as error:
         return _complain(error, 2)
     except OSError as error:
         return _complain(f"--output-dir {arguments.output_dir}: {error.strerror or error}", 2)
@@ -107,7 +107,8 @@ def _evaluate(captioner: Captioner, config: RunConfig, arguments: argparse.Names
     data = config.data
     corpus = open_data(data)
     split = arguments.split or data.dev_split
-    bad = BadImages(max_share=data.max_bad_share) if data.on_bad_image == "skip" else None
+    of_pictures = data.features is None
+    bad = BadImages(max_share=data.max_bad_share) if data.on_bad_image == "skip" and of_pictures else None
     dataset = corpus.load(split, data.limit, on_missing=None if bad is None else bad.add_missing)
     return evaluate(
         captioner,
@@ -122,6 +123,7 @@ def _evaluate(captioner: Captioner, config: RunConfig, arguments: argparse.Names
         prompt=data.prompt,
         max_caption_tokens=data.max_caption_tokens,
         open_picture=_opener(config),
+        vectors=None if data.features is None else open_vectors(data.features, data.feature_column),
         bad=bad,
         unfinished=arguments.output_dir / UNFINISHED_NAME,
     )

@@ -21,9 +21,10 @@ from datasets import Dataset
 from torch import Tensor
 
 from .captioner import Captioner
-from .data import BadImages, Corpus, DataError, PictureOpener, Place, drop_rows
+from .data import BadImages, Corpus, DataError, PictureOpener, Place, Vectors, drop_rows
 from .data.collator import CaptionCollator
 from .evaluation_table import evaluation_lines
+from .feature_shards import FeatureTable
 from .features import image_features
 from .image_inputs import with_index
 from .images import ImageError
@@ -48,7 +49,14 @@ from .metrics import (
 )
 from .metrics.clip_score import score_clip
 from .nll import caption_nll
-from .unfinished_captions import BATCH_SIZE, UnfinishedCaptions, caption_settings, write_captions
+from .unfinished_captions import (
+    BATCH_SIZE,
+    UnfinishedCaptions,
+    caption_settings,
+    picture_settings,
+    vector_settings,
+    write_captions,
+)
 
 # COCO's image ids are the numbers in its file names.
 _COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})\.jpg")
@@ -245,6 +253,7 @@ def evaluate(
     max_caption_tokens: int = 64,
     features_dir: Path | None = None,
     open_picture: PictureOpener | None = None,
+    vectors: Vectors | None = None,
     bad: BadImages | None = None,
     unfinished: Path | None = None,
 ) -> Evaluation:
@@ -266,20 +275,23 @@ def evaluate(
         prompt, max_caption_tokens: as in training.
         features_dir: where the images' features are kept.
         open_picture: by default within the limits of `open_image`.
+        vectors: what the captions are of, where that is no pictures; `image` is then the name of a row of them.
         bad: gets the pictures that cannot be opened, which are left out.
         unfinished: keeps captions as they are written: a call that was killed goes on from there if it is repeated.
             Removed at the end.
 
     Raises:
         ImageError: if a picture cannot be read, and `bad` is not given.
-        DataError: if no picture or too many cannot be read, files cannot be written, or `compare_with` does not fit.
+        DataError: if no picture or too many cannot be read, a vector holds a number that is not finite, files cannot
+            be written, or `compare_with` does not fit.
+        ValueError: if the captioner takes vectors and none are given, or others.
     """
     other = None if compare_with is None else _read_other(compare_with)
     open_picture = open_picture or PictureOpener()
     generation = dict(generation or {})
     failed: list[int] = []
     on_error = None
-    if bad is not None:
+    if bad is not None and vectors is None:
         bad.expect(len(dataset))
         images = dataset["image"]
 
@@ -288,16 +300,25 @@ def evaluate(
             bad.add(images[row], error.reason)
 
     model, processor = captioner.model, captioner.processor
-    features = image_features(
-        model, processor, dataset["image"], features_dir, open_picture=open_picture, on_error=on_error
-    )
+    if (vectors is None) != (model.config.feature_size is None):
+        takes = "pictures" if vectors is not None else "vectors"
+        raise ValueError(
+            f"This captioner takes {takes}: {'leave out' if vectors is not None else 'give'} data.features."
+        )
+    if vectors is not None:
+        features: FeatureTable | Vectors = vectors.select(dataset["image"])
+        captioner.check_vectors(features)
+    else:
+        features = image_features(
+            model, processor, dataset["image"], features_dir, open_picture=open_picture, on_error=on_error
+        )
     rows = np.delete(np.arange(len(dataset)), failed)
     dataset = drop_rows(dataset, failed)
     if len(dataset) == 0:
         raise DataError(f"{data}: none of the images can be opened")
     dataset = with_index(dataset)
     references = list(dataset["captions"])
-    image_ids = _image_ids(dataset["image"])
+    image_ids: list[ImageId] = _image_ids(dataset["image"]) if vectors is None else list(dataset["image"])
     if other is not None:
         _pair(other, image_ids, references, allow_missing)  # what is wrong with them, before the work
 
@@ -306,7 +327,13 @@ def evaluate(
 
     collator = CaptionCollator(processor, encode, prompt=prompt, max_caption_tokens=max_caption_tokens)
     kept = UnfinishedCaptions(
-        unfinished, caption_settings(captioner, dataset, collator, generation, features_dir, open_picture)
+        unfinished,
+        caption_settings(captioner, collator, generation)
+        | (
+            picture_settings(captioner, dataset["image"], features_dir, open_picture)
+            if isinstance(features, FeatureTable)
+            else vector_settings(features)
+        ),
     )
     captions = write_captions(captioner, dataset, collator, generation, kept)
     loss = caption_nll(model, dataset, collator, BATCH_SIZE)
@@ -319,7 +346,7 @@ def evaluate(
         name=name,
         data=data,
         image_ids=image_ids,
-        images=list(dataset["image"]),
+        images=list(dataset["image"]) if vectors is None else [None] * len(dataset),
         training_captions=training_captions,
         metrics=metrics,
         clip_model=clip_model,

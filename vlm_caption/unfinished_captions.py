@@ -13,7 +13,7 @@ from datasets import Dataset
 from .backbones import cache_dir
 from .captioner import Captioner
 from .console import progress
-from .data import DataError, PictureOpener
+from .data import DataError, PictureOpener, Vectors
 from .data.collator import CaptionCollator
 from .features import CONTENTS_NAME, features_key
 from .files import write_text
@@ -85,25 +85,35 @@ class UnfinishedCaptions:
         return DataError(f"{self.path}: captions cannot be written there ({error.strerror or error})")
 
 
-def caption_settings(
-    captioner: Captioner,
-    dataset: Dataset,
-    collator: CaptionCollator,
-    generation: dict[str, Any],
-    features_dir: Path | None,
-    open_picture: PictureOpener,
-) -> dict[str, Any]:
-    """All that the captions of `write_captions` depend on, for JSON; arguments as there and of `image_features`."""
-    model = captioner.model
-    own = model.generation_config.to_diff_dict()
+def caption_settings(captioner: Captioner, collator: CaptionCollator, generation: dict[str, Any]) -> dict[str, Any]:
+    """What the captions of `write_captions` depend on beside the images, for JSON; arguments as there."""
+    own = captioner.model.generation_config.to_diff_dict()
     own.pop("transformers_version", None)
     return {
         "checkpoint": _weights_digest(captioner),
-        "data": _images_digest(dataset["image"], features_dir, open_picture),
-        "image features": features_key(model, captioner.processor, open_picture=open_picture),
         "prompt": collator.prefix,
         "generation": own | generation,
     }
+
+
+def picture_settings(
+    captioner: Captioner, images: Sequence[str], features_dir: Path | None, open_picture: PictureOpener
+) -> dict[str, Any]:
+    """Which pictures are captioned, and how they are seen; arguments as of `image_features`."""
+    memory = (features_dir or cache_dir() / "features") / CONTENTS_NAME
+    digests, _ = content_digests(images, memory, open_picture.max_bytes)
+    return {
+        "data": xxhash.xxh3_128_hexdigest(digests.tobytes()),
+        "image features": features_key(captioner.model, captioner.processor, open_picture=open_picture),
+    }
+
+
+def vector_settings(vectors: Vectors) -> dict[str, Any]:
+    """Which vectors are captioned."""
+    digest = xxhash.xxh3_128()
+    for start in range(0, len(vectors), BATCH_SIZE):
+        digest.update(vectors[start : start + BATCH_SIZE].contiguous().numpy())
+    return {"data": digest.hexdigest()}
 
 
 def write_captions(
@@ -189,9 +199,3 @@ def _weights_digest(captioner: Captioner) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _images_digest(images: Sequence[str], features_dir: Path | None, open_picture: PictureOpener) -> str:
-    memory = (features_dir or cache_dir() / "features") / CONTENTS_NAME
-    digests, _ = content_digests(images, memory, open_picture.max_bytes)
-    return xxhash.xxh3_128_hexdigest(digests.tobytes())
