@@ -120,7 +120,7 @@ class TestInspection:
 
     def test_tokens_are_those_that_training_counts(self, good):
         class Processor:
-            tokenizer, start_token, image_token, image_seq_length = byte_tokenizer(), None, "", 0
+            tokenizer, image_prefix = byte_tokenizer(), staticmethod(lambda prompt: prompt)
 
         settings = DataSection(path=str(good), prompt="It is", max_caption_tokens=12)
         corpus = open_corpus(good)
