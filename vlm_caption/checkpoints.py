@@ -25,6 +25,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
 from .captioner import CheckpointError
+from .modeling_captioner import read_safetensors
 from .run_config import ConfigError
 
 OPTIMIZER_NAME = "optimizer.safetensors"
@@ -207,6 +208,18 @@ class CheckpointTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             if (best := Path(resume_from_checkpoint, BEST_NAME)).exists():
                 self.best_weights = load_file(best)
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Puts the weights of a saved bridge into a model of the same parts.
+
+    Raises:
+        CheckpointError: if they are damaged, or not of this model.
+    """
+    with _reading(folder):
+        unknown = model.load_state_dict(read_safetensors(folder), strict=False).unexpected_keys
+        if unknown:
+            raise ValueError(f"it holds {unknown[0]}, which is no part of the model")
 
 
 def count_processes(checkpoint: Path) -> int:

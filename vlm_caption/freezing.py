@@ -59,18 +59,16 @@ def set_policies(model: Any, policies: dict[str, ModulePolicy]) -> None:
         ValueError: if a policy does not fit its module; the message names both.
         ImportError: for `"lora"`, where peft is not installed.
     """
+    check_policies(model, policies)
     config: CaptionerConfig = model.config
     core = model.base_model
     for module, policy in policies.items():
-        _check_policy(module, policy)
         if module == "projector":
             config.freeze_projector = policy.train == "frozen"
             continue
         tower, part = getattr(core, TOWERS[module]), PARTS[TOWERS[module]]
         adapter = None
-        if policy.train == "last_n":
-            last_blocks(tower, policy.layers or 0)  # before anything is changed
-        elif policy.train == "lora":
+        if policy.train == "lora":
             adapter = {
                 "rank": policy.rank,
                 "alpha": 2 * policy.rank if policy.alpha is None else policy.alpha,
@@ -88,6 +86,28 @@ def set_policies(model: Any, policies: dict[str, ModulePolicy]) -> None:
         setattr(config, f"freeze_{module}", policy.train == "frozen")
         setattr(config, f"{part}_layers", policy.layers if policy.train == "last_n" else None)
     model.freeze_towers()
+
+
+def check_policies(model: Any, policies: dict[str, ModulePolicy]) -> None:
+    """Sees that `set_policies` can be called so; nothing is changed.
+
+    Raises:
+        ValueError: if a policy does not fit its module; the message names both.
+        ImportError: for `"lora"`, where peft is not installed.
+    """
+    for module, policy in policies.items():
+        _check_policy(module, policy)
+        if policy.train not in ("last_n", "lora"):
+            continue
+        tower = getattr(model.base_model, TOWERS[module])
+        try:
+            if policy.layers is not None and policy.train == "last_n":
+                last_blocks(tower, policy.layers)
+            else:
+                adapter_targets(tower, policy.targets)
+                _import_peft()
+        except ValueError as error:
+            raise ValueError(f"{module}: {error}") from error
 
 
 def _check_policy(module: str, policy: ModulePolicy) -> None:
@@ -170,6 +190,16 @@ def remember_trained(core: Any) -> None:
             config.trained_weights = [name for name in config.trained_weights if not name.startswith(f"{tower}.")]
         elif names:
             config.trained_weights = sorted({*config.trained_weights, *names})
+
+
+def holds_trained_weights(core: Any, tower: str) -> bool:
+    """Whether weights of a tower's own, adapters aside, are trained now, or are known to have been trained before."""
+    backbone = getattr(core.config, f"{PARTS[tower]}_backbone")
+    return (
+        any(p.requires_grad and _ADAPTER not in key for key, p in getattr(core, tower).named_parameters())
+        or any(name.startswith(f"{tower}.") for name in core.config.trained_weights)
+        or (backbone is not None and not backbone.get("fingerprint"))
+    )
 
 
 def set_train_mode(module: nn.Module, mode: bool) -> None:
@@ -281,15 +311,12 @@ def add_adapter(tower: nn.Module, adapter: dict[str, Any]) -> None:
     Raises:
         ImportError: where peft is not installed.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ImportError("LoRA adapters need peft: pip install 'vlm-caption[lora]'.") from error
+    peft = _import_peft()
     layers = {name: m for name, m in _linear_layers(tower).items() if name.rpartition(".")[2] in adapter["targets"]}
     # GPT-2's layers hold their weights the other way round; peft finds that out, and warns unless it was told.
     transposed = any(isinstance(layer, Conv1D) for layer in layers.values())
-    inject_adapter_in_model(
-        LoraConfig(
+    peft.inject_adapter_in_model(
+        peft.LoraConfig(
             r=adapter["rank"],
             lora_alpha=adapter["alpha"],
             lora_dropout=adapter["dropout"],
@@ -304,6 +331,14 @@ def add_adapter(tower: nn.Module, adapter: dict[str, Any]) -> None:
             for module in matrices.modules():
                 module._is_hf_initialized = True  # transformers would draw both afresh
         layer.reset_lora_parameters("default", True)
+
+
+def _import_peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError("LoRA adapters need peft: pip install 'vlm-caption[lora]'.") from error
+    return peft
 
 
 def adapted_layers(tower: nn.Module) -> list[tuple[str, Any]]:

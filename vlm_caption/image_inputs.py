@@ -51,7 +51,7 @@ class ImageInputs:
                 failed.add(row)
                 bad.add(images[row], error.reason)
 
-        if cache and model.config.freeze_vision:
+        if cache and not any(parameter.requires_grad for parameter in model.core.vision_tower.parameters()):
             self.features = image_features(
                 model, processor, images, features_dir, open_picture=self.open_picture, on_error=on_error
             )

@@ -431,7 +431,7 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         for part, name in (("vision_backbone", vision_backbone), ("text_backbone", text_backbone)):
             if name is not None:
                 setattr(config, part, {**(getattr(config, part) or {}), "name": name, "revision": None})
-        own, adapters = _split_adapters(_read_safetensors(pretrained_model_name_or_path, **hub_kwargs))
+        own, adapters = _split_adapters(read_safetensors(pretrained_model_name_or_path, **hub_kwargs))
         absent = [
             name
             for name in config.trained_weights
@@ -555,7 +555,7 @@ def _split_adapters(weights: dict[str, torch.Tensor]) -> tuple[dict[str, torch.T
     return own, {name: tensor for name, tensor in weights.items() if is_adapter(name)}
 
 
-def _read_safetensors(name_or_path, **hub_kwargs) -> dict[str, torch.Tensor]:
+def read_safetensors(name_or_path, **hub_kwargs) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint's safetensors file or shards."""
     import json
 

@@ -22,7 +22,7 @@ from .data.collator import CaptionCollator
 from .image_inputs import ImageInputs, with_index
 from .modeling_captioner import CaptionerForConditionalGeneration
 from .processing_captioner import CaptionerProcessor
-from .run_config import DataSection, RunConfig
+from .run_config import DataSection, RunConfig, TrainingSection
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,6 @@ class CaptionSplits:
     Attributes:
         train, dev: rows to train on and to watch the loss on, with `image` and `captions`.
         bad: where bad images are left out, these; else None.
-        choice: which captions of an image are trained on.
 
     Raises:
         DataError: if something is wrong with the corpus, or too many images are missing.
@@ -94,12 +93,12 @@ class CaptionSplits:
             path = Path(config.training.output_dir) / BAD_IMAGES_NAME if is_first_process() else None
             self.bad = BadImages(path, config.data.max_bad_share)
         self.train, self.dev = load_splits(corpus, config.data, config.training.eval_images, self.bad)
-        self.choice = CaptionChoice(config.data.captions_per_image, config.training.seed)
+        chosen = config.data.captions_per_image
         logger.info(
             "Data: %d images with %d captions to train on%s, %d images to watch the loss on",
             len(self.train),
             count_captions(self.train),
-            "" if self.choice.captions_per_image == "all" else f" ({self.choice.captions_per_image} of each image's)",
+            "" if chosen == "all" else f" ({chosen} of each image's)",
             len(self.dev),
         )
 
@@ -109,6 +108,7 @@ class TrainingData:
 
     Args:
         splits: their rows.
+        settings: of the training, or of the stage.
         model: on its device, its parts frozen or not as they are to be trained.
         processor: the model's.
 
@@ -123,11 +123,17 @@ class TrainingData:
         ImageError: if one is, and bad images are not left out.
     """
 
-    def __init__(self, splits: CaptionSplits, model: CaptionerForConditionalGeneration, processor: CaptionerProcessor):
+    def __init__(
+        self,
+        splits: CaptionSplits,
+        settings: TrainingSection,
+        model: CaptionerForConditionalGeneration,
+        processor: CaptionerProcessor,
+    ):
         config, bad = splits.config, splits.bad
         open_picture = PictureOpener(config.data.max_pixels, config.data.max_bytes)
         self.images, dev_images = (
-            ImageInputs(model, processor, dataset["image"], config.training.cache_features, None, open_picture, bad)
+            ImageInputs(model, processor, dataset["image"], settings.cache_features, None, open_picture, bad)
             for dataset in (splits.train, splits.dev)
         )
         train, dev = self.images.keep(splits.train), dev_images.keep(splits.dev)
@@ -139,6 +145,6 @@ class TrainingData:
             check_left(config.data, train, dev)
         self.train, self.dev = with_index(train), with_index(dev)
         options: dict[str, Any] = {"prompt": config.data.prompt, "max_caption_tokens": config.data.max_caption_tokens}
-        self.choice = splits.choice
+        self.choice = CaptionChoice(config.data.captions_per_image, settings.seed)
         self.collator = CaptionCollator(processor, self.images, choose=self.choice, **options)
         self.dev_collator = CaptionCollator(processor, dev_images, **options)
