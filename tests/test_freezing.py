@@ -337,6 +337,19 @@ def test_a_bridge_that_lacks_what_was_trained_is_refused(tmp_path, model, policy
         load(tmp_path)
 
 
+def test_a_bridge_whose_towers_are_named_otherwise_is_refused(tmp_path, model):
+    """As other versions of transformers do: the backbone's own weights would be taken without a word."""
+    set_policies(model, {"language": LAST})
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors = {name.replace(".h.", ".layers."): tensor for name, tensor in tensors.items()}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = model.config.from_pretrained(tmp_path)
+    config.trained_weights = [name.replace(".h.", ".layers.") for name in config.trained_weights]
+    with pytest.raises(ValueError, match=r"holds weights that its towers have not \(core\.language_model\."):
+        load(tmp_path, config=config)
+
+
 # What was trained once
 
 
@@ -396,6 +409,19 @@ def test_an_older_config_that_froze_nothing_trains_whole_towers():
 
 
 # Adapters
+
+
+def test_adapters_added_are_trained_in_both_towers_and_freezing_the_towers_again_leaves_them_so():
+    model = tiny_model("vit_cls")
+    set_policies(model, {"vision": LORA, "language": LORA})
+    draw_adapters(model)
+    model.freeze_towers()
+    ids = torch.cat([model.core.image_prompt(2), torch.tensor([[5, EOS], [7, EOS]])], dim=1)
+    model.train()
+    model(input_ids=ids, pixel_values=pixels(), labels=ids).loss.backward()
+    adapters = {name: p for name, p in model.named_parameters() if is_adapter(name)}
+    assert {module_of(name) for name in adapters} == {"vision", "language"}
+    assert [name for name, p in adapters.items() if p.grad is None or not p.grad.any()] == []
 
 
 def test_a_fresh_adapter_changes_no_output(model, inputs):

@@ -161,7 +161,8 @@ class CheckpointTrainer(Trainer):
     def _save(self, output_dir=None, state_dict=None):
         # Trainer's own puts a pickle of its arguments beside the model.
         if self.args.should_save and output_dir is not None:
-            self.model.save_pretrained(output_dir, state_dict=state_dict)
+            # Under the names of the model at hand: resuming looks for no others.
+            self.model.save_pretrained(output_dir, state_dict=state_dict, save_original_format=False)
             self.processing_class.save_pretrained(output_dir)
 
     def _save_optimizer_and_scheduler(self, output_dir):
@@ -202,6 +203,11 @@ class CheckpointTrainer(Trainer):
             with _reading(checkpoint):
                 states = json.loads(Path(checkpoint, RNG_STATES_NAME).read_text())
             _set_random_state(states[self.args.process_index], self.args.device)
+
+    def _issue_warnings_after_load(self, load_result):
+        # What is missing are frozen towers. What is not known would be left out without a word.
+        if unknown := load_result.unexpected_keys:
+            raise ValueError(f"it holds {unknown[0]}, which is no part of the model")
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         with _reading(resume_from_checkpoint):

@@ -432,10 +432,9 @@ class CaptionerPreTrainedModel(PreTrainedModel):
             if name is not None:
                 setattr(config, part, {**(getattr(config, part) or {}), "name": name, "revision": None})
         own, adapters = _split_adapters(read_safetensors(pretrained_model_name_or_path, **hub_kwargs))
+        towers = tuple(f"core.{tower}." for tower in config.external_towers)
         absent = [
-            name
-            for name in config.trained_weights
-            if name.startswith(tuple(config.external_towers)) and f"core.{name}" not in own
+            name for name in config.trained_weights if f"core.{name}".startswith(towers) and f"core.{name}" not in own
         ]
         if absent:
             raise ValueError(
@@ -445,6 +444,12 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         weights = {}
         if config.external_towers and cls.load_towers is not None:
             weights = cls.load_towers(config, check=not allow_different_backbone)
+            unknown = [name for name in own if name.startswith(towers) and name not in weights]
+            if unknown:
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} holds weights that its towers have not ({unknown[0]}): load it "
+                    "with the version of transformers that it was saved with, which config.json names."
+                )
         # What was trained here goes before what the backbone holds, under all names that a tied weight has there.
         replaced = {weights[name].data_ptr() for name in own if name in weights}
         weights = {name: tensor for name, tensor in weights.items() if tensor.data_ptr() not in replaced} | own
@@ -845,11 +850,12 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             num_items_in_batch: number of targets in the whole accumulated batch; see [`caption_loss`].
             **kwargs: for the language model; and `shift_labels`, int64 [B, M], targets already aligned with the
                 positions that `logits_to_keep` names (packed rows: one position may have several targets). `labels`
-                are not looked at then.
+                are not looked at then. `target_weights`, float [B, M]: how often each of these targets counts.
         """
         # Not in the signature: Trainer wants all arguments there that are called labels.
         language_kwargs: dict[str, Any] = dict(kwargs)
         shift_labels = language_kwargs.pop("shift_labels", None)
+        target_weights = language_kwargs.pop("target_weights", None)
         inputs, image_embeds = self.core.prepare_language_inputs(
             input_ids,
             pixel_values,
@@ -868,7 +874,9 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             targets = labels.masked_fill(placeholders, IGNORE_INDEX)
             next_ids = nn.functional.pad(targets[:, 1:], (0, 1), value=IGNORE_INDEX)  # position t predicts token t + 1
             shift_labels = slice_logits_to_keep(next_ids.unsqueeze(-1), logits_to_keep).squeeze(-1)
-        loss = None if shift_labels is None else caption_loss(outputs.logits, shift_labels, num_items_in_batch)
+        loss = None
+        if shift_labels is not None:
+            loss = caption_loss(outputs.logits, shift_labels, num_items_in_batch, target_weights)
         return CaptionerCausalLMOutputWithPast(
             loss=loss,
             logits=outputs.logits,

@@ -34,7 +34,7 @@ def save_stage(
     """
     with writing_to(folder):
         write_text(folder / CURVES_NAME, loss_curves(state.log_history, state.best_global_step))
-        save_captioner(model, processor, folder)
+        save_captioner(model, processor, folder, save_original_format=False)  # for `load_weights`
         for checkpoint in find_checkpoints(folder):
             remove_checkpoint(checkpoint)
     logger.info("Saved this stage's bridge to %s", folder)

@@ -17,7 +17,7 @@ from .checkpoints import (
 )
 from .files import write_text
 from .run_config import ConfigError, RunConfig
-from .stages import STAGE_PATTERN, plan_stages
+from .stages import STAGE_PATTERN, holds_progress
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,8 @@ def check_same_run(config: RunConfig) -> None:
         ConfigError: if it was not.
     """
     output_dir = Path(config.training.output_dir)
-    if not any(stage.checkpoint or stage.is_finished for stage in plan_stages(config)):
+    stages = output_dir.glob(STAGE_PATTERN)
+    if not config.training.resume or not (find_checkpoints(output_dir) or any(map(holds_progress, stages))):
         return
     before = RunConfig.load(output_dir / RUN_CONFIG_NAME)
     changes = [

@@ -56,14 +56,22 @@ class Stage:
     @property
     def is_finished(self) -> bool:
         """Whether its result is there, for the next stage to begin with. The last one can always be taken further."""
-        result = ("model.safetensors", "model.safetensors.index.json")
-        return self.settings.resume and not self.is_last and any((self.folder / name).is_file() for name in result)
+        return self.settings.resume and not self.is_last and _holds_weights(self.folder)
 
     @property
     def checkpoint(self) -> Path | None:
         """The newest whole checkpoint that it can go on from."""
         whole = find_checkpoints(self.folder) if self.settings.resume else []
         return whole[-1] if whole else None
+
+
+def _holds_weights(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+
+
+def holds_progress(folder: Path) -> bool:
+    """Whether a stage's folder holds a checkpoint or its result."""
+    return bool(find_checkpoints(folder)) or _holds_weights(folder)
 
 
 def plan_stages(config: RunConfig) -> list[Stage]:

@@ -130,7 +130,7 @@ def _stage_trainer(
         processing_class=processor,
         callbacks=[signals],
     )
-    trainer.add_callback(EpochTeller(data.choice, trainer.batch_sampler))
+    trainer.add_callback(EpochTeller(data.choice, trainer.batch_sampler, data.choose_targets))
     if samples is not None:
         trainer.add_callback(samples)
     if not sys.stderr.isatty():

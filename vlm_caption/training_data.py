@@ -15,6 +15,7 @@ from .data import (
     Corpus,
     DataError,
     PictureOpener,
+    TargetChoice,
     count_captions,
     open_corpus,
 )
@@ -117,6 +118,7 @@ class TrainingData:
         images: of the rows to train on.
         collator, dev_collator: make batches of the rows.
         choice: which captions of an image are trained on.
+        choose_targets: which token of each; None: all.
 
     Raises:
         DataError: if too many images are bad.
@@ -146,5 +148,8 @@ class TrainingData:
         self.train, self.dev = with_index(train), with_index(dev)
         options: dict[str, Any] = {"prompt": config.data.prompt, "max_caption_tokens": config.data.max_caption_tokens}
         self.choice = CaptionChoice(config.data.captions_per_image, settings.seed)
-        self.collator = CaptionCollator(processor, self.images, choose=self.choice, **options)
+        self.choose_targets = TargetChoice(settings.seed) if settings.objective == "random_token" else None
+        self.collator = CaptionCollator(
+            processor, self.images, choose=self.choice, choose_targets=self.choose_targets, **options
+        )
         self.dev_collator = CaptionCollator(processor, dev_images, **options)

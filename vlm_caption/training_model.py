@@ -67,10 +67,12 @@ def log_parts(model: CaptionerForConditionalGeneration) -> None:
     logger.info("Trained in all: %s parameters", f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}")
 
 
-def save_captioner(model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, directory: Path) -> None:
-    """Writes a captioner's checkpoint, each file whole or not at all."""
+def save_captioner(
+    model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, directory: Path, **options
+) -> None:
+    """Writes a captioner's checkpoint, each file whole or not at all; `options` are of `save_pretrained`."""
     with save_files(directory) as partial:
-        model.save_pretrained(partial)
+        model.save_pretrained(partial, **options)
         processor.save_pretrained(partial)
         for weights in partial.glob("*.safetensors"):
             shutil.copymode(partial / "config.json", weights)  # safetensors lets only the owner read it
