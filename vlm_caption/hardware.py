@@ -1,6 +1,7 @@
-"""What fits the machine: the dtype of frozen weights, attention kernels, and its cores."""
+"""What fits the machine: the dtype of frozen weights, attention kernels, its cores, and how a run was launched."""
 
 import itertools
+import logging
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -11,6 +12,30 @@ from transformers.activations import NewGELUActivation
 
 from .freezing import TOWERS, holds_trained_weights, is_adapter
 from .modeling_captioner import CaptionerForConditionalGeneration
+from .run_config import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def check_launcher() -> None:
+    """Refuses what `accelerate launch` was asked for and training does not do, and tells what accelerate left out.
+
+    Raises:
+        ConfigError: if FSDP, DeepSpeed or Megatron-LM was chosen.
+    """
+    for name in ("FSDP", "DeepSpeed", "Megatron_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() == "true":
+            raise ConfigError(
+                f"accelerate launch was told to use {name}, which training does not support: every process holds the "
+                "whole model; choose distributed_type MULTI_GPU (docs/distributed.md)."
+            )
+    # accelerate names a meeting point where several processes were asked for, and may yet start just one.
+    alone = not os.environ.keys() & {"WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"}
+    if alone and {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys():
+        logger.warning(
+            "accelerate launch started one process: where several were asked for on a CPU, use "
+            "--config_file configs/accelerate/multi_cpu.yaml or torchrun (docs/distributed.md)"
+        )
 
 
 def use_all_cores() -> None:

@@ -37,6 +37,11 @@ _PART_NAMES = {
     "multi_modal_projector": "projector",
     "language_model": "language model",
 }
+_SOFT_TOKENS = {
+    "image_start": ("start vector", "before the image tokens"),
+    "image_end": ("end vector", "behind the image tokens"),
+    "query_tokens": ("query vectors", "behind the image"),
+}
 _METRIC_NAMES = {
     "loss": "loss",
     "shuffled_loss": "loss with the images shuffled",
@@ -302,22 +307,21 @@ def _parts(model: CaptionerPreTrainedModel, facts: dict[str, Any]) -> str:
     own_licence = facts.get("licence", _NOT_STATED)
     core: Any = model.base_model
     trained = "trained" if "training" in facts else "to be trained"
-    first, last = core.multi_modal_projector.linear_1, core.multi_modal_projector.linear_2
-    layers = (
-        f"Linear({first.in_features}, {first.out_features}) → {model.config.projector_hidden_act.upper()} → "
-        f"Linear({last.in_features}, {last.out_features})"
-    )
+    projector = core.multi_modal_projector
+    around = {
+        name: [*_SOFT_TOKENS[name], "here", own_licence, trained, _count([vector])]
+        for name, vector in core.soft_tokens().items()
+    }
+    before = [around.pop("image_start")] if "image_start" in around else []
     rows = [
         ["part", "what", "from", "licence", "state", "parameters"],
         ["---"] * 6,
         _tower_row(model, "vision_tower"),
-        ["projector", layers, "here", own_licence, trained, _count(core.multi_modal_projector.parameters())],
+        *before,
+        ["projector", projector.summary(), "here", own_licence, trained, _count(projector.parameters())],
+        *around.values(),
         _tower_row(model, "language_model"),
     ]
-    if core.image_start is not None:
-        rows.insert(
-            3, ["start vector", "before the image tokens", "here", own_licence, trained, _count([core.image_start])]
-        )
     return f"## Parts\n\n{_table(rows)}\n\n{_image_tokens(model)}"
 
 
@@ -359,6 +363,8 @@ def _image_tokens(model: CaptionerPreTrainedModel) -> str:
         patches = f"a grid of {config.image_grid} by {config.image_grid} averaged patch tokens"
     if config.image_tokens == "pooled":
         tokens = pooled
+    elif config.image_tokens == "all":
+        tokens = "all the tower's tokens"
     else:
         tokens = f"{pooled} and {patches}" if config.pooled_in_front else patches
     start = {
@@ -366,6 +372,15 @@ def _image_tokens(model: CaptionerPreTrainedModel) -> str:
         "learned": "the first of them a learned vector",
         "none": "in front",
     }
+    if config.projector_tokens is not None:
+        tokens = f"{config.projector_tokens} that the projector makes of {tokens}"
+    elif config.projector_shuffle is not None:
+        tokens = f"{tokens}, {config.projector_shuffle} by {config.projector_shuffle} of them in one token"
+    behind = ["a learned end vector"] if config.image_end == "learned" else []
+    if config.query_tokens:
+        behind.append(f"{config.query_tokens} learned query vector{'s' if config.query_tokens > 1 else ''}")
+    if behind:
+        tokens += f"; the last of them {' and '.join(behind)}"
     count = config.image_seq_length
     return f"An image is {count} token{'s' if count > 1 else ''}, {start[str(config.image_start)]}: {tokens}."
 

@@ -35,18 +35,32 @@ class ConfigError(ValueError):
 
 @dataclass
 class ModelSection:
-    """The towers, and how an image becomes tokens. Fields that `None` leaves out keep `CaptionerConfig`'s default."""
+    """The towers, and how an image becomes tokens. Fields that `None` leaves out keep `CaptionerConfig`'s default.
+
+    Attributes:
+        query_text: Text whose embeddings the learned query vectors start from; `query_tokens` is then their number.
+    """
 
     vision: str | dict = "timm/vit_mediumd_patch16_reg4_gap_384.sbb2_e200_in12k_ft_in1k"
     language: str | dict = "openai-community/gpt2"
     vision_revision: str | None = None
     language_revision: str | None = None
-    image_tokens: Literal["pooled", "patches"] = "pooled"
+    image_tokens: Literal["pooled", "patches", "all"] = "pooled"
     image_grid: int | None = None
     pooled_in_front: bool = False
     pooled_feature: Literal["pooler_output", "cls", "image_embeds"] = "pooler_output"
     image_start: Literal["bos", "learned", "none"] | None = None
-    projector_expansion: int = 3
+    image_end: Literal["learned", "none"] = "none"
+    query_tokens: int = 0
+    query_text: str | None = None
+    projector: Literal["linear", "mlp", "prefix_mlp", "transformer", "resampler", "pixel_shuffle"] = "mlp"
+    projector_tokens: int | None = None
+    projector_layers: int | None = None
+    projector_heads: int | None = None
+    projector_shuffle: int | None = None
+    projector_expansion: int | None = None
+    projector_hidden_act: str | None = None
+    projector_dropout: float = 0.0
 
 
 @dataclass

@@ -10,12 +10,13 @@ import logging
 import sys
 from pathlib import Path
 
+import torch
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from .callbacks import EpochTeller, PlainLog, SampleCaptions
 from .checkpoints import load_weights
 from .freezing import TOWERS, set_policies
-from .hardware import choose_kernels, hold_frozen, use_all_cores, use_bf16
+from .hardware import check_launcher, choose_kernels, hold_frozen, use_all_cores, use_bf16
 from .interruption import Interrupted, StopSignals
 from .modeling_captioner import CaptionerForConditionalGeneration
 from .processing_captioner import CaptionerProcessor
@@ -38,11 +39,12 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
 
     Raises:
         ConfigError: if settings do not go together, or the output folder holds a run of another config or cannot be
-            written to.
+            written to, or accelerate was told to shard the model.
         DataError, ImageError, BackboneError: if captions, pictures or towers cannot be had.
         FloatingPointError: if the loss is not finite.
         Interrupted: on SIGTERM and SIGINT, after a checkpoint was saved if training had begun.
     """
+    check_launcher()
     use_all_cores()
     with StopSignals() as signals:
         return _train(config, signals)
@@ -57,7 +59,10 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
     splits = CaptionSplits(config)  # first: what is wrong with them is said before a tower is fetched
     model, processor = compose_captioner(config.model)
     check_stages(model, stages)
-    model.to(training_arguments(stages[0].settings).device)
+    arguments = training_arguments(stages[0].settings)
+    if arguments.world_size > 1:
+        logger.info("Training in %d processes, each with %d threads", arguments.world_size, torch.get_num_threads())
+    model.to(arguments.device)
     is_prepared = False
     seconds: float | None = 0.0
     for stage in stages:
@@ -79,9 +84,9 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
         log_parts(model)
         data = TrainingData(splits, stage.settings, model, processor)
         if stage.number == 1 and stage.checkpoint is None:
-            embeddings = next(model.get_input_embeddings().parameters())
+            std = model.core.vocabulary().float().std().item()
             model.core.multi_modal_projector.fit_scale(
-                data.images.sample_features(), config.training.output_scale * embeddings.float().std().item()
+                data.images.sample_features(), config.training.output_scale * std
             )
         samples = None
         if config.training.samples:
