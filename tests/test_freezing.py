@@ -20,7 +20,8 @@ from towers import (
     tiny_processor,
 )
 
-from vlm_caption import CaptionerForConditionalGeneration, CaptionerModel, compose
+from vlm_caption import Captioner, CaptionerForConditionalGeneration, CaptionerModel, compose
+from vlm_caption.captioner import CheckpointError
 from vlm_caption.data.collator import CaptionCollator
 from vlm_caption.features import features_key
 from vlm_caption.freezing import (
@@ -493,6 +494,9 @@ def test_without_peft_a_sentence_says_what_to_install(tmp_path, model, monkeypat
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match=r"LoRA adapters need peft: pip install 'vlm-caption\[lora\]'"):
         load(tmp_path)
+    tiny_processor(model.config).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"cannot be loaded: LoRA adapters need peft"):
+        Captioner.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("language", ["gpt2", "llama", "phi3"])

@@ -296,3 +296,26 @@ def test_a_tower_that_a_later_stage_trains_is_not_rounded_before(run, monkeypatc
     fresh = CaptionerForConditionalGeneration.from_pretrained(tmp_path / "run/stage-1-a")
     for name, tensor in fresh.core.language_model.state_dict().items():
         assert model.core.language_model.state_dict()[name].equal(tensor), name
+
+
+def test_in_bfloat16_every_policy_trains_and_writes_captions(run, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "vlm_caption")
+    monkeypatch.setattr(hardware, "use_bf16", lambda precision: True)
+    monkeypatch.setattr(training, "use_bf16", lambda precision: True)
+    model = run(**{"training.samples": 1, "training.eval_steps": 2})
+    assert dtypes(model.core.vision_tower) == {torch.float32}  # the second stage trains its last block
+    language = dict(model.core.language_model.named_parameters())
+    assert {p.dtype for name, p in language.items() if not is_adapter(name)} == {torch.bfloat16}
+    assert {p.dtype for name, p in language.items() if is_adapter(name)} == {torch.float32}
+    assert len([line for line in caplog.messages if "[reference: " in line]) == 1 + 2
+
+
+def test_one_random_token_a_caption_trains_and_is_drawn_again_after_a_stop(run, stop_at, tmp_path):
+    changes = {"stages": [{"name": "one", "max_steps": 4}], "training.objective": "random_token"}
+    whole = run("whole", **changes)
+    stop_at("one", 4, run, output_dir="run", **changes)
+    resumed = run("run", **changes)
+    for name, tensor in whole.state_dict().items():
+        assert resumed.state_dict()[name].equal(tensor), name
+    other = run("all", stages=[{"name": "one", "max_steps": 4}])
+    assert not other.core.multi_modal_projector.linear_1.weight.equal(whole.core.multi_modal_projector.linear_1.weight)
