@@ -107,7 +107,7 @@ class Captioner:
                 model = CaptionerForConditionalGeneration.from_pretrained(directory, **settings)
         except BackboneError:
             raise
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
                 f"The checkpoint {str(checkpoint)!r} cannot be loaded: {_first_line(error)}"
             ) from error
