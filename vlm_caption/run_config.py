@@ -151,7 +151,8 @@ class TrainingSection:
 
     Attributes:
         train_vision, train_projector, train_language: What of a module is trained: the name of a policy, or a mapping
-            of fields of `ModuleSettings`, `{policy: lora, rank: 64, learning_rate: 2.0e-5}`.
+            of fields of `ModuleSettings`, `{policy: lora, rank: 64, learning_rate: 2.0e-5}`. A tower with random
+            weights must be trained.
         objective: Learn all tokens of a caption in each epoch, or one "random_token" of it, which then counts as many
             times as the caption has tokens: on average the same gradient. The dev loss is always taken on all.
         patience: So many dev losses in a row that are no better than the best end the run; 0: none does.
