@@ -17,7 +17,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, its URL, or a folder of pictures")
     parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="a folder or a Hub id")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="json: an object a line")
-    parser.add_argument("--prompt", default="", help="text that the captions go on from")
+    parser.add_argument(
+        "--prompt", default="", help="text around the picture, which may say <image>; default: as in training"
+    )
+    parser.add_argument("--question", metavar="TEXT", help="what fills the prompt's {question}")
+    parser.add_argument(
+        "--example",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("IMAGE", "CAPTION"),
+        help="show this picture with its caption before each; may be repeated",
+    )
     parser.add_argument("--num-beams", type=positive_int, metavar="N", help="default: the checkpoint's")
     parser.add_argument("--max-new-tokens", type=positive_int, metavar="N", help="default: the checkpoint's")
     parser.add_argument("--batch-size", type=positive_int, default=8, metavar="N", help="pictures at a time (8)")
@@ -58,6 +69,8 @@ def main(argv: list[str] | None = None) -> int:
             results = Captioner.from_pretrained(arguments.checkpoint).caption_each(
                 pictures,
                 prompt=arguments.prompt,
+                question=arguments.question,
+                examples=[(image, caption) for image, caption in arguments.example],
                 batch_size=arguments.batch_size,
                 num_beams=arguments.num_beams,
                 max_new_tokens=arguments.max_new_tokens,

@@ -7,14 +7,15 @@
 `caption_each` does the same for any number of pictures, and goes on after one that cannot be opened.
 """
 
+import itertools
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import huggingface_hub
 import numpy as np
@@ -59,11 +60,15 @@ class Caption:
 
 @dataclass(frozen=True)
 class _Input:
-    """A picture made ready: `input_ids` int64 [1, T], `pixel_values` float [1, 3, H, W]."""
+    """A picture made ready: its prompt's token ids, and `pixel_values` float [1, 3, H, W]."""
 
     image: str
-    input_ids: torch.Tensor
+    input_ids: list[int]
     pixel_values: torch.Tensor
+
+
+# A picture and its caption; or a picture, a question about it, and the answer.
+Example = tuple[ImageSource, str] | tuple[ImageSource, str, str]
 
 
 class Captioner:
@@ -148,6 +153,8 @@ class Captioner:
         images: ImageSource | Iterable[ImageSource],
         *,
         prompt: str = "",
+        question: str | Sequence[str] | None = None,
+        examples: Sequence[Example] = (),
         batch_size: int = 8,
         num_beams: int | None = None,
         max_new_tokens: int | None = None,
@@ -162,12 +169,14 @@ class Captioner:
 
         Raises:
             ImageError: A picture cannot be opened.
-            ValueError: A setting is out of range.
+            ValueError: As of `caption_each`.
         """
         captions = []
         for result in self.caption_each(
             images,
             prompt=prompt,
+            question=question,
+            examples=examples,
             batch_size=batch_size,
             num_beams=num_beams,
             max_new_tokens=max_new_tokens,
@@ -185,6 +194,8 @@ class Captioner:
         images: ImageSource | Iterable[ImageSource],
         *,
         prompt: str = "",
+        question: str | Sequence[str] | None = None,
+        examples: Sequence[Example] = (),
         batch_size: int = 8,
         num_beams: int | None = None,
         max_new_tokens: int | None = None,
@@ -196,7 +207,11 @@ class Captioner:
 
         Args:
             images: Anything that `open_image` takes, or an iterable of such, read only as far as needed.
-            prompt: Text between the picture and the caption, which goes on from it.
+            prompt: Text around the picture, `<image>` where it goes (in front, if that is not said); the caption goes
+                on from it. By default as the model was trained.
+            question: What fills the prompt's `{question}`, for all pictures; or one for each.
+            examples: Pictures with their captions, shown to the model before each picture ("few-shot"); with a prompt
+                that asks a question, pictures with question and answer.
             batch_size: Pictures at a time.
             num_beams, max_new_tokens: Instead of the settings in the checkpoint's `generation_config.json`.
             max_pixels, max_bytes: The limits of `open_image`.
@@ -206,7 +221,9 @@ class Captioner:
             A picture's caption, or the ImageError that says why it has none.
 
         Raises:
-            ValueError: A setting is out of range.
+            ImageError: An example's picture cannot be opened.
+            ValueError: A setting is out of range; the prompt is wrong, or lacks its question; the questions are not
+                as many as the pictures.
         """
         settings = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
         settings = {name: value for name, value in settings.items() if value is not None}
@@ -214,22 +231,43 @@ class Captioner:
         for name, value in {"batch_size": batch_size, **settings, **limits}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
-        inputs = (self._prepare(source, prompt, max_pixels, max_bytes) for source in _as_iterable(images))
-        return self._caption_batches(inputs, batch_size, generate_kwargs | settings)
+        each = isinstance(question, Sequence) and not isinstance(question, str)
+        questions = cast(Sequence[str | None], question if each else [question])
+        turns = [(rest[0] if len(rest) == 2 else None, rest[-1]) for _, *rest in examples]
+        head, tails = self.processor.encode_prompts(questions, prompt, turns)
+        sources = _as_iterable(images)
+        prompts = _pair(sources, tails) if each else zip(sources, itertools.repeat(tails[0]))
+        inputs = (self._prepare(source, head + tail, max_pixels, max_bytes) for source, tail in prompts)
+        shown = self._encode_examples([image for image, *_ in examples], max_pixels, max_bytes)
+        return self._caption_batches(inputs, shown, batch_size, generate_kwargs | settings)
+
+    @torch.inference_mode()
+    def _encode_examples(self, images: list[ImageSource], max_pixels: int, max_bytes: int) -> torch.Tensor | None:
+        """What the vision tower says of the examples' pictures, float [K, N, D_vision]; None without any."""
+        if not images:
+            return None
+        pixel_values = torch.cat([self._pixels(open_image(image, max_pixels, max_bytes)) for image in images])
+        return self.model.core.encode_images(pixel_values).pooler_output
 
     def _caption_batches(
-        self, inputs: Iterable[_Input | ImageError], batch_size: int, generate_kwargs: dict[str, Any]
+        self,
+        inputs: Iterable[_Input | ImageError],
+        shown: torch.Tensor | None,
+        batch_size: int,
+        generate_kwargs: dict[str, Any],
     ) -> Iterator[Caption | ImageError]:
         batch: list[_Input | ImageError] = []
         for entry in inputs:
             batch.append(entry)
             # An error waits only for the captions before it.
             if len(batch) == batch_size or isinstance(batch[0], ImageError):
-                yield from self._caption_batch(batch, generate_kwargs)
+                yield from self._caption_batch(batch, shown, generate_kwargs)
                 batch = []
-        yield from self._caption_batch(batch, generate_kwargs)
+        yield from self._caption_batch(batch, shown, generate_kwargs)
 
-    def _prepare(self, source: ImageSource, prompt: str, max_pixels: int, max_bytes: int) -> _Input | ImageError:
+    def _prepare(
+        self, source: ImageSource, input_ids: list[int], max_pixels: int, max_bytes: int
+    ) -> _Input | ImageError:
         # One picture at a time, so that no more than one is ever held in full size.
         try:
             image = open_image(source, max_pixels, max_bytes)
@@ -237,46 +275,65 @@ class Captioner:
             # What led to it holds on to the half-decoded picture.
             error.__cause__ = error.__context__ = None
             return error.with_traceback(None)
-        # As in training, the space after the prompt belongs to the caption's first word.
-        inputs = self.processor(images=image, text=prompt.rstrip(), return_tensors="pt")
-        return _Input(describe(source), inputs["input_ids"], inputs["pixel_values"])
+        return _Input(describe(source), input_ids, self._pixels(image))
+
+    def _pixels(self, image: Image.Image) -> torch.Tensor:
+        return self.processor.image_processor(image, return_tensors="pt")["pixel_values"]
 
     def _caption_batch(
-        self, batch: list[_Input | ImageError], generate_kwargs: dict[str, Any]
+        self, batch: list[_Input | ImageError], shown: torch.Tensor | None, generate_kwargs: dict[str, Any]
     ) -> Iterator[Caption | ImageError]:
-        captions = iter(self._generate([entry for entry in batch if isinstance(entry, _Input)], generate_kwargs))
+        inputs = [entry for entry in batch if isinstance(entry, _Input)]
+        captions = iter(self._generate(inputs, shown, generate_kwargs))
         for entry in batch:
             yield next(captions) if isinstance(entry, _Input) else entry
 
     @torch.inference_mode()
-    def _generate(self, inputs: list[_Input], generate_kwargs: dict[str, Any]) -> list[Caption]:
+    def _generate(
+        self, inputs: list[_Input], shown: torch.Tensor | None, generate_kwargs: dict[str, Any]
+    ) -> list[Caption]:
         if not inputs:
             return []
         pixel_values = torch.cat([entry.pixel_values for entry in inputs])  # [B, 3, H, W]
-        prompt_ids = torch.cat([entry.input_ids for entry in inputs]).to(self.model.device)  # [B, P], no padding
+        prompts = self.processor.tokenizer.pad(
+            {"input_ids": [entry.input_ids for entry in inputs]}, return_tensors="pt"
+        ).to(self.model.device)  # on the left
+        prompt_ids, mask = prompts["input_ids"], prompts["attention_mask"]  # [B, P]
         # Encoded once, for the beams and for the scores.
         features = self.model.core.encode_images(pixel_values).pooler_output  # [B, N, D_vision]
+        if shown is not None:  # before each picture: [B · (K + 1), N, D_vision]
+            features = torch.cat([shown.expand(len(features), *shown.shape), features[:, None]], dim=1).flatten(0, 1)
         token_ids = self.model.generate(
             prompt_ids,
-            attention_mask=torch.ones_like(prompt_ids),
+            attention_mask=mask,
             image_features=features,
             num_return_sequences=1,
             return_dict_in_generate=False,
             **generate_kwargs,
         )  # [B, P + M], short rows padded on the right
         new_ids = token_ids[:, prompt_ids.shape[1] :]
-        scores = self._scores(token_ids, new_ids, features)
+        scores = self._scores(token_ids, new_ids, mask, features)
         texts = self.processor.batch_decode(new_ids, skip_special_tokens=True)
         return [
             Caption(entry.image, " ".join(text.split()), score)
             for entry, text, score in zip(inputs, texts, scores, strict=True)
         ]
 
-    def _scores(self, token_ids: torch.Tensor, new_ids: torch.Tensor, features: torch.Tensor) -> list[float]:
+    def _scores(
+        self, token_ids: torch.Tensor, new_ids: torch.Tensor, mask: torch.Tensor, features: torch.Tensor
+    ) -> list[float]:
         """The mean log-probability of each row's `new_ids` (int64 [B, M], the end of `token_ids`), padding aside."""
+        places: dict[str, torch.Tensor] = {}
+        if not mask.all():  # prompts of different lengths, padded on the left
+            mask = nn.functional.pad(mask, (0, new_ids.shape[1] - 1), value=1)
+            places = {"attention_mask": mask, "position_ids": (mask.cumsum(dim=1) - 1).clamp_min(0)}
         logits = self.model(
-            input_ids=token_ids[:, :-1], image_features=features, logits_to_keep=new_ids.shape[1], use_cache=False
-        ).logits  # [B, M, V]; padding stands on the right, where nothing before it looks
+            input_ids=token_ids[:, :-1],
+            image_features=features,
+            logits_to_keep=new_ids.shape[1],
+            use_cache=False,
+            **places,
+        ).logits  # [B, M, V]; padding on the right stands where nothing before it looks
         settings = self.model.generation_config
         end_ids = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
         is_end = torch.isin(new_ids, torch.tensor(end_ids, device=new_ids.device))
@@ -295,6 +352,13 @@ def _as_iterable(images: Any) -> Iterable[ImageSource]:
         images, "read"
     )
     return [images] if single else images
+
+
+def _pair(sources: Iterable[ImageSource], tails: list[list[int]]) -> Iterator[tuple[ImageSource, list[int]]]:
+    for source, tail in itertools.zip_longest(sources, tails):
+        if source is None or tail is None:
+            raise ValueError("There are not as many questions as pictures: give one for all, or one for each.")
+        yield source, tail
 
 
 def _default_device() -> str:

@@ -55,7 +55,7 @@ from .interruption import Interrupted, StopSignals
 from .model_card import write_model_card
 from .modeling_captioner import CaptionerForConditionalGeneration
 from .nll import caption_nll
-from .processing_captioner import CaptionerProcessor
+from .processing_captioner import QUESTION, CaptionerProcessor
 from .run_config import ConfigError, DataSection, ModelSection, RunConfig
 from .trainer import CaptionTrainer
 
@@ -114,6 +114,8 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
     )
 
     model, processor = compose_captioner(config.model)
+    set_prompt(model, processor, config.data)
+    check_language_model(model)
     arguments = training_arguments(config)
     if checkpoint is not None and (processes := count_processes(checkpoint)) != arguments.world_size:
         raise ConfigError(
@@ -142,10 +144,7 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
             train_images.sample_features(), settings.output_scale * embeddings.float().std().item()
         )
 
-    collator_options: dict[str, Any] = {
-        "prompt": config.data.prompt,
-        "max_caption_tokens": config.data.max_caption_tokens,
-    }
+    collator_options: dict[str, Any] = {"max_caption_tokens": config.data.max_caption_tokens}
     dev_collator = CaptionCollator(processor, dev_images, **collator_options)
     trainer = CaptionTrainer(
         model=model,
@@ -239,6 +238,23 @@ def compose_captioner(settings: ModelSection) -> tuple[CaptionerForConditionalGe
         raise ConfigError(f"The settings in model do not go together: {' '.join(str(error).split())}") from error
 
 
+def set_prompt(model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, settings: DataSection) -> None:
+    """Makes the settings' prompt the processor's, to be saved with it, and its answers' end one for `generate`.
+
+    Raises:
+        ConfigError: if it is to be a chat, and the language model has no chat template for it.
+    """
+    processor.prompt, processor.chat = settings.prompt, settings.chat
+    try:
+        end_token_id = processor.end_token_id
+    except ValueError as error:
+        raise ConfigError(f"data.chat: {error}") from error
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    if end_token_id not in ends:
+        model.generation_config.eos_token_id = [*ends, end_token_id]
+
+
 def save_captioner(model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, directory: Path) -> None:
     """Writes a captioner's checkpoint, each file whole or not at all."""
     with save_files(directory) as partial:
@@ -261,6 +277,8 @@ def open_data(settings: DataSection) -> Corpus:
         image_column=settings.image_column,
         caption_column=settings.caption_column,
         subset=settings.subset,
+        question_column=settings.question_column,
+        questions=QUESTION in settings.prompt,
         cleaning=Cleaning(settings.final_stop, settings.lower_case, settings.min_words, settings.max_words),
         dev_share=settings.dev_share,
     )
@@ -473,9 +491,11 @@ class SampleCaptions(TrainerCallback):
     def captions(self, model: CaptionerForConditionalGeneration) -> list[dict[str, str]]:
         """The name, the caption and a reference of each image; greedy, 30 tokens at most."""
         images = {name: tensor.to(model.device) for name, tensor in self.collator.encode_images(self.rows).items()}
-        ids = torch.tensor([self.collator.prefix] * len(self.rows), device=model.device)
+        prompts = {"input_ids": [self.collator.prompt_ids(row) for row in self.rows]}
+        inputs = self.processor.tokenizer.pad(prompts, return_tensors="pt").to(model.device)  # on the left
+        ids = inputs["input_ids"]
         with torch.compiler.set_stance("force_eager"):  # every new length would be compiled anew
-            outputs = model.generate(ids, **images, do_sample=False, max_new_tokens=30)
+            outputs = model.generate(**inputs, **images, do_sample=False, max_new_tokens=30)
         texts = self.processor.batch_decode(outputs[:, ids.shape[1] :], skip_special_tokens=True)
         return [
             {
