@@ -29,9 +29,10 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 
 from vlm_caption import CaptionerConfig, CaptionerForConditionalGeneration, CaptionerProcessor
 from vlm_caption.data.collator import CaptionCollator
+from vlm_caption.hardware import choose_kernels, hold_frozen
+from vlm_caption.image_inputs import with_index
 from vlm_caption.run_config import RunConfig
-from vlm_caption.trainer import CaptionTrainer
-from vlm_caption.training import choose_kernels, hold_frozen, training_arguments, with_index
+from vlm_caption.trainer import CaptionTrainer, training_arguments
 
 Step = Callable[[], int]
 

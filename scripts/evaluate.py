@@ -17,10 +17,11 @@ from vlm_caption.data import BadImages, DataError, PictureOpener, Place, check_p
 from vlm_caption.evaluation import Evaluation, evaluate
 from vlm_caption.facts import evaluation_facts, record_evaluation
 from vlm_caption.files import write_text
+from vlm_caption.hardware import hold_frozen
 from vlm_caption.images import ImageError
 from vlm_caption.model_card import write_model_card
 from vlm_caption.run_config import ConfigError, DataSection, RunConfig, add_arguments, parse_arguments
-from vlm_caption.training import hold_frozen, open_data
+from vlm_caption.training_data import open_data
 
 
 def main(argv: list[str] | None = None) -> int:

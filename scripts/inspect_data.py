@@ -9,7 +9,7 @@ from vlm_caption.console import ArgumentParser, positive_int, setup_logging
 from vlm_caption.data import DataError
 from vlm_caption.inspection import inspect_data, local_tokenizer, write_contact_sheet
 from vlm_caption.run_config import ConfigError, RunConfig, add_arguments, parse_arguments
-from vlm_caption.training import open_data
+from vlm_caption.training_data import open_data
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,7 +9,8 @@ from vlm_caption import BackboneError, Captioner, open_image
 from vlm_caption.captioner import DEFAULT_CHECKPOINT
 from vlm_caption.data import load_captions
 from vlm_caption.data.collator import CaptionCollator
-from vlm_caption.training import ImageInputs, caption_nll, with_index
+from vlm_caption.image_inputs import ImageInputs, with_index
+from vlm_caption.nll import caption_nll
 
 pytestmark = pytest.mark.index
 

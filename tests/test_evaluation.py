@@ -13,8 +13,9 @@ from vlm_caption.captioner import Caption, Captioner
 from vlm_caption.data import load_captions
 from vlm_caption.data.collator import CaptionCollator
 from vlm_caption.evaluation import evaluate
+from vlm_caption.image_inputs import ImageInputs, with_index
 from vlm_caption.metrics import Scores
-from vlm_caption.training import ImageInputs, caption_nll, with_index
+from vlm_caption.nll import caption_nll
 
 
 @pytest.fixture(autouse=True)

@@ -77,7 +77,7 @@ def test_an_interrupt_is_told_in_a_sentence(script, options, monkeypatch, capfd)
 
 
 def test_a_termination_is_told_by_the_exit_code(script, options, monkeypatch, capfd):
-    monkeypatch.setattr("vlm_caption.training.open_data", lambda settings: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr("vlm_caption.training_data.open_data", lambda settings: signal.raise_signal(signal.SIGTERM))
     handler = signal.getsignal(signal.SIGTERM)
     assert script.main(options) == 143
     assert capfd.readouterr().err.startswith("train.py: interrupted")

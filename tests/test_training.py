@@ -18,13 +18,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from towers import EOS, save_language_model, save_vision_tower, tiny_model, tiny_processor
 
-from vlm_caption import CaptionerForConditionalGeneration, CaptionerProcessor, training
+from vlm_caption import CaptionerForConditionalGeneration, CaptionerProcessor, hardware, training, training_data
 from vlm_caption.backbones import BackboneError
 from vlm_caption.data import DataError, load_captions
 from vlm_caption.data.collator import CaptionCollator
+from vlm_caption.hardware import use_all_cores, use_bf16
+from vlm_caption.image_inputs import ImageInputs, with_index
 from vlm_caption.images import ImageError
+from vlm_caption.nll import caption_nll
 from vlm_caption.run_config import ConfigError, RunConfig
-from vlm_caption.training import ImageInputs, caption_nll, log_parts, train, use_all_cores, use_bf16, with_index
+from vlm_caption.training import train
+from vlm_caption.training_model import log_parts
 
 COLOURS = ("red", "lime", "blue", "white", "black", "yellow", "magenta", "cyan")
 
@@ -121,8 +125,8 @@ def overfitted(tmp_path_factory):
     lines: list[str] = []
     before: dict[str, torch.Tensor] = {}
 
-    def compose(**settings):
-        model, processor = training_compose(**settings)
+    def compose(settings):
+        model, processor = compose_captioner(settings)
         before.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
         return model, processor
 
@@ -130,10 +134,10 @@ def overfitted(tmp_path_factory):
     handler.emit = lambda record: lines.append(record.getMessage())
     logger = logging.getLogger("vlm_caption")
     level = logger.level
-    training_compose = training.compose
+    compose_captioner = training.compose_captioner
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLM_CAPTION_CACHE", str(folder / "cache"))
-        patch.setattr(training, "compose", compose)
+        patch.setattr(training, "compose_captioner", compose)
         patch.setattr(sys, "stderr", io.StringIO())  # no terminal
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
@@ -249,13 +253,13 @@ class TestResuming:
         table.write_text("\n".join([header, *rows, *more]))
         seen: dict[tuple[int, str], str] = {}
 
-        class Seen(training.CaptionChoice):
+        class Seen(training_data.CaptionChoice):
             def __call__(self, row):
                 [caption] = chosen = super().__call__(row)
                 assert seen.setdefault((self.epoch, row["image"]), caption) == caption
                 return chosen
 
-        monkeypatch.setattr(training, "CaptionChoice", Seen)
+        monkeypatch.setattr(training_data, "CaptionChoice", Seen)
         settings = {"data.captions_per_image": "sample", "training.save_steps": save_steps}
         whole = run("whole", **settings)
         seen_whole = dict(seen)
@@ -347,7 +351,7 @@ class TestSettings:
         assert isinstance(use_bf16("auto"), bool)
         assert (use_bf16("bf16"), use_bf16("fp32")) == (True, False)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        monkeypatch.setattr(training, "_cpu_flags", lambda: "fpu sse avx2 avx512f")
+        monkeypatch.setattr(hardware, "_cpu_flags", lambda: "fpu sse avx2 avx512f")
         assert use_bf16("auto") is False
 
     def test_pretrained_towers_are_not_saved_again(self, run, tmp_path):

@@ -28,7 +28,8 @@ from .backbones import BackboneError, is_hub_id
 from .configuration_captioner import CaptionerConfig
 from .console import quiet_transformers
 from .images import MAX_BYTES, MAX_PIXELS, ImageError, ImageSource, describe, open_image
-from .modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration
+from .loss import IGNORE_INDEX
+from .modeling_captioner import CaptionerForConditionalGeneration
 from .processing_captioner import CaptionerProcessor
 
 logger = logging.getLogger(__name__)

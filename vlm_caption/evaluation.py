@@ -11,9 +11,10 @@ from .captioner import Captioner
 from .console import progress
 from .data import PictureOpener, open_place
 from .data.collator import CaptionCollator
+from .image_inputs import ImageInputs, with_index
 from .images import ImageError
 from .metrics import score
-from .training import ImageInputs, caption_nll, with_index
+from .nll import caption_nll
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ from transformers import set_seed
 
 from .data import BadImages, PictureOpener
 from .features import image_features
+from .hardware import hold_frozen
 from .images import ImageError
 from .interruption import StopSignals
 from .run_config import RunConfig
-from .training import compose_captioner, hold_frozen, open_data
+from .training_data import open_data
+from .training_model import compose_captioner
 
 logger = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ from .data.places import NamedBytes
 from .gallery import write_gallery
 from .images import MAX_BYTES, MAX_PIXELS, ImageError, ImageSource, open_image
 from .run_config import DataSection
-from .training import check_left, load_splits
+from .training_data import check_left, load_splits
 
 # Pictures with a shorter side than this (pixels), or a longer side of more times the shorter one, are listed.
 SMALL_SIDE = 64

@@ -38,15 +38,14 @@ from transformers.utils.generic import TransformersKwargs, can_return_tuple
 from transformers.utils.hub import create_and_tag_model_card
 
 from .configuration_captioner import CaptionerConfig
-
-IGNORE_INDEX = -100
+from .loss import IGNORE_INDEX, caption_loss
 
 # As transformers wants them: patterns that match a module's name from its beginning.
 PROJECTOR_PATTERN = r"(?:core\.)?multi_modal_projector"
 VISION_PATTERN = r"(?:core\.)?vision_tower"
 
 # What a self-contained checkpoint carries of the code, and where the Auto classes find it there.
-CODE_FILES = ("configuration_captioner.py", "modeling_captioner.py", "processing_captioner.py")
+CODE_FILES = ("configuration_captioner.py", "loss.py", "modeling_captioner.py", "processing_captioner.py")
 AUTO_MAP = {
     "AutoConfig": "configuration_captioner.CaptionerConfig",
     "AutoModel": "modeling_captioner.CaptionerModel",
@@ -115,26 +114,6 @@ class MultiModalProjector(nn.Module):
         scale = output_std / self(features).std().item()
         self.linear_2.weight.mul_(scale)
         self.linear_2.bias.mul_(scale)
-
-
-def caption_loss(
-    logits: torch.Tensor, targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
-) -> torch.Tensor:
-    """Mean next-token cross-entropy, in nats, over the targets that are not `IGNORE_INDEX`.
-
-    A row, or a whole batch, without a target weighs nothing: the loss of nothing is 0, never NaN.
-
-    Args:
-        logits: float [..., V].
-        targets: int64 [...], aligned with `logits`.
-        num_items_in_batch: divide by this many targets instead of this batch's own, so that the mean stays exact
-            over accumulated batches and processes (transformers' Trainer passes it).
-    """
-    logits, targets = logits.reshape(-1, logits.shape[-1]).float(), targets.reshape(-1).to(logits.device)
-    total = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
-    if num_items_in_batch is None:
-        num_items_in_batch = (targets != IGNORE_INDEX).sum()
-    return total / torch.as_tensor(num_items_in_batch, device=total.device).clamp_min(1)
 
 
 class CaptionerPreTrainedModel(PreTrainedModel):

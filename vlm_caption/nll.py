@@ -7,7 +7,8 @@ from datasets import Dataset
 
 from .console import progress
 from .data.collator import CaptionCollator
-from .modeling_captioner import IGNORE_INDEX, CaptionerForConditionalGeneration
+from .loss import IGNORE_INDEX
+from .modeling_captioner import CaptionerForConditionalGeneration
 
 
 @torch.no_grad()

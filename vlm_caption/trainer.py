@@ -1,6 +1,7 @@
 """The training loop: transformers' Trainer, with batches of like length, an exact dev loss, and an end to runs that
 have nothing more to learn."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import TrainerState
+from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
@@ -18,8 +19,43 @@ from .data import Place
 from .data.batches import LengthBatchSampler
 from .data.collator import CaptionCollator
 from .nll import sum_nll
+from .run_config import RunConfig
 
 _NAMES_TOLD = 8
+
+
+def training_arguments(config: RunConfig) -> TrainingArguments:
+    """Trainer's settings for a run: AdamW with warm-up and cosine decay, its checkpoints in the output folder."""
+    settings = config.training
+    return TrainingArguments(
+        output_dir=settings.output_dir,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        adam_beta2=0.95,
+        eval_strategy="steps",
+        eval_steps=settings.eval_steps,
+        save_strategy="steps",
+        save_steps=settings.save_steps,
+        metric_for_best_model="loss",
+        logging_steps=settings.logging_steps,
+        logging_nan_inf_filter=False,  # such a loss ends the run
+        remove_unused_columns=False,
+        disable_tqdm=not sys.stderr.isatty(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        seed=settings.seed,
+        report_to="none",
+        ddp_find_unused_parameters=False,
+        use_cpu=not torch.accelerator.is_available(),  # unsaid, several processes on CPUs would each train alone
+        ddp_timeout=24 * 3600,  # seconds; other processes wait while the first one computes the image features
+    )
 
 
 class CaptionTrainer(CheckpointTrainer):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..modeling_captioner import IGNORE_INDEX
+from ..loss import IGNORE_INDEX
 from ..processing_captioner import QUESTION, CaptionerProcessor
 from .captions import CaptionChoice
 from .records import DataError

@@ -1,0 +1,57 @@
+"""What fits the machine: the dtype of frozen weights, attention kernels, and its cores."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from .modeling_captioner import CaptionerForConditionalGeneration
+
+
+def use_all_cores() -> None:
+    """Undoes what `accelerate launch` does to a single process on a CPU: unless told `--cpu`, one thread."""
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if launched and not torch.accelerator.is_available() and torch.get_num_threads() == 1:
+        torch.set_num_threads(os.cpu_count() or 1)
+
+
+def hold_frozen(model: CaptionerForConditionalGeneration, precision: str) -> None:
+    """Puts frozen towers into bfloat16 where `use_bf16(precision)`; what is trained stays in float32.
+
+    What is frozen needs no precision beyond its use.
+    """
+    if not use_bf16(precision):
+        return
+    if model.config.freeze_vision:
+        model.core.vision_tower.to(torch.bfloat16)
+    if model.config.freeze_language:
+        model.core.language_model.to(torch.bfloat16)
+
+
+def choose_kernels(model: CaptionerForConditionalGeneration, compiled: bool) -> None:
+    """Picks what is fastest over rows as short as an image's captions are.
+
+    Args:
+        model: on the device that it is trained on.
+        compiled: whether the language model is compiled.
+    """
+    if compiled or model.device.type == "cpu":
+        # The library's fused attention is slower here: by a seventh of a step of GPT-2 on a CPU, mostly backward.
+        model.core.language_model.set_attn_implementation("eager")
+    if compiled:
+        model.core.language_model.base_model.compile(dynamic=True)
+
+
+def use_bf16(precision: str) -> bool:
+    """Whether to hold frozen weights in bfloat16. `"auto"`: where the machine multiplies it natively."""
+    if precision != "auto":
+        return precision == "bf16"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and "bf16" in _cpu_flags()
+
+
+def _cpu_flags() -> str:
+    # oneDNN also says yes to processors that only emulate bfloat16, slower than float32.
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.read_text() if cpuinfo.exists() else ""

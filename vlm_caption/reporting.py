@@ -1,0 +1,83 @@
+"""What a run leaves at its end: the bridge, its curves, its losses, and its card."""
+
+import logging
+from pathlib import Path
+
+from transformers import TrainerState
+
+from .callbacks import SampleCaptions
+from .checkpoints import writing_to
+from .curves import loss_curves
+from .data import count_captions
+from .facts import record_training, training_facts
+from .files import write_text
+from .model_card import write_model_card
+from .modeling_captioner import CaptionerForConditionalGeneration
+from .nll import caption_nll
+from .processing_captioner import CaptionerProcessor
+from .run_config import RunConfig
+from .training_data import TrainingData
+from .training_model import save_captioner
+
+logger = logging.getLogger(__name__)
+
+CURVES_NAME = "loss.svg"
+
+
+def report(
+    config: RunConfig,
+    model: CaptionerForConditionalGeneration,
+    processor: CaptionerProcessor,
+    data: TrainingData,
+    samples: SampleCaptions | None,
+    state: TrainerState,
+    processes: int,
+    seconds: float | None,
+) -> None:
+    """Writes all that a run leaves to its output folder, and says how good its model is. One process calls it.
+
+    Args:
+        config: the run's.
+        model: with the weights that are kept.
+        processor: the model's.
+        data: the run's.
+        samples: the dev images whose captions are shown.
+        state: Trainer's, at the end.
+        processes: how many trained together.
+        seconds: how long the training took; None is not known.
+
+    Raises:
+        ConfigError: if the folder cannot be written to.
+    """
+    settings = config.training
+    output_dir = Path(settings.output_dir)
+    with writing_to(output_dir):
+        save_captioner(model, processor, output_dir)
+        write_text(output_dir / CURVES_NAME, loss_curves(state.log_history, state.best_global_step))
+    logger.info("Saved the bridge to %s", output_dir)
+    loss = caption_nll(model, data.dev, data.dev_collator, settings.batch_size)
+    logger.info("Dev loss: %.4f nats a token", loss)
+    shuffled = None
+    if len(data.dev) > 1:
+        shuffled = caption_nll(model, data.dev, data.dev_collator, settings.batch_size, shuffle_images=True)
+        verdict = "" if shuffled > loss else " (the model does not look at the images)"
+        logger.info("With the images shuffled among the captions: %.4f%s", shuffled, verdict)
+    facts = training_facts(
+        config,
+        model,
+        steps=state.global_step,
+        best_step=state.best_global_step,
+        epochs=state.epoch or 0,
+        processes=processes,
+        train_images=len(data.train),
+        train_captions=count_captions(data.train),
+        dev_images=len(data.dev),
+        seconds=seconds,
+        dev_loss=loss,
+        dev_loss_shuffled=shuffled,
+        samples=None if samples is None else samples.captions(model),
+    )
+    model.name_or_path = str(output_dir)  # where an upload looks for them
+    with writing_to(output_dir):
+        record_training(model, output_dir, facts)
+        write_model_card(model, output_dir)

@@ -1,0 +1,147 @@
+"""What a run trains on: its config's splits, the images as the model gets them, and the choice of captions."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from .console import is_first_process
+from .data import (
+    BAD_IMAGES_NAME,
+    BadImages,
+    CaptionChoice,
+    Cleaning,
+    Corpus,
+    DataError,
+    PictureOpener,
+    count_captions,
+    open_corpus,
+)
+from .data.collator import CaptionCollator
+from .image_inputs import ImageInputs, with_index
+from .modeling_captioner import CaptionerForConditionalGeneration
+from .processing_captioner import QUESTION, CaptionerProcessor
+from .run_config import DataSection, RunConfig
+
+logger = logging.getLogger(__name__)
+
+
+def open_data(settings: DataSection) -> Corpus:
+    """Opens the corpus that the settings describe.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    return open_corpus(
+        settings.path,
+        settings.format,
+        images=settings.images,
+        image_column=settings.image_column,
+        caption_column=settings.caption_column,
+        subset=settings.subset,
+        question_column=settings.question_column,
+        questions=QUESTION in settings.prompt,
+        cleaning=Cleaning(settings.final_stop, settings.lower_case, settings.min_words, settings.max_words),
+        dev_share=settings.dev_share,
+    )
+
+
+def load_splits(
+    corpus: Corpus, settings: DataSection, eval_images: int, bad: BadImages | None = None
+) -> tuple[Dataset, Dataset]:
+    """The images to train on and those to watch the loss on, at most `eval_images`; missing ones go to `bad`.
+
+    Raises:
+        DataError: if something is wrong with the corpus, or too many images are bad.
+    """
+    on_missing = None if bad is None else bad.add_missing
+    train_set = corpus.load(settings.train_split, settings.limit, on_missing=on_missing)
+    dev_limit = min(eval_images, settings.limit or eval_images)
+    dev_set = corpus.load(settings.dev_split, dev_limit, on_missing=on_missing)
+    if bad is not None:
+        bad.expect(len(train_set) + len(dev_set))
+    return train_set, dev_set
+
+
+def check_left(settings: DataSection, train_set: Dataset, dev_set: Dataset) -> None:
+    """Sees that leaving out bad images has not emptied a split.
+
+    Raises:
+        DataError: if it has.
+    """
+    for split, dataset in ((settings.train_split, train_set), (settings.dev_split, dev_set)):
+        if len(dataset) == 0:
+            raise DataError(f"{settings.path}: none of the images of the split {split!r} that are read can be opened")
+
+
+class CaptionSplits:
+    """The rows of a run's two splits, before any picture is opened.
+
+    Attributes:
+        train, dev: rows to train on and to watch the loss on, with `image` and `captions`, and `questions` where the
+            prompt asks them.
+        bad: where bad images are left out, these; else None.
+        choice: which captions of an image are trained on.
+
+    Raises:
+        DataError: if something is wrong with the corpus, or too many images are missing.
+    """
+
+    def __init__(self, config: RunConfig):
+        self.config = config
+        corpus = open_data(config.data)
+        self.bad = None
+        if config.data.on_bad_image == "skip":
+            # Of several processes, which all find the same, one writes it down.
+            path = Path(config.training.output_dir) / BAD_IMAGES_NAME if is_first_process() else None
+            self.bad = BadImages(path, config.data.max_bad_share)
+        self.train, self.dev = load_splits(corpus, config.data, config.training.eval_images, self.bad)
+        self.choice = CaptionChoice(config.data.captions_per_image, config.training.seed)
+        logger.info(
+            "Data: %d images with %d captions to train on%s, %d images to watch the loss on",
+            len(self.train),
+            count_captions(self.train),
+            "" if self.choice.captions_per_image == "all" else f" ({self.choice.captions_per_image} of each image's)",
+            len(self.dev),
+        )
+
+
+class TrainingData:
+    """A run's two splits as a model gets them.
+
+    Args:
+        splits: their rows.
+        model: on its device, its parts frozen or not as they are to be trained.
+        processor: the model's.
+
+    Attributes:
+        train, dev: rows whose images can be opened, with `image`, `captions` and `index`.
+        images: of the rows to train on.
+        collator, dev_collator: make batches of the rows.
+        choice: which captions of an image are trained on.
+
+    Raises:
+        DataError: if too many images are bad.
+        ImageError: if one is, and bad images are not left out.
+    """
+
+    def __init__(self, splits: CaptionSplits, model: CaptionerForConditionalGeneration, processor: CaptionerProcessor):
+        config, bad = splits.config, splits.bad
+        open_picture = PictureOpener(config.data.max_pixels, config.data.max_bytes)
+        self.images, dev_images = (
+            ImageInputs(model, processor, dataset["image"], config.training.cache_features, None, open_picture, bad)
+            for dataset in (splits.train, splits.dev)
+        )
+        train, dev = self.images.keep(splits.train), dev_images.keep(splits.dev)
+        if bad is not None:
+            bad.settle()
+            if bad.reasons:
+                path = Path(config.training.output_dir) / BAD_IMAGES_NAME
+                logger.info("Left out %d bad images: %s", len(bad.reasons), path)
+            check_left(config.data, train, dev)
+        self.train, self.dev = with_index(train), with_index(dev)
+        options: dict[str, Any] = {"max_caption_tokens": config.data.max_caption_tokens}
+        self.choice = splits.choice
+        self.collator = CaptionCollator(processor, self.images, choose=self.choice, **options)
+        self.dev_collator = CaptionCollator(processor, dev_images, **options)
