@@ -13,13 +13,14 @@ from datasets import Dataset, disable_progress_bars
 from vlm_caption.backbones import BackboneError
 from vlm_caption.captioner import DEFAULT_CHECKPOINT, Captioner
 from vlm_caption.console import ArgumentParser, positive_int, setup_logging
-from vlm_caption.data import BadImages, DataError, PictureOpener, Place, check_pictures, drop_rows
+from vlm_caption.data import BadImages, DataError, PictureOpener, Place, ask_one_by_one, check_pictures, drop_rows
 from vlm_caption.evaluation import Evaluation, evaluate
 from vlm_caption.facts import evaluation_facts, record_evaluation
 from vlm_caption.files import write_text
 from vlm_caption.hardware import hold_frozen
 from vlm_caption.images import ImageError
 from vlm_caption.model_card import write_model_card
+from vlm_caption.processing_captioner import QUESTION
 from vlm_caption.run_config import ConfigError, DataSection, RunConfig, add_arguments, parse_arguments
 from vlm_caption.training_data import open_data
 
@@ -45,8 +46,11 @@ def main(argv: list[str] | None = None) -> int:
         disable_progress_bars()  # of leaving out rows
         beams = {} if arguments.num_beams is None else {"num_beams": arguments.num_beams}
         open_picture = PictureOpener(data.max_pixels, data.max_bytes)
-        dataset, bad = _load(data, arguments.split, open_picture)
         captioner = Captioner.from_pretrained(arguments.checkpoint)
+        data.prompt = data.prompt or captioner.processor.prompt
+        dataset, bad = _load(data, arguments.split, open_picture)
+        if QUESTION in data.prompt:
+            dataset = ask_one_by_one(dataset)
         hold_frozen(captioner.model, arguments.precision)
         result = evaluate(
             captioner,
@@ -72,7 +76,10 @@ def main(argv: list[str] | None = None) -> int:
     for row, caption in zip(dataset.take(min(arguments.captions, len(dataset))), result.captions, strict=False):
         print(f"  {Place.parse(row['image']).short_name}: {caption}  [reference: {row['captions'][0]}]")
     if arguments.json:
-        _write_json(arguments.json, result, dataset["image"], bad)
+        names = list(dataset["image"])
+        if QUESTION in data.prompt:
+            names = [f"{row['image']}: {row['questions'][0]}" for row in dataset]
+        _write_json(arguments.json, result, names, bad)
     folder = Path(arguments.checkpoint)
     if data.limit is None and folder.is_dir() and os.access(folder, os.W_OK):
         facts = evaluation_facts(

@@ -51,9 +51,10 @@ def evaluate(
 
     Args:
         captioner: the one to score.
-        dataset: columns `image` and `captions`.
+        dataset: columns `image` and `captions`; where the prompt asks a question, the rows of `ask_one_by_one`.
         batch_size: images at a time.
-        prompt, max_caption_tokens: as in training.
+        prompt: around the image; by default as the captioner was trained.
+        max_caption_tokens: as in training.
         features_dir: where the images' features are kept.
         open_picture: by default within the limits of `open_image`.
         **generate_kwargs: instead of the checkpoint's generation settings.
@@ -75,6 +76,7 @@ def evaluate(
     results = captioner.caption_each(
         (open_place(image, open_picture.max_bytes) for image in dataset["image"]),
         prompt=prompt,
+        question=[row["questions"][0] for row in dataset] if collator.asks else None,
         batch_size=batch_size,
         max_pixels=open_picture.max_pixels,
         max_bytes=open_picture.max_bytes,

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from typing import Any, ClassVar, NamedTuple, cast
 
 from tokenizers import AddedToken
@@ -16,6 +15,9 @@ QUESTION = "{question}"
 
 # Where text of the data goes, until the markup around it is made. Unicode keeps this character for private use.
 _SLOT = "\ue000"
+
+# Put before a chat template that writes today's date: what is asked must be what was trained on. The day is Llama's.
+_ONE_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 
 # Put before a language model's chat template, which knows text alone: a turn's parts become one text.
 _JOIN_PARTS = (
@@ -324,10 +326,7 @@ class CaptionerProcessor(ProcessorMixin):
                 "version."
             )
         messages = [{"role": "user", "content": turn}, {"role": "assistant", "content": _SLOT}] * (examples + 1)
-        # Some templates write today's date: what is asked for must be what was trained on.
-        text = self.tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, strftime_now=datetime(2024, 7, 26).strftime
-        )
+        text = self.tokenizer.apply_chat_template(messages, chat_template=_ONE_DATE + template, tokenize=False)
         *markup, ending = text.split(_SLOT)
         if len(markup) != (examples + 1) * (asks + 1) or self.image_token not in text:
             raise ValueError("The chat template does not write the turns as they are: train without data.chat.")

@@ -29,9 +29,7 @@ def compose_captioner(settings: ModelSection) -> tuple[CaptionerForConditionalGe
         raise ConfigError(f"The settings in model do not go together: {' '.join(str(error).split())}") from error
 
 
-def set_prompt(
-    model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, settings: DataSection
-) -> None:
+def set_prompt(model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, settings: DataSection) -> None:
     """Makes the settings' prompt the processor's, to be saved with it, and the end of its answers one for `generate`.
 
     Raises:

@@ -23,7 +23,7 @@ from datasets import Dataset
 from .arrow import find_dataset, list_dataset_files, read_dataset
 from .bad_images import BAD_IMAGES_NAME, BadImages, PictureOpener, check_pictures
 from .captions import CaptionChoice, Cleaning, clean_caption
-from .corpus import Corpus, count_captions, drop_rows
+from .corpus import Corpus, ask_one_by_one, count_captions, drop_rows
 from .flickr8k import find_results, find_tokens, list_token_files, read_results, read_tokens
 from .json_corpora import (
     find_coco,
@@ -66,6 +66,7 @@ __all__ = [
     "Reader",
     "Record",
     "Source",
+    "ask_one_by_one",
     "check_pictures",
     "clean_caption",
     "count_captions",
