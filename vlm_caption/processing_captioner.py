@@ -201,10 +201,16 @@ class CaptionerProcessor(ProcessorMixin):
 
     def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs):  # ty: ignore[incompatible-method-override]
         """As of `ProcessorMixin`, also with a language model's template, which knows nothing of images."""
-        template = chat_template or self.chat_template or self.tokenizer.chat_template
-        if isinstance(template, str) and not isinstance(self.chat_template, dict) and self.image_token not in template:
+        template = chat_template or self._language_template()
+        if isinstance(self.chat_template, dict):  # by name
+            template = self.chat_template.get(template or "default", template)
+        if template is not None and self.image_token not in template:
             template = _JOIN_PARTS.replace("IMAGE_TOKEN", self.image_token) + template
         return super().apply_chat_template(conversation, chat_template=template, **kwargs)
+
+    def _language_template(self) -> str | None:
+        templates: Any = self.chat_template or self.tokenizer.chat_template
+        return templates.get("default") if isinstance(templates, dict) else templates
 
     @property
     def end_token_id(self) -> int:
@@ -319,8 +325,8 @@ class CaptionerProcessor(ProcessorMixin):
             turn = turn.rstrip()
             separator = "" if turn.endswith(self.image_token) else " "
             return _Rendering(((turn + _SLOT + "\n") * examples + turn).split(_SLOT), asks, separator, "")
-        template = self.chat_template or self.tokenizer.chat_template
-        if not template:
+        template = self._language_template()
+        if template is None:
             raise ValueError(
                 "The language model has no chat template: train it without data.chat, or take its chat or instruct "
                 "version."
