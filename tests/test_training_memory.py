@@ -24,7 +24,7 @@ def config(family: str = "llama"):
     return AutoConfig.for_model(family, vocab_size=100, num_key_value_heads=2, **SIZES)
 
 
-def test_what_is_kept_is_what_a_real_step_keeps(benchmark):
+def test_what_is_counted_is_what_a_real_step_keeps(benchmark):
     found = benchmark.training_memory(config(), images=2, captions=3, caption_tokens=4, image_tokens=5)
     model = AutoModelForCausalLM.from_config(config(), dtype=torch.bfloat16, attn_implementation="sdpa")
     model.requires_grad_(False).eval()
@@ -47,7 +47,7 @@ def test_what_is_kept_is_what_a_real_step_keeps(benchmark):
         )
     real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     assert found["parameters"] == sum(parameter.numel() for parameter in model.parameters())
-    assert found["activations"] == pytest.approx(real, rel=0.2)  # attention's kernels keep different things
+    assert real <= found["activations"] <= 1.3 * real  # fused attention keeps less than plain; here it is a large part
     assert found["logits"] == 2 * 2 * 2 * 12 * 100
 
 
