@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 import torch
+from torch import nn
+from transformers.activations import NewGELUActivation
 
 from .modeling_captioner import CaptionerForConditionalGeneration
 
@@ -38,6 +40,10 @@ def choose_kernels(model: CaptionerForConditionalGeneration, compiled: bool) -> 
     if compiled or model.device.type == "cpu":
         # The library's fused attention is slower here: by a seventh of a step of GPT-2 on a CPU, mostly backward.
         model.core.language_model.set_attn_implementation("eager")
+    for module in list(model.core.language_model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):  # GPT-2's and Phi's: the same function in eight operations
+                setattr(module, name, nn.GELU(approximate="tanh"))
     if compiled:
         model.core.language_model.base_model.compile(dynamic=True)
 
