@@ -114,10 +114,10 @@ def test_one_of_the_questions_may_be_chosen_with_its_answer(processor):
 @pytest.mark.parametrize(
     ("prompt", "sentence"),
     [
-        ("Q: {answer}", r"\{answer\} cannot be filled: a prompt's one field is \{question\}"),
-        ("{}", r"\{\} cannot be filled"),
-        ("{question} {question}", r"It has \{question\} 2 times: a prompt asks one question"),
-        ("<image> and <image>", "It has <image> 2 times: a prompt is of one image"),
+        ("Q: {answer}", r"\{answer\} in the prompt cannot be filled: its one field is \{question\}"),
+        ("{}", r"\{\} in the prompt cannot"),
+        ("{question} {question}", r"The prompt has \{question\} 2 times: a prompt asks one question"),
+        ("<image> and <image>", "The prompt has <image> 2 times: it is of one image"),
         ("{question} <image>", r"\{question\} stands before <image>: put it behind"),
     ],
 )

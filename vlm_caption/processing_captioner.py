@@ -39,17 +39,18 @@ def check_prompt(prompt: str, image_token: str = "<image>") -> str:
     fields = re.findall(r"\{\w*\}", prompt)
     if unknown := [field for field in fields if field != QUESTION]:
         raise ValueError(
-            f"{unknown[0]} cannot be filled: a prompt's one field is {QUESTION}, and the answer follows the prompt."
+            f"{unknown[0]} in the prompt cannot be filled: its one field is {QUESTION}, and the answer follows it."
         )
     if len(fields) > 1:
-        raise ValueError(f"It has {QUESTION} {len(fields)} times: a prompt asks one question.")
+        raise ValueError(f"The prompt has {QUESTION} {len(fields)} times: a prompt asks one question.")
     if (count := prompt.count(image_token)) > 1:
-        raise ValueError(f"It has {image_token} {count} times: a prompt is of one image.")
+        raise ValueError(f"The prompt has {image_token} {count} times: it is of one image.")
     if count == 0:
         return image_token + prompt
     if QUESTION in prompt.partition(image_token)[0]:
         raise ValueError(
-            f"{QUESTION} stands before {image_token}: put it behind, for an image's questions share its tokens."
+            f"In the prompt, {QUESTION} stands before {image_token}: put it behind, for questions share their image's "
+            "tokens."
         )
     return prompt
 
