@@ -199,6 +199,17 @@ def test_examples_of_a_chat_are_turns_before_it(chat):
     )
 
 
+def test_a_space_that_a_template_writes_before_an_answer_belongs_to_the_answer(chat):
+    chat.chat_template = (
+        "{% for m in messages %}{{ '[INST] ' + m.content + ' [/INST] ' if m.role == 'user' else m.content + '<eos>' }}"
+        "{% endfor %}"
+    )
+    batch = collate(chat, {"captions": ["ab"]}, prompt="Say.")
+    assert batch["shift_labels"].tolist() == [[*letters(chat, " ab"), EOS]]
+    text = chat.render_prompt(prompt="Say.", examples=[(None, "One.")])
+    assert text == "[INST] <image>Say. [/INST] One.<eos>[INST] <image>Say. [/INST]"
+
+
 def test_a_template_that_tells_the_date_tells_the_same_one_for_ever(chat):
     chat.chat_template = "{{ strftime_now('%d %b %Y') }}" + CHAT_TEMPLATE
     assert chat.render_prompt().startswith("26 Jul 2024<bos>")

@@ -338,7 +338,8 @@ class CaptionerProcessor(ProcessorMixin):
         if len(markup) != (examples + 1) * (asks + 1) or self.image_token not in text:
             raise ValueError("The chat template does not write the turns as they are: train without data.chat.")
         separator = " " if markup[-1].endswith(" ") else ""
-        markup[-1] = markup[-1].rstrip(" ")
+        for place in range(asks, len(markup), asks + 1):  # before each answer
+            markup[place] = markup[place].rstrip(" ")
         return _Rendering(markup, asks, separator, ending)
 
     def get_text_with_replacements(self, text, *args, **kwargs):
