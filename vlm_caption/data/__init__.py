@@ -84,7 +84,6 @@ FORMATS: dict[str, Format] = {
     "coco": Format("COCO's captions_*.json, in a folder or its annotations", find_coco, read_coco),
     "karpathy": Format("Karpathy's dataset_*.json", find_karpathy, read_karpathy),
     "llava": Format("a .json of LLaVA conversations", find_llava, read_llava, questions="maybe"),
-    "vqa": Format("VQA's *_mscoco_*_questions.json", find_vqa, read_vqa, files=list_vqa_files, questions="always"),
     "flickr8k": Format("Flickr8k.token.txt, or a file of its kind", find_tokens, read_tokens, files=list_token_files),
     "flickr30k": Format("Flickr30k's results.csv, with | between the fields", find_results, read_results),
     "imagefolder": Format(
@@ -96,6 +95,7 @@ FORMATS: dict[str, Format] = {
     "text_files": Format(
         "a folder with NAME.txt beside NAME.jpg", find_text_files, read_text_files, files=list_text_files
     ),
+    "vqa": Format("VQA's *_mscoco_*_questions.json", find_vqa, read_vqa, files=list_vqa_files, questions="always"),
 }
 
 
