@@ -115,7 +115,7 @@ def test_examples_of_questions_have_questions(captioner, processor):
 
 def test_questions_that_are_not_as_many_as_the_pictures_are_refused(captioner):
     for questions in (["A?"], ["A?", "B?", "C?"]):
-        with pytest.raises(ValueError, match="not as many questions as pictures"):
+        with pytest.raises(ValueError, match="not as many questions as inputs"):
             captioner.caption([picture(0), picture(1)], prompt="{question}", question=questions)
 
 

@@ -6,20 +6,22 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from .data import CaptionChoice, Place
+from .data import CaptionChoice, Place, TargetChoice
 from .data.batches import LengthBatchSampler
 from .data.collator import CaptionCollator
 from .modeling_captioner import CaptionerForConditionalGeneration
-from .processing_captioner import CaptionerProcessor
+from .processing_captioner import CaptionerProcessor, VectorProcessor
 
 logger = logging.getLogger(__name__)
 
 
 class EpochTeller(TrainerCallback):
-    """Tells the choice of captions and of batches which epoch begins, or is taken up again."""
+    """Tells the choice of captions, of targets and of batches which epoch begins, or is taken up again."""
 
-    def __init__(self, choice: CaptionChoice, batch_sampler: LengthBatchSampler):
-        self.choice, self.batch_sampler = choice, batch_sampler
+    def __init__(
+        self, choice: CaptionChoice, batch_sampler: LengthBatchSampler, choose_targets: TargetChoice | None = None
+    ):
+        self.told = [choice, batch_sampler, *([] if choose_targets is None else [choose_targets])]
 
     def on_train_begin(self, args, state, control, **kwargs):
         """As of TrainerCallback."""
@@ -29,7 +31,8 @@ class EpochTeller(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs):
         """As of TrainerCallback."""
         # Of a resumed epoch, the part behind the point is done.
-        self.choice.epoch = self.batch_sampler.epoch = int(state.epoch or 0)
+        for draw in self.told:
+            draw.epoch = int(state.epoch or 0)
 
 
 class SampleCaptions(TrainerCallback):
@@ -37,6 +40,7 @@ class SampleCaptions(TrainerCallback):
 
     def __init__(self, dataset: Dataset, collator: CaptionCollator, processor: CaptionerProcessor):
         self.rows, self.collator, self.processor = list(dataset), collator, processor
+        self.has_vectors = isinstance(processor, VectorProcessor)
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
         """As of TrainerCallback."""
@@ -56,7 +60,7 @@ class SampleCaptions(TrainerCallback):
         texts = self.processor.batch_decode(outputs[:, ids.shape[1] :], skip_special_tokens=True)
         return [
             {
-                "image": Place.parse(row["image"]).short_name,
+                "image": row["image"] if self.has_vectors else Place.parse(row["image"]).short_name,
                 "caption": " ".join(text.split()),
                 "reference": row["captions"][0],
             }

@@ -4,7 +4,8 @@
     [caption] = captioner.caption("photo.jpg")
     print(caption.text, caption.score)
 
-`caption_each` does the same for any number of pictures, and goes on after one that cannot be opened.
+`caption_each` does the same for any number of pictures, and goes on after one that cannot be opened;
+`caption_vectors` captions what an encoder of any kind has made of its inputs.
 """
 
 import itertools
@@ -27,6 +28,7 @@ from torch import nn
 from .backbones import BackboneError, is_hub_id
 from .configuration_captioner import CaptionerConfig
 from .console import quiet_transformers
+from .data import Vectors
 from .images import MAX_BYTES, MAX_PIXELS, ImageError, ImageSource, describe, open_image
 from .loss import IGNORE_INDEX
 from .modeling_captioner import CaptionerForConditionalGeneration
@@ -47,7 +49,7 @@ class Caption:
     """One picture's caption.
 
     Attributes:
-        image: The picture's path; for a picture without one, what it is.
+        image: The picture's path; for a picture without one, what it is; for vectors, the row's name.
         text: The caption in one line, without the prompt that it goes on from.
         score: The mean log-probability, in nats and at most 0, that the model gives the caption's tokens, the end
             token included if it came to one. It depends on nothing but the model, the picture, the prompt and the
@@ -110,7 +112,7 @@ class Captioner:
                 model = CaptionerForConditionalGeneration.from_pretrained(directory, **settings)
         except BackboneError:
             raise
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
                 f"The checkpoint {str(checkpoint)!r} cannot be loaded: {_first_line(error)}"
             ) from error
@@ -223,24 +225,100 @@ class Captioner:
 
         Raises:
             ImageError: An example's picture cannot be opened.
-            ValueError: A setting is out of range; the prompt is wrong, or lacks its question; the questions are not
-                as many as the pictures.
+            ValueError: A setting is out of range, the prompt is wrong or lacks its question, the questions are not as
+                many as the pictures, or the captioner takes vectors and no pictures.
         """
-        settings = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
-        settings = {name: value for name, value in settings.items() if value is not None}
-        limits = {"max_pixels": max_pixels, "max_bytes": max_bytes}
-        for name, value in {"batch_size": batch_size, **settings, **limits}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
-        each = isinstance(question, Sequence) and not isinstance(question, str)
-        questions = cast(Sequence[str | None], question if each else [question])
+        if self.model.config.feature_size is not None:
+            raise ValueError(
+                "This captioner has no vision tower, and takes no pictures: give it vectors, with caption_vectors or "
+                "caption.py --features FILE."
+            )
+        settings = _checked_settings(
+            batch_size, num_beams=num_beams, max_new_tokens=max_new_tokens, max_pixels=max_pixels, max_bytes=max_bytes
+        )
         turns = [(rest[0] if len(rest) == 2 else None, rest[-1]) for _, *rest in examples]
-        head, tails = self.processor.encode_prompts(questions, prompt, turns)
-        sources = _as_iterable(images)
-        prompts = _pair(sources, tails) if each else zip(sources, itertools.repeat(tails[0]))
-        inputs = (self._prepare(source, head + tail, max_pixels, max_bytes) for source, tail in prompts)
+        prompts = _pair(_as_iterable(images), self._encode_prompts(prompt, question, turns))
+        inputs = (self._prepare(source, ids, max_pixels, max_bytes) for source, ids in prompts)
         shown = self._encode_examples([image for image, *_ in examples], max_pixels, max_bytes)
         return self._caption_batches(inputs, shown, batch_size, generate_kwargs | settings)
+
+    def caption_vectors(
+        self,
+        vectors: Vectors | torch.Tensor | np.ndarray,
+        *,
+        prompt: str = "",
+        question: str | Sequence[str] | None = None,
+        batch_size: int = 8,
+        num_beams: int | None = None,
+        max_new_tokens: int | None = None,
+        **generate_kwargs: Any,
+    ) -> Iterator[Caption]:
+        """Caption inputs that come as vectors, one batch after the other, in order.
+
+        Args:
+            vectors: As of `vlm_caption.data.open_vectors`; or numbers [inputs, D] or [inputs, N, D].
+            prompt, question, batch_size, num_beams, max_new_tokens, **generate_kwargs: As of `caption_each`.
+
+        Yields:
+            An input's caption; its `image` is the row's name.
+
+        Raises:
+            ValueError: A setting is out of range, the prompt is wrong or lacks its question, the captioner was made
+                for vectors of another shape, or a number in an array is not finite.
+            DataError: A number in a file of vectors is not finite.
+        """
+        settings = _checked_settings(batch_size, num_beams=num_beams, max_new_tokens=max_new_tokens)
+        if not isinstance(vectors, Vectors):
+            vectors = torch.as_tensor(vectors)
+            vectors = vectors[:, None] if vectors.ndim == 2 else vectors
+        self.check_vectors(vectors)
+        if isinstance(vectors, torch.Tensor) and not vectors.isfinite().all():
+            raise ValueError("A number in the vectors is not finite (NaN or infinite): correct it.")
+        return self._caption_rows(
+            vectors, self._encode_prompts(prompt, question), batch_size, generate_kwargs | settings
+        )
+
+    def check_vectors(self, vectors: Vectors | torch.Tensor) -> None:
+        """Sees that vectors [inputs, N, D] have the shape that the captioner was made for.
+
+        Raises:
+            ValueError: They have another.
+        """
+        config = self.model.config
+        tokens = config.image_seq_length - (config.image_start == "learned")
+        if tuple(vectors.shape[1:]) != (tokens, config.vision_feature_size):
+            where = vectors.path if isinstance(vectors, Vectors) else "The input"
+            raise ValueError(
+                f"{where} has the shape {list(vectors.shape)}, "
+                f"and this captioner takes [inputs, {tokens}, {config.vision_feature_size}]: give the vectors of the "
+                "encoder that it was trained with."
+            )
+
+    def _caption_rows(
+        self,
+        vectors: Vectors | torch.Tensor,
+        prompts: Iterable[list[int]],
+        batch_size: int,
+        generate_kwargs: dict[str, Any],
+    ) -> Iterator[Caption]:
+        pairs = _pair(range(len(vectors)), prompts)
+        while batch := list(itertools.islice(pairs, batch_size)):
+            rows, input_ids = zip(*batch, strict=True)
+            names = [vectors.name(row) if isinstance(vectors, Vectors) else str(row) for row in rows]
+            yield from self._generate(names, input_ids, vectors[rows[0] : rows[-1] + 1], generate_kwargs)
+
+    def _encode_prompts(
+        self,
+        prompt: str,
+        question: str | Sequence[str] | None,
+        examples: Sequence[tuple[str | None, str]] = (),
+    ) -> Iterable[list[int]]:
+        """Token ids of what stands before each caption: one for each of several questions, else the same for ever."""
+        one_for_all = question is None or isinstance(question, str)
+        questions = cast(Sequence[str | None], [question] if one_for_all else question)
+        head, tails = self.processor.encode_prompts(questions, prompt, examples)
+        prompts = [head + tail for tail in tails]
+        return itertools.repeat(prompts[0]) if one_for_all else prompts
 
     @torch.inference_mode()
     def _encode_examples(self, images: list[ImageSource], max_pixels: int, max_bytes: int) -> torch.Tensor | None:
@@ -285,25 +363,33 @@ class Captioner:
         self, batch: list[_Input | ImageError], shown: torch.Tensor | None, generate_kwargs: dict[str, Any]
     ) -> Iterator[Caption | ImageError]:
         inputs = [entry for entry in batch if isinstance(entry, _Input)]
-        captions = iter(self._generate(inputs, shown, generate_kwargs))
+        captions = iter(self._encode_and_generate(inputs, shown, generate_kwargs) if inputs else [])
         for entry in batch:
             yield next(captions) if isinstance(entry, _Input) else entry
 
     @torch.inference_mode()
-    def _generate(
+    def _encode_and_generate(
         self, inputs: list[_Input], shown: torch.Tensor | None, generate_kwargs: dict[str, Any]
     ) -> list[Caption]:
-        if not inputs:
-            return []
         pixel_values = torch.cat([entry.pixel_values for entry in inputs])  # [B, 3, H, W]
-        prompts = self.processor.tokenizer.pad(
-            {"input_ids": [entry.input_ids for entry in inputs]}, return_tensors="pt"
-        ).to(self.model.device)  # on the left
-        prompt_ids, mask = prompts["input_ids"], prompts["attention_mask"]  # [B, P]
         # Encoded once, for the beams and for the scores.
         features = self.model.core.encode_images(pixel_values).pooler_output  # [B, N, D_vision]
         if shown is not None:  # before each picture: [B · (K + 1), N, D_vision]
             features = torch.cat([shown.expand(len(features), *shown.shape), features[:, None]], dim=1).flatten(0, 1)
+        input_ids = [entry.input_ids for entry in inputs]
+        return self._generate([entry.image for entry in inputs], input_ids, features, generate_kwargs)
+
+    @torch.inference_mode()
+    def _generate(
+        self,
+        names: list[str],
+        input_ids: Sequence[list[int]],
+        features: torch.Tensor,
+        generate_kwargs: dict[str, Any],
+    ) -> list[Caption]:
+        """Captions of inputs of these names; `features` float [I, N, D_vision], those of examples among them."""
+        prompts = self.processor.tokenizer.pad({"input_ids": list(input_ids)}, return_tensors="pt")  # on the left
+        prompt_ids, mask = (prompts[name].to(self.model.device) for name in ("input_ids", "attention_mask"))  # [B, P]
         token_ids = self.model.generate(
             prompt_ids,
             attention_mask=mask,
@@ -316,8 +402,8 @@ class Captioner:
         scores = self._scores(token_ids, new_ids, mask, features)
         texts = self.processor.batch_decode(new_ids, skip_special_tokens=True)
         return [
-            Caption(entry.image, " ".join(text.split()), score)
-            for entry, text, score in zip(inputs, texts, scores, strict=True)
+            Caption(name, " ".join(text.split()), score)
+            for name, text, score in zip(names, texts, scores, strict=True)
         ]
 
     def _scores(
@@ -348,6 +434,19 @@ class Captioner:
         return (-losses.sum(dim=1) / (~is_padding).sum(dim=1).clamp_min(1)).tolist()
 
 
+def _checked_settings(batch_size: int, **settings: int | None) -> dict[str, int]:
+    """Those of `generate` among the settings that are given.
+
+    Raises:
+        ValueError: One is below 1.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    for name, value in {"batch_size": batch_size, **given}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    return {name: value for name, value in given.items() if name in ("num_beams", "max_new_tokens")}
+
+
 def _as_iterable(images: Any) -> Iterable[ImageSource]:
     single = isinstance(images, (str, os.PathLike, bytes, Image.Image, np.ndarray, torch.Tensor)) or hasattr(
         images, "read"
@@ -355,11 +454,15 @@ def _as_iterable(images: Any) -> Iterable[ImageSource]:
     return [images] if single else images
 
 
-def _pair(sources: Iterable[ImageSource], tails: list[list[int]]) -> Iterator[tuple[ImageSource, list[int]]]:
-    for source, tail in itertools.zip_longest(sources, tails):
-        if source is None or tail is None:
-            raise ValueError("There are not as many questions as pictures: give one for all, or one for each.")
-        yield source, tail
+def _pair(sources: Iterable[Any], prompts: Iterable[list[int]]) -> Iterator[tuple[Any, list[int]]]:
+    """Each input with its prompt; `itertools.repeat` is one for all."""
+    if isinstance(prompts, itertools.repeat):
+        yield from zip(sources, prompts, strict=False)
+        return
+    for source, prompt in itertools.zip_longest(sources, prompts):
+        if source is None or prompt is None:
+            raise ValueError("There are not as many questions as inputs: give one for all, or one for each.")
+        yield source, prompt
 
 
 def _default_device() -> str:

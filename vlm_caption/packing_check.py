@@ -43,12 +43,16 @@ def check_packing(model: CaptionerForConditionalGeneration) -> None:
     may_look = (places[:, None] >= places) & ~(in_second[:, None] & in_first)  # [T, T]
     positions = torch.where(in_second, places - _FIRST, places)
     alone = ids[:, ~in_first]
+    training = model.training
+    model.eval()  # dropout differs from one pass to the next
     try:
         packed = model(input_ids=ids, attention_mask=may_look[None, None], position_ids=positions[None])
         expected = model(input_ids=alone, attention_mask=torch.ones_like(alone)).logits[:, _PREFIX:]
     except Exception as error:  # each family has its own way of not knowing an argument
         reason = " ".join(str(error).split())[:100]
         raise ConfigError(refusal.format(f"takes no mask or positions for that ({reason})")) from error
+    finally:
+        model.train(training)
     difference = (packed.logits[:, in_second] - expected).abs().max().item()
     if not difference <= _TOLERANCE * expected.std().item():
         raise ConfigError(refusal.format("lets one caption see another"))

@@ -22,7 +22,7 @@ from datasets import Dataset
 
 from .arrow import find_dataset, list_dataset_files, read_dataset
 from .bad_images import BAD_IMAGES_NAME, BadImages, PictureOpener, check_pictures
-from .captions import CaptionChoice, Cleaning, clean_caption
+from .captions import CaptionChoice, Cleaning, TargetChoice, clean_caption
 from .corpus import Corpus, ask_one_by_one, count_captions, drop_rows
 from .flickr8k import find_results, find_tokens, list_token_files, read_results, read_tokens
 from .json_corpora import (
@@ -50,6 +50,7 @@ from .table import (
     read_table,
 )
 from .text_files import find_text_files, list_text_files, read_text_files
+from .vectors import VECTORS, Vectors, open_vectors
 
 __all__ = [
     "BAD_IMAGES_NAME",
@@ -66,6 +67,8 @@ __all__ = [
     "Reader",
     "Record",
     "Source",
+    "TargetChoice",
+    "Vectors",
     "ask_one_by_one",
     "check_pictures",
     "clean_caption",
@@ -74,6 +77,7 @@ __all__ = [
     "load_captions",
     "open_corpus",
     "open_place",
+    "open_vectors",
     "read_records",
 ]
 
@@ -120,6 +124,8 @@ def open_corpus(
     image_column: str | None = None,
     caption_column: str | None = None,
     subset: str | None = None,
+    features: str | os.PathLike | None = None,
+    feature_column: str | None = None,
     question_column: str | None = None,
     questions: bool = False,
     cleaning: Cleaning | None = None,
@@ -136,6 +142,8 @@ def open_corpus(
         images: The folder that image paths are relative to, where it is not the one that is found.
         image_column, caption_column: The columns of a table, where they are not found by name.
         subset: Of a Hub dataset.
+        features: A file of vectors that the captions are of, instead of pictures; `path` is then a table of captions.
+        feature_column: The column of vectors, if that file is Parquet and has several.
         question_column: The column of questions, likewise.
         questions: Whether to read questions, for a column `questions` beside `captions`, which are then the answers.
         cleaning: What is done to the captions; by default only `clean_caption`.
@@ -144,8 +152,19 @@ def open_corpus(
     Raises:
         DataError: The format is not known or not clear, or the corpus is malformed.
     """
-    source, name = _recognise(path, format, images, image_column, caption_column, subset, question_column, questions)
-    return Corpus(source, name, FORMATS[name], cleaning or Cleaning(), dev_share)
+    source, name = _recognise(
+        path,
+        format,
+        images,
+        image_column,
+        caption_column,
+        subset,
+        features,
+        feature_column,
+        question_column,
+        questions,
+    )
+    return Corpus(source, name, _format(source, name), cleaning or Cleaning(), dev_share)
 
 
 def read_records(path: str | os.PathLike, format: str | None = None, **settings) -> Iterator[Record | Problem]:
@@ -153,13 +172,18 @@ def read_records(path: str | os.PathLike, format: str | None = None, **settings)
 
     Args:
         path, format: As of `open_corpus`.
-        **settings: `images`, `image_column`, `caption_column`, `subset`, `question_column`, `questions`, likewise.
+        **settings: `images`, `image_column`, `caption_column`, `subset`, `features`, `feature_column`,
+            `question_column`, `questions`, likewise.
 
     Raises:
         DataError: The format is not known or not clear, or what follows cannot be read.
     """
     source, name = _recognise(path, format, **settings)
-    return FORMATS[name].read(source)
+    return _format(source, name).read(source)
+
+
+def _format(source: Source, name: str) -> Format:
+    return FORMATS[name] if source.features is None else VECTORS
 
 
 def _recognise(
@@ -169,15 +193,32 @@ def _recognise(
     image_column: str | None = None,
     caption_column: str | None = None,
     subset: str | None = None,
+    features: str | os.PathLike | None = None,
+    feature_column: str | None = None,
     question_column: str | None = None,
     questions: bool = False,
 ) -> tuple[Source, str]:
-    folder = None if images is None else Path(images)
-    source = Source(Path(path), folder, image_column, caption_column, subset, question_column, questions)
+    folder, vectors = (None if given is None else Path(given) for given in (images, features))
+    source = Source(
+        *(Path(path), folder, image_column, caption_column, subset),
+        *(vectors, feature_column, question_column, questions),
+    )
     if format is not None and format not in FORMATS:
         near = difflib.get_close_matches(format.lower(), FORMATS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(FORMATS)}"
         raise DataError(f"unknown format {format!r}: {hint}")
+    if vectors is not None:
+        if format not in (None, "table"):
+            raise DataError(
+                f"data.features goes with a table of captions, and data.format is {format!r}: leave it out"
+            )
+        if questions:
+            raise DataError(
+                f"{source.path}: captions of vectors have no questions: take {{question}} out of data.prompt"
+            )
+        if not source.path.exists() or not vectors.is_file():
+            raise DataError(f"{vectors if source.path.exists() else source.path}: there is no such file")
+        return source, "table"
     is_on_hub = bool(find_dataset(source.path)) if format is None else format == "dataset"
     if not source.path.exists() and not is_on_hub:
         raise DataError(f"{source.path}: there is no such file or folder")
