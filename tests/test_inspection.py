@@ -13,7 +13,6 @@ from PIL import Image
 from test_gallery import Page
 
 from vlm_caption.backbones import BackboneError
-from vlm_caption.composition import byte_tokenizer
 from vlm_caption.data import open_corpus
 from vlm_caption.data.collator import CaptionCollator
 from vlm_caption.inspection import Spread, inspect_data, local_tokenizer, write_contact_sheet
@@ -119,13 +118,11 @@ class TestInspection:
         assert inspect(tmp_path / "any").odd_captions == []
 
     def test_tokens_are_those_that_training_counts(self, good):
-        class Processor:
-            tokenizer, image_prefix = byte_tokenizer(), staticmethod(lambda prompt: prompt)
-
+        processor = tiny_processor(tiny_config())
         settings = DataSection(path=str(good), prompt="It is", max_caption_tokens=12)
         corpus = open_corpus(good)
-        found = inspect_data(corpus, settings, tokenizer=Processor.tokenizer)
-        collator = CaptionCollator(Processor, lambda rows: {}, "It is", 1000)
+        found = inspect_data(corpus, settings, tokenizer=processor.tokenizer)
+        collator = CaptionCollator(processor, lambda rows: {}, "It is", 1000)
         lengths = [len(collator.caption_ids(text)) for row in corpus.load("train") for text in row["captions"]]
         tokens = found.splits["train"].tokens
         assert (tokens.min, tokens.max, tokens.mean) == (min(lengths), max(lengths), sum(lengths) / len(lengths))

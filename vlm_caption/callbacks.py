@@ -52,9 +52,11 @@ class SampleCaptions(TrainerCallback):
     def captions(self, model: CaptionerForConditionalGeneration) -> list[dict[str, str]]:
         """The name, the caption and a reference of each image; greedy, 30 tokens at most."""
         images = {name: tensor.to(model.device) for name, tensor in self.collator.encode_images(self.rows).items()}
-        ids = torch.tensor([self.collator.prefix] * len(self.rows), device=model.device)
+        prompts = {"input_ids": [self.collator.prompt_ids(row) for row in self.rows]}
+        inputs = self.processor.tokenizer.pad(prompts, return_tensors="pt").to(model.device)  # on the left
+        ids = inputs["input_ids"]
         with torch.compiler.set_stance("force_eager"):  # every new length would be compiled anew
-            outputs = model.generate(ids, **images, do_sample=False, max_new_tokens=30)
+            outputs = model.generate(**inputs, **images, do_sample=False, max_new_tokens=30)
         texts = self.processor.batch_decode(outputs[:, ids.shape[1] :], skip_special_tokens=True)
         return [
             {

@@ -131,6 +131,7 @@ def training_facts(
             "dev": {"split": config.data.dev_split, "images": dev_images},
         },
         "prompt": config.data.prompt or None,
+        "chat": config.data.chat or None,
         "steps": steps,
         "images_a_step": settings.batch_size * settings.accumulation * processes,
         "images_seen": round(epochs * train_images),

@@ -210,7 +210,8 @@ def inspect_data(
         split: corpus.load(split, settings.limit, on_problem=lambda problem: None, on_missing=miss)
         for split in corpus.splits
     }
-    separator = " " if settings.prompt.rstrip() else ""  # as of CaptionCollator
+    prompt = settings.prompt.rstrip()
+    separator = " " if prompt and not prompt.endswith("<image>") else ""  # as of CaptionCollator
     tallies, odd = {}, []
     for split, dataset in datasets.items():
         tallies[split] = tally = _Tally(len(dataset))

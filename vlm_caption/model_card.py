@@ -450,7 +450,8 @@ def _training(training: dict[str, Any], noun: str) -> str:
             line += f"; the loss was watched on {dev['images']:,} {noun} of the split {dev['split']}"
         lines.append(f"{line}.")
     if "prompt" in training:
-        lines.append(f"- Prompt before each caption: `{training['prompt']}`.")
+        where = ", in the language model's chat template" if training.get("chat") else ""
+        lines.append(f"- Prompt before each caption{where}: `{training['prompt']}`.")
     if "steps" in training:
         lines.append(
             f"- {training['steps']:,} steps of {training['images_a_step']} {noun}, each with all its captions: "

@@ -17,6 +17,7 @@ import yaml
 
 from .freezing import MODULES, ModulePolicy
 from .images import MAX_BYTES, MAX_PIXELS
+from .processing_captioner import check_prompt
 
 # Nothing would be learnt, or told, with 0 of these.
 _POSITIVE = {"data.max_caption_tokens", "data.max_pixels", "data.max_bytes"} | {
@@ -74,6 +75,7 @@ class DataSection:
         format: A name in `vlm_caption.data.FORMATS`; None: recognised from what is there.
         images: The folder that image paths are relative to; None: found beside the captions.
         image_column, caption_column: Of a table, a dataset or tar shards; None: found by name.
+        question_column: Likewise, of the questions.
         subset: Of a Hub dataset.
         features: A file of vectors that the captions are of, instead of pictures.
         feature_column: Of such a file, if it is Parquet and has several columns of vectors.
@@ -85,7 +87,10 @@ class DataSection:
         final_stop: A full stop at the end of captions: "add" it, "remove" it, or "keep" what is there.
         lower_case: Whether captions become small letters.
         min_words, max_words: Captions with fewer or more words are left out.
-        prompt: Text between the image and the caption; not learnt.
+        prompt: Text around the image, `<image>` where it goes (in front, if that is not said); the caption follows,
+            and the text is not learnt. With `{question}` in it, the data's questions are asked there, and their
+            answers are learnt. Captioning asks in the same way.
+        chat: Whether the prompt is the user's turn in the language model's chat template, the caption the answer.
         max_caption_tokens: Longer captions are cut here.
         on_bad_image: What a picture that is missing or cannot be opened does: "error" stops the run; with "skip" it is
             left out, counted, and written to `bad_images.jsonl` in the output folder.
@@ -98,6 +103,7 @@ class DataSection:
     images: str | None = None
     image_column: str | None = None
     caption_column: str | None = None
+    question_column: str | None = None
     subset: str | None = None
     features: str | None = None
     feature_column: str | None = None
@@ -111,6 +117,7 @@ class DataSection:
     min_words: int | None = None
     max_words: int | None = None
     prompt: str = ""
+    chat: bool = False
     max_caption_tokens: int = 64
     on_bad_image: Literal["error", "skip"] = "error"
     max_bad_share: float = 0.05
@@ -399,6 +406,11 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         return _checked_module(name, value)
     if name in _POSITIVE and value is not None and value <= 0:
         raise ConfigError(f"{name} must be above 0, and {value} is not.")
+    if name == "data.prompt":
+        try:
+            check_prompt(value)
+        except ValueError as error:
+            raise ConfigError(f"{name} {value!r}: {error}") from error
     if name in ("training.patience", "generation.no_repeat_ngram_size") and value is not None and value < 0:
         raise ConfigError(f"{name} must be at least 0, and {value} is not.")
     if name in ("data.dev_share", "data.max_bad_share") and not 0 <= value < 1:

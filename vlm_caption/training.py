@@ -19,6 +19,7 @@ from .freezing import TOWERS, set_policies
 from .hardware import check_launcher, choose_kernels, hold_frozen, use_all_cores, use_bf16
 from .interruption import Interrupted, StopSignals
 from .modeling_captioner import CaptionerForConditionalGeneration
+from .packing_check import check_packing
 from .processing_captioner import CaptionerProcessor
 from .reporting import report, save_stage
 from .resuming import check_processes, check_same_run, check_writable, prepare_folder
@@ -26,7 +27,7 @@ from .run_config import RunConfig
 from .stages import Stage, plan_stages
 from .trainer import CaptionTrainer, training_arguments
 from .training_data import CaptionSplits, TrainingData
-from .training_model import check_stages, compose_captioner, log_parts
+from .training_model import check_stages, compose_captioner, log_parts, set_prompt
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
     splits = CaptionSplits(config)  # first: what is wrong with them is said before a tower is fetched
     model, processor = compose_captioner(config.model, splits.vectors)
     check_stages(model, stages)
+    set_prompt(model, processor, config.data)
+    check_packing(model)
     arguments = training_arguments(stages[0].settings)
     if arguments.world_size > 1:
         logger.info("Training in %d processes, each with %d threads", arguments.world_size, torch.get_num_threads())

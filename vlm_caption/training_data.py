@@ -25,7 +25,7 @@ from .data import (
 from .data.collator import CaptionCollator
 from .image_inputs import ImageInputs, with_index
 from .modeling_captioner import CaptionerForConditionalGeneration
-from .processing_captioner import CaptionerProcessor
+from .processing_captioner import QUESTION, CaptionerProcessor
 from .run_config import ConfigError, DataSection, RunConfig, TrainingSection
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,8 @@ def open_data(settings: DataSection) -> Corpus:
         image_column=settings.image_column,
         caption_column=settings.caption_column,
         subset=settings.subset,
+        question_column=settings.question_column,
+        questions=QUESTION in settings.prompt,
         features=settings.features,
         feature_column=settings.feature_column,
         cleaning=Cleaning(settings.final_stop, settings.lower_case, settings.min_words, settings.max_words),
@@ -99,7 +101,8 @@ class CaptionSplits:
     """The rows of a run's two splits, before any picture is opened.
 
     Attributes:
-        train, dev: rows to train on and to watch the loss on, with `image` and `captions`.
+        train, dev: rows to train on and to watch the loss on, with `image` and `captions`, and `questions` where the
+            prompt asks them.
         bad: where bad images are left out, these; else None.
         vectors: what the captions are of, where that is no pictures; `image` is then the name of a row of them.
 
@@ -174,7 +177,7 @@ class TrainingData:
                 logger.info("Left out %d bad images: %s", len(bad.reasons), path)
             check_left(config.data, train, dev)
         self.train, self.dev = with_index(train), with_index(dev)
-        options = {"prompt": config.data.prompt, "max_caption_tokens": config.data.max_caption_tokens}
+        options = {"max_caption_tokens": config.data.max_caption_tokens}
         self.choice = CaptionChoice(config.data.captions_per_image, settings.seed)
         self.choose_targets = TargetChoice(settings.seed) if settings.objective == "random_token" else None
         self.collator = CaptionCollator(

@@ -14,7 +14,7 @@ from .data import Vectors
 from .freezing import check_policies
 from .modeling_captioner import CaptionerForConditionalGeneration
 from .processing_captioner import CaptionerProcessor
-from .run_config import ConfigError, ModelSection
+from .run_config import ConfigError, DataSection, ModelSection
 from .stages import Stage
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,23 @@ def compose_captioner(
         return compose(**dataclasses.asdict(settings), **sizes)
     except (ValueError, StrictDataclassError) as error:
         raise ConfigError(f"The settings in model do not go together: {' '.join(str(error).split())}") from error
+
+
+def set_prompt(model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, settings: DataSection) -> None:
+    """Makes the settings' prompt the processor's, to be saved with it, and the end of its answers one for `generate`.
+
+    Raises:
+        ConfigError: if it is to be a chat, and the language model has no chat template for it.
+    """
+    processor.prompt, processor.chat = settings.prompt, settings.chat
+    try:
+        end_token_id = processor.end_token_id
+    except ValueError as error:
+        raise ConfigError(f"data.chat: {error}") from error
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    if end_token_id not in ends:
+        model.generation_config.eos_token_id = [*ends, end_token_id]
 
 
 def check_stages(model: CaptionerForConditionalGeneration, stages: list[Stage]) -> None:
