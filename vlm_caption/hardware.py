@@ -30,6 +30,15 @@ def hold_frozen(model: CaptionerForConditionalGeneration, precision: str) -> Non
         model.core.language_model.to(torch.bfloat16)
 
 
+def multiplies_in_bf16(model: CaptionerForConditionalGeneration, precision: str) -> bool:
+    """Whether training's forward pass runs under autocast: where a tower is trained, and `use_bf16(precision)`.
+
+    The weights stay in float32, as does the dev loss. A projector alone is too small to gain by it.
+    """
+    towers = (model.core.vision_tower, model.core.language_model)
+    return use_bf16(precision) and any(p.requires_grad for tower in towers for p in tower.parameters())
+
+
 def choose_kernels(model: CaptionerForConditionalGeneration, compiled: bool) -> None:
     """Picks what is fastest over rows as short as an image's captions are.
 
@@ -49,7 +58,7 @@ def choose_kernels(model: CaptionerForConditionalGeneration, compiled: bool) -> 
 
 
 def use_bf16(precision: str) -> bool:
-    """Whether to hold frozen weights in bfloat16. `"auto"`: where the machine multiplies it natively."""
+    """Whether to hold frozen weights in bfloat16 and multiply in it. `"auto"`: where the machine does so natively."""
     if precision != "auto":
         return precision == "bf16"
     if torch.cuda.is_available():

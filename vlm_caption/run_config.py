@@ -29,12 +29,18 @@ class ConfigError(ValueError):
 
 @dataclass
 class ModelSection:
-    """The towers, and how an image becomes tokens. Fields that `None` leaves out keep `CaptionerConfig`'s default."""
+    """The towers, and how an image becomes tokens. Fields that `None` leaves out keep `CaptionerConfig`'s default.
+
+    Attributes:
+        tokenizer: Of a language model given by its config: "bytes" (None: this), "characters" of the captions to train
+            on, or where a pretrained one is.
+    """
 
     vision: str | dict = "timm/vit_mediumd_patch16_reg4_gap_384.sbb2_e200_in12k_ft_in1k"
     language: str | dict = "openai-community/gpt2"
     vision_revision: str | None = None
     language_revision: str | None = None
+    tokenizer: str | None = None
     image_tokens: Literal["pooled", "patches"] = "pooled"
     image_grid: int | None = None
     pooled_in_front: bool = False

@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from .callbacks import EpochTeller, PlainLog, SampleCaptions
-from .hardware import choose_kernels, hold_frozen, use_all_cores
+from .hardware import choose_kernels, hold_frozen, multiplies_in_bf16, use_all_cores
 from .interruption import Interrupted, StopSignals
 from .modeling_captioner import CaptionerForConditionalGeneration
 from .processing_captioner import CaptionerProcessor
@@ -20,7 +20,7 @@ from .reporting import report
 from .resuming import check_processes, check_writable, checkpoint_to_resume, prepare_folder
 from .run_config import RunConfig
 from .trainer import CaptionTrainer, training_arguments
-from .training_data import CaptionSplits, TrainingData
+from .training_data import CaptionSplits, TrainingData, each_caption
 from .training_model import compose_captioner, log_parts
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
     set_seed(config.training.seed)
 
     splits = CaptionSplits(config)  # first: what is wrong with them is said before a tower is fetched
-    model, processor = compose_captioner(config.model)
+    model, processor = compose_captioner(config.model, each_caption(splits.train))
     arguments = training_arguments(config)
     if checkpoint is not None:
         check_processes(checkpoint, arguments.world_size)
@@ -98,6 +98,7 @@ def _train_stage(
         data_collator=data.collator,
         eval_collator=data.dev_collator,
         patience=config.training.patience,
+        autocast=multiplies_in_bf16(model, config.training.precision),
         processing_class=processor,
         callbacks=[signals],
     )

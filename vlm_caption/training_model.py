@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
@@ -16,15 +17,21 @@ from .run_config import ConfigError, ModelSection
 logger = logging.getLogger(__name__)
 
 
-def compose_captioner(settings: ModelSection) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
+def compose_captioner(
+    settings: ModelSection, captions: Iterable[str]
+) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
     """Builds the captioner that the settings describe.
+
+    Args:
+        settings: its towers and what joins them.
+        captions: those to train on; read only where the tokenizer is made of them.
 
     Raises:
         ConfigError: if they do not go together.
         BackboneError: if a tower cannot be had.
     """
     try:
-        return compose(**dataclasses.asdict(settings))
+        return compose(**dataclasses.asdict(settings), captions=captions)
     except (ValueError, StrictDataclassError) as error:
         raise ConfigError(f"The settings in model do not go together: {' '.join(str(error).split())}") from error
 

@@ -40,6 +40,9 @@ class CaptionCollator:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.encode_images = encode_images
+        # GPT-2 has one token for what it does not know and for the end, and knows all bytes.
+        unknown = self.tokenizer.unk_token_id
+        self.unknown_token_id = None if unknown == self.tokenizer.eos_token_id else unknown
         self.max_caption_tokens = max_caption_tokens
         self.choose = choose or CaptionChoice("all")
         prompt = prompt.rstrip()
@@ -79,7 +82,8 @@ class CaptionCollator:
         Returns:
             `input_ids`, `position_ids`: int64 [B, T]; `attention_mask`: bool [B, 1, T, T], True where a token may
             look; `logits_to_keep`: int64 [B, M], the positions that predict; `shift_labels` and `labels` (the same,
-            for Trainer's count of targets): int64 [B, M], what they predict, −100 at padding; and the images.
+            for Trainer's count of targets): int64 [B, M], what they predict, −100 at padding and for what the
+            tokenizer does not know; and the images.
         """
         start = len(self.prefix)
         packed = self._captions_ids(rows)
@@ -104,6 +108,10 @@ class CaptionCollator:
                 predictor[b, at - start : end - start] = torch.arange(at - 1, end - 1)
                 predictor[b, at - start] = start - 1  # the last prefix token predicts every caption's first one
                 at = end
+
+        if self.unknown_token_id is not None:
+            # What cannot be written is not to be learnt: it would be written for all rare characters alike.
+            targets[targets == self.unknown_token_id] = IGNORE_INDEX
 
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         same_caption = segment[:, :, None] == segment[:, None, :]
