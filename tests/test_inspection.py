@@ -13,11 +13,11 @@ from PIL import Image
 from test_gallery import Page
 
 from vlm_caption.backbones import BackboneError
-from vlm_caption.composition import byte_tokenizer
 from vlm_caption.data import open_corpus
 from vlm_caption.data.collator import CaptionCollator
 from vlm_caption.inspection import Spread, inspect_data, local_tokenizer, write_contact_sheet
 from vlm_caption.run_config import DataSection
+from vlm_caption.tokenization import byte_tokenizer
 
 script = load_script("inspect_data")
 

@@ -5,12 +5,13 @@ of its training captions, or the tokens of any tokenizer that is named.
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from .backbones import resolve_backbone
+from .backbones import BackboneError, resolve_backbone
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 
@@ -44,7 +45,16 @@ def new_tokenizer(name: str, captions: Iterable[str] | None) -> Any:
         if captions is None:
             raise ValueError("tokenizer='characters' is made of the captions to train on: pass them as captions.")
         return character_tokenizer(captions)
-    tokenizer = load_tokenizer({"name": name})
+    directory = Path(name).expanduser()
+    if not directory.is_dir():
+        tokenizer = load_tokenizer({"name": name})
+    elif (directory / "tokenizer_config.json").is_file():  # a model may be there or not
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+    else:
+        raise BackboneError(
+            f"The directory {name!r} holds no tokenizer_config.json: name one that a tokenizer was saved to, or use "
+            "the tokenizer 'bytes' or 'characters'."
+        )
     if tokenizer.eos_token_id is None:
         raise ValueError(f"The tokenizer {name!r} has no end token, so captions would never end: choose another.")
     return tokenizer
