@@ -74,7 +74,7 @@ def overfitted(tmp_path_factory):
             "training.output_dir": str(folder / "run"),
             "training.precision": "fp32",
             "training.batch_size": 8,
-            "training.max_steps": 100,
+            "training.max_steps": 150,
             "training.warmup_steps": 10,
             "training.learning_rate": 5e-3,
             "training.eval_steps": 50,
