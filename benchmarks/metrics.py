@@ -2,9 +2,9 @@
 
 Baseline, in the same run: pycocoevalcap with its own tokenizer, which is a Java program. Both sides tokenize captions
 and references and compute BLEU-1..4, ROUGE-L and CIDEr with pycocoevalcap's scorers, and must get the same values.
-Texts come from a seeded grammar. Prints seconds, the best of some rounds, and ratios.
+Texts come from a seeded grammar. The sides take turns; prints medians over the rounds of seconds and of ratios.
 
-    python benchmarks/metrics.py [--images 5000] [--references 5] [--rounds 3]
+    python benchmarks/metrics.py [--images 5000] [--references 5] [--rounds 5]
 """
 
 import argparse
@@ -70,15 +70,15 @@ def score_with_java(captions: Sequence[str], references: Sequence[Sequence[str]]
     return [*bleu, Rouge().compute_score(*tokens)[0], Cider().compute_score(*tokens)[0]]
 
 
-def time_in_turn(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Seconds of each side's fastest round; the sides take turns, so that whatever else runs slows all of them."""
-    best = dict.fromkeys(sides, float("inf"))
+def time_in_turn(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
+    """Seconds of each side in each round; the sides take turns, so that whatever else runs slows all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
             start = time.perf_counter()
             side()
-            best[name] = min(best[name], time.perf_counter() - start)
-    return best
+            seconds[name].append(time.perf_counter() - start)
+    return {name: np.array(values) for name, values in seconds.items()}
 
 
 def main() -> None:
@@ -86,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--references", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
 
     generator = random.Random(0)
@@ -106,10 +106,11 @@ def main() -> None:
             },
             arguments.rounds,
         )
-    for name, value in seconds.items():
-        print(f"{name}  {value:6.2f} s")
+    for name, values in seconds.items():
+        print(f"{name}  {np.median(values):6.2f} s")
     for what in ("tokens", "scores"):
-        print(f"ratio, {what} {seconds[f'{what}, Java'] / seconds[f'{what}, here']:6.2f}")
+        ratios = seconds[f"{what}, Java"] / seconds[f"{what}, here"]
+        print(f"ratio, {what} {np.median(ratios):6.2f} ({ratios.min():.2f} to {ratios.max():.2f})")
 
 
 @contextlib.contextmanager

@@ -13,14 +13,14 @@ from datasets import Dataset, disable_progress_bars
 from vlm_caption.backbones import BackboneError
 from vlm_caption.captioner import DEFAULT_CHECKPOINT, Captioner
 from vlm_caption.console import ArgumentParser, positive_int, setup_logging
-from vlm_caption.data import BadImages, DataError, PictureOpener, Place, check_pictures, drop_rows
+from vlm_caption.data import BadImages, DataError, PictureOpener, Place, check_pictures, drop_rows, open_vectors
 from vlm_caption.evaluation import Evaluation, evaluate
 from vlm_caption.facts import evaluation_facts, record_evaluation
 from vlm_caption.files import write_text
 from vlm_caption.hardware import hold_frozen
 from vlm_caption.images import ImageError
 from vlm_caption.model_card import write_model_card
-from vlm_caption.run_config import ConfigError, DataSection, RunConfig, add_arguments, parse_arguments
+from vlm_caption.run_config import DataSection, RunConfig, add_arguments, parse_arguments
 from vlm_caption.training_data import open_data
 
 
@@ -54,9 +54,10 @@ def main(argv: list[str] | None = None) -> int:
             prompt=data.prompt,
             max_caption_tokens=data.max_caption_tokens,
             open_picture=open_picture,
+            vectors=None if data.features is None else open_vectors(data.features, data.feature_column),
             **beams,
         )
-    except (BackboneError, ConfigError, DataError, ImageError) as error:
+    except (BackboneError, DataError, ImageError, ValueError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
     print(f"{len(dataset)} images of {data.path}, {arguments.split}")
@@ -100,7 +101,7 @@ def _scores(result: Evaluation) -> dict[str, float | None]:
 
 def _load(data: DataSection, split: str, open_picture: PictureOpener) -> tuple[Dataset, dict[str, str]]:
     """The images to score on; and where bad ones are skipped, why each was left out, by its file."""
-    if data.on_bad_image == "error":
+    if data.on_bad_image == "error" or data.features is not None:
         return open_data(data).load(split, data.limit), {}
     bad = BadImages(max_share=data.max_bad_share)
     dataset = open_data(data).load(split, data.limit, on_missing=bad.add_missing)

@@ -34,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
         config = RunConfig.load(arguments.config, overrides)
         if not config.data.path:
             parser.error("say where the captioned images are: PATH, or a --config that has data.path")
+        if config.data.features is not None:
+            parser.error("data.features: this looks at pictures; of vectors, training checks every number")
         if arguments.html and not arguments.html.parent.is_dir():
             parser.error(f"--html: there is no folder {arguments.html.parent}")
     except ConfigError as error:

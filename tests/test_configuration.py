@@ -69,7 +69,7 @@ def test_towers_may_be_config_objects():
     ("field", "value"),
     [
         ("image_grid", "4"),
-        ("image_tokens", "all"),
+        ("image_tokens", "cls"),
         ("image_start", "eos"),
         ("pooled_feature", "mean"),
         ("projector_expansion", 2.5),

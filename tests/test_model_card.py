@@ -135,6 +135,16 @@ class TestCard:
                 "6 tokens, the first of them a learned vector: the tower's pooled vector (`pooler_output`) and a "
                 "grid of 2 by 2 averaged patch tokens.",
             ),
+            (
+                {"projector": "resampler", "projector_tokens": 3, "image_tokens": "all", "query_tokens": 1},
+                "4 tokens, behind the language model's BOS: 3 that the projector makes of all the tower's tokens; the "
+                "last of them 1 learned query vector.",
+            ),
+            (
+                {"projector": "pixel_shuffle", "image_tokens": "patches", "image_end": "learned"},
+                "5 tokens, behind the language model's BOS: all its patch tokens, 2 by 2 of them in one token; the "
+                "last of them a learned end vector.",
+            ),
         ],
     )
     def test_explains_the_image_tokens(self, tmp_path, settings, sentence):

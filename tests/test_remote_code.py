@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from towers import caption_of, save_checkpoint, save_language_model, save_vision_tower, tiny_model
+from towers import (
+    IMAGE_SIZE,
+    PROJECTOR_FORMS,
+    caption_of,
+    save_checkpoint,
+    save_language_model,
+    save_vision_tower,
+    tiny_model,
+)
 
 from vlm_caption import CaptionerForConditionalGeneration, compose
 from vlm_caption.modeling_captioner import CODE_FILES
@@ -41,7 +49,7 @@ def run(code: str, *arguments: object, home: Path) -> subprocess.CompletedProces
     )
 
 
-def test_a_full_checkpoint_holds_the_three_code_files_and_a_bridge_none(tmp_path, whole):
+def test_a_full_checkpoint_holds_the_code_files_and_a_bridge_none(tmp_path, whole):
     assert {path.name for path in whole.glob("*.py")} == set(CODE_FILES)
     model, processor = compose(save_vision_tower(tmp_path / "v"), save_language_model(tmp_path / "l"))
     model.save_pretrained(tmp_path / "bridge")
@@ -82,6 +90,26 @@ print(type(AutoModel.from_pretrained(folder, trust_remote_code=True)).__name__)
     assert headless == "CaptionerModel"
     assert {path.name for path in (tmp_path / "copy").glob("*.py")} == set(CODE_FILES)
     assert caption_of(tmp_path / "copy", 0) == caption_of(whole, 0)
+
+
+def test_every_projector_loads_without_the_package(tmp_path):
+    expected = []
+    for name, (settings, _) in PROJECTOR_FORMS.items():
+        model = tiny_model("dinov2", "llama", projector=name, image_end="learned", query_tokens=2, **settings)
+        model.save_pretrained(tmp_path / name, full=True)
+        image = torch.ones(1, 3, IMAGE_SIZE, IMAGE_SIZE)
+        expected.append(model.core.get_image_features(image).pooler_output.sum().item())
+    code = """
+import torch
+from transformers import AutoModelForImageTextToText
+size, *folders = sys.argv[1:]
+for folder in folders:
+    model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
+    print(model.core.get_image_features(torch.ones(1, 3, int(size), int(size))).pooler_output.sum().item())
+"""
+    done = run(code, IMAGE_SIZE, *(tmp_path / name for name in PROJECTOR_FORMS), home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [float(line) for line in done.stdout.split()] == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("loader", ["AutoConfig", "AutoProcessor", "AutoModelForImageTextToText"])

@@ -98,7 +98,7 @@ def test_values_become_what_the_setting_holds(name, value, expected):
         ("training.resume", 1, "training.resume must be bool, and 1 is not."),
         ("data.path", True, "data.path must be str, and True is not."),
         ("data.limit", "all", "data.limit must be int|null, and 'all' is not."),
-        ("model.image_tokens", "patch", "model.image_tokens must be pooled|patches, and 'patch' is not."),
+        ("model.image_tokens", "patch", "model.image_tokens must be pooled|patches|all, and 'patch' is not."),
         ("model.image_start", "eos", "model.image_start must be bos|learned|none|null, and 'eos' is not."),
         ("model.vision", ["a"], "model.vision must be str|dict, and ['a'] is not."),
         ("training.batch_size", 0, "training.batch_size must be above 0, and 0 is not."),

@@ -81,6 +81,16 @@ PREFIX_TOKENS = {
     "timm_registers": 4,
 }
 
+# Each projector's settings in a form that these towers can bear, and the image tokens it then makes.
+PROJECTOR_FORMS: dict[str, tuple[dict[str, Any], int]] = {
+    "linear": ({"image_tokens": "patches"}, 16),
+    "mlp": ({"image_tokens": "patches", "image_grid": 2, "pooled_in_front": True}, 5),
+    "prefix_mlp": ({"projector_tokens": 3}, 3),
+    "transformer": ({"projector_tokens": 3, "projector_layers": 2}, 3),
+    "resampler": ({"image_tokens": "all", "projector_tokens": 3, "projector_layers": 2}, 3),
+    "pixel_shuffle": ({"image_tokens": "patches"}, 4),
+}
+
 _DECODER = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": TEXT_WIDTH,

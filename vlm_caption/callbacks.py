@@ -10,7 +10,7 @@ from .data import CaptionChoice, Place
 from .data.batches import LengthBatchSampler
 from .data.collator import CaptionCollator
 from .modeling_captioner import CaptionerForConditionalGeneration
-from .processing_captioner import CaptionerProcessor
+from .processing_captioner import CaptionerProcessor, VectorProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ class SampleCaptions(TrainerCallback):
 
     def __init__(self, dataset: Dataset, collator: CaptionCollator, processor: CaptionerProcessor):
         self.rows, self.collator, self.processor = list(dataset), collator, processor
+        self.has_vectors = isinstance(processor, VectorProcessor)
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
         """As of TrainerCallback."""
@@ -54,7 +55,7 @@ class SampleCaptions(TrainerCallback):
         texts = self.processor.batch_decode(outputs[:, ids.shape[1] :], skip_special_tokens=True)
         return [
             {
-                "image": Place.parse(row["image"]).short_name,
+                "image": row["image"] if self.has_vectors else Place.parse(row["image"]).short_name,
                 "caption": " ".join(text.split()),
                 "reference": row["captions"][0],
             }

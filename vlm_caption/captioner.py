@@ -4,7 +4,8 @@
     [caption] = captioner.caption("photo.jpg")
     print(caption.text, caption.score)
 
-`caption_each` does the same for any number of pictures, and goes on after one that cannot be opened.
+`caption_each` does the same for any number of pictures, and goes on after one that cannot be opened;
+`caption_vectors` captions what an encoder of any kind has made of its inputs.
 """
 
 import json
@@ -26,6 +27,7 @@ from torch import nn
 from .backbones import BackboneError, is_hub_id
 from .configuration_captioner import CaptionerConfig
 from .console import quiet_transformers
+from .data import Vectors
 from .images import MAX_BYTES, MAX_PIXELS, ImageError, ImageSource, describe, open_image
 from .loss import IGNORE_INDEX
 from .modeling_captioner import CaptionerForConditionalGeneration
@@ -46,7 +48,7 @@ class Caption:
     """One picture's caption.
 
     Attributes:
-        image: The picture's path; for a picture without one, what it is.
+        image: The picture's path; for a picture without one, what it is; for vectors, the row's name.
         text: The caption in one line, without the prompt that it goes on from.
         score: The mean log-probability, in nats and at most 0, that the model gives the caption's tokens, the end
             token included if it came to one. It depends on nothing but the model, the picture, the prompt and the
@@ -207,16 +209,71 @@ class Captioner:
             A picture's caption, or the ImageError that says why it has none.
 
         Raises:
-            ValueError: A setting is out of range.
+            ValueError: A setting is out of range, or the captioner takes vectors and no pictures.
         """
-        settings = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
-        settings = {name: value for name, value in settings.items() if value is not None}
-        limits = {"max_pixels": max_pixels, "max_bytes": max_bytes}
-        for name, value in {"batch_size": batch_size, **settings, **limits}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+        if self.model.config.feature_size is not None:
+            raise ValueError(
+                "This captioner has no vision tower, and takes no pictures: give it vectors, with caption_vectors or "
+                "caption.py --features FILE."
+            )
+        settings = _checked_settings(
+            batch_size, num_beams=num_beams, max_new_tokens=max_new_tokens, max_pixels=max_pixels, max_bytes=max_bytes
+        )
         inputs = (self._prepare(source, prompt, max_pixels, max_bytes) for source in _as_iterable(images))
         return self._caption_batches(inputs, batch_size, generate_kwargs | settings)
+
+    def caption_vectors(
+        self,
+        vectors: Vectors | torch.Tensor | np.ndarray,
+        *,
+        prompt: str = "",
+        batch_size: int = 8,
+        num_beams: int | None = None,
+        max_new_tokens: int | None = None,
+        **generate_kwargs: Any,
+    ) -> Iterator[Caption]:
+        """Caption inputs that come as vectors, one batch after the other, in order.
+
+        Args:
+            vectors: As of `vlm_caption.data.open_vectors`; or numbers [inputs, D] or [inputs, N, D].
+            prompt, batch_size, num_beams, max_new_tokens, **generate_kwargs: As of `caption_each`.
+
+        Yields:
+            An input's caption; its `image` is the row's name.
+
+        Raises:
+            ValueError: A setting is out of range, the captioner was made for vectors of another shape, or a number in
+                an array is not finite.
+            DataError: A number in a file of vectors is not finite.
+        """
+        settings = _checked_settings(batch_size, num_beams=num_beams, max_new_tokens=max_new_tokens)
+        if not isinstance(vectors, Vectors):
+            vectors = torch.as_tensor(vectors)
+            vectors = vectors[:, None] if vectors.ndim == 2 else vectors
+        config = self.model.config
+        tokens = config.image_seq_length - (config.image_start == "learned")
+        if tuple(vectors.shape[1:]) != (tokens, config.vision_feature_size):
+            where = vectors.path if isinstance(vectors, Vectors) else "The input"
+            raise ValueError(
+                f"{where} has the shape {list(vectors.shape)}, "
+                f"and this captioner takes [inputs, {tokens}, {config.vision_feature_size}]: give the vectors of the "
+                "encoder that it was trained with."
+            )
+        if isinstance(vectors, torch.Tensor) and not vectors.isfinite().all():
+            raise ValueError("A number in the vectors is not finite (NaN or infinite): correct it.")
+        return self._caption_rows(vectors, prompt, batch_size, generate_kwargs | settings)
+
+    def _caption_rows(
+        self, vectors: Vectors | torch.Tensor, prompt: str, batch_size: int, generate_kwargs: dict[str, Any]
+    ) -> Iterator[Caption]:
+        # As in training, the space after the prompt belongs to the caption's first word.
+        prefix = self.processor.image_prefix(prompt.rstrip())
+        ids = self.processor.tokenizer([prefix], add_special_tokens=False, return_tensors="pt")["input_ids"]
+        for start in range(0, len(vectors), batch_size):
+            features = vectors[start : start + batch_size]
+            rows = range(start, start + len(features))
+            names = [vectors.name(row) if isinstance(vectors, Vectors) else str(row) for row in rows]
+            yield from self._generate(names, ids.repeat(len(features), 1), features, generate_kwargs)
 
     def _caption_batches(
         self, inputs: Iterable[_Input | ImageError], batch_size: int, generate_kwargs: dict[str, Any]
@@ -245,18 +302,25 @@ class Captioner:
     def _caption_batch(
         self, batch: list[_Input | ImageError], generate_kwargs: dict[str, Any]
     ) -> Iterator[Caption | ImageError]:
-        captions = iter(self._generate([entry for entry in batch if isinstance(entry, _Input)], generate_kwargs))
+        inputs = [entry for entry in batch if isinstance(entry, _Input)]
+        captions = iter(self._encode_and_generate(inputs, generate_kwargs) if inputs else [])
         for entry in batch:
             yield next(captions) if isinstance(entry, _Input) else entry
 
     @torch.inference_mode()
-    def _generate(self, inputs: list[_Input], generate_kwargs: dict[str, Any]) -> list[Caption]:
-        if not inputs:
-            return []
+    def _encode_and_generate(self, inputs: list[_Input], generate_kwargs: dict[str, Any]) -> list[Caption]:
         pixel_values = torch.cat([entry.pixel_values for entry in inputs])  # [B, 3, H, W]
-        prompt_ids = torch.cat([entry.input_ids for entry in inputs]).to(self.model.device)  # [B, P], no padding
+        prompt_ids = torch.cat([entry.input_ids for entry in inputs])  # [B, P], no padding
         # Encoded once, for the beams and for the scores.
         features = self.model.core.encode_images(pixel_values).pooler_output  # [B, N, D_vision]
+        return self._generate([entry.image for entry in inputs], prompt_ids, features, generate_kwargs)
+
+    @torch.inference_mode()
+    def _generate(
+        self, names: list[str], prompt_ids: torch.Tensor, features: torch.Tensor, generate_kwargs: dict[str, Any]
+    ) -> list[Caption]:
+        """Captions of inputs of these names; `prompt_ids` int64 [B, P], no padding; `features` [B, N, D_vision]."""
+        prompt_ids = prompt_ids.to(self.model.device)
         token_ids = self.model.generate(
             prompt_ids,
             attention_mask=torch.ones_like(prompt_ids),
@@ -269,8 +333,8 @@ class Captioner:
         scores = self._scores(token_ids, new_ids, features)
         texts = self.processor.batch_decode(new_ids, skip_special_tokens=True)
         return [
-            Caption(entry.image, " ".join(text.split()), score)
-            for entry, text, score in zip(inputs, texts, scores, strict=True)
+            Caption(name, " ".join(text.split()), score)
+            for name, text, score in zip(names, texts, scores, strict=True)
         ]
 
     def _scores(self, token_ids: torch.Tensor, new_ids: torch.Tensor, features: torch.Tensor) -> list[float]:
@@ -289,6 +353,19 @@ class Captioner:
             logits.float().transpose(1, 2), targets, ignore_index=IGNORE_INDEX, reduction="none"
         )  # [B, M]
         return (-losses.sum(dim=1) / (~is_padding).sum(dim=1).clamp_min(1)).tolist()
+
+
+def _checked_settings(batch_size: int, **settings: int | None) -> dict[str, int]:
+    """Those of `generate` among the settings that are given.
+
+    Raises:
+        ValueError: One is below 1.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    for name, value in {"batch_size": batch_size, **given}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    return {name: value for name, value in given.items() if name in ("num_beams", "max_new_tokens")}
 
 
 def _as_iterable(images: Any) -> Iterable[ImageSource]:

@@ -164,9 +164,7 @@ class CheckpointTrainer(Trainer):
             self.processing_class.save_pretrained(output_dir)
 
     def _save_optimizer_and_scheduler(self, output_dir):
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # each process writes its shard, in their own formats
-            super()._save_optimizer_and_scheduler(output_dir)
-        elif self.args.should_save:
+        if self.args.should_save:
             state = self.optimizer.state_dict()
             tensors = {
                 f"{index}.{name}": tensor.contiguous()
@@ -178,9 +176,7 @@ class CheckpointTrainer(Trainer):
             Path(output_dir, SCHEDULER_NAME).write_text(json.dumps(self.lr_scheduler.state_dict()))
 
     def _load_optimizer_and_scheduler(self, checkpoint):
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_optimizer_and_scheduler(checkpoint)
-        elif checkpoint is not None:
+        if checkpoint is not None:
             with _reading(checkpoint):
                 values: dict[int, dict[str, torch.Tensor]] = {}
                 with safe_open(Path(checkpoint, OPTIMIZER_NAME), framework="pt") as file:

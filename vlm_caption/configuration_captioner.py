@@ -1,5 +1,6 @@
 """Configuration of the composed captioner: two towers, the projector between them, and the image tokens' layout."""
 
+import math
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -10,6 +11,36 @@ from transformers.configuration_utils import SubConfigSpec
 _GENERATION_SETTINGS = {name for name in vars(GenerationConfig()) if not name.startswith("_")} - {
     *dir(PreTrainedConfig),
     *("use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
+}
+
+# The settings that belong to each projector, and what they are where nothing is said: as in the projector's source.
+PROJECTOR_SETTINGS: dict[str, dict[str, Any]] = {
+    "linear": {},
+    "mlp": {"projector_expansion": 3, "projector_hidden_act": "gelu"},
+    "prefix_mlp": {"projector_tokens": 10, "projector_hidden_act": "tanh"},
+    "transformer": {
+        "projector_tokens": 10,
+        "projector_layers": 8,
+        "projector_heads": 8,
+        "projector_expansion": 2,
+        "projector_hidden_act": "relu",
+    },
+    "resampler": {
+        "projector_tokens": 64,
+        "projector_layers": 3,
+        "projector_heads": 8,
+        "projector_expansion": 4,
+        "projector_hidden_act": "gelu",
+    },
+    "pixel_shuffle": {"projector_shuffle": 2, "projector_expansion": None, "projector_hidden_act": None},
+}
+
+# Class and register tokens in front of the patches, of towers whose config has no field for their number.
+_PREFIX_TOKENS = {
+    **dict.fromkeys(("beit", "clip_vision_model", "data2vec-vision", "dinov2", "dinov2_with_registers"), 1),
+    **dict.fromkeys(("dinov3_vit", "vit"), 1),
+    "deit": 2,
+    "siglip_vision_model": 0,
 }
 
 
@@ -23,10 +54,14 @@ class CaptionerConfig(PreTrainedConfig):
     1,968,384 trained parameters.
 
     Args:
-        vision_config (`PreTrainedConfig` or `dict`): any vision tower that `AutoModel` builds.
+        vision_config (`PreTrainedConfig` or `dict`): any vision tower that `AutoModel` builds; None with
+            `feature_size`.
         text_config (`PreTrainedConfig` or `dict`): any language model that `AutoModelForCausalLM` builds.
-        image_tokens (`"pooled"` or `"patches"`): what the language model sees of an image: one pooled vector, or the
-            tower's patch tokens.
+        feature_size (`int`, *optional*): there is no vision tower: what is captioned comes as vectors of this width,
+            computed elsewhere, as `image_features`.
+        feature_tokens (`int`): with `feature_size`, how many such vectors an input is.
+        image_tokens (`"pooled"`, `"patches"` or `"all"`): what the projector gets of an image: one pooled vector, the
+            tower's patch tokens, or all its tokens as they are, class and register tokens included.
         image_grid (`int`, *optional*): with `"patches"`, average-pool the patches to `image_grid` × `image_grid`.
         pooled_in_front (`bool`): with `"patches"`, put the pooled vector before them.
         pooled_feature (`"pooler_output"`, `"cls"` or `"image_embeds"`): which vector is the pooled one.
@@ -35,8 +70,22 @@ class CaptionerConfig(PreTrainedConfig):
         image_start (`"bos"`, `"learned"` or `"none"`, *optional*): what stands at position 0, before the image tokens.
             Decoder language models park attention on their first position; a single projected token put there did
             not learn. Unset: the language model's BOS embedding where it has one.
-        projector_expansion (`int`): hidden width of the projector, in multiples of its input width.
-        projector_hidden_act (`str`): activation between the projector's two layers.
+        image_end (`"learned"` or `"none"`): whether a learned vector stands behind the image tokens.
+        query_tokens (`int`): so many learned vectors stand behind the image and its end, as a prompt would.
+        projector (`str`): what maps the tower's tokens to embeddings: `"linear"`, `"mlp"`, `"prefix_mlp"`,
+            `"transformer"`, `"resampler"` or `"pixel_shuffle"` (see docs/projectors.md).
+        projector_tokens (`int`, *optional*): tokens that `prefix_mlp`, `transformer` (10) and `resampler` (64) make of
+            an image.
+        projector_layers (`int`, *optional*), projector_heads (`int`, *optional*): of `transformer` (8, 8) and
+            `resampler` (3, 8).
+        projector_shuffle (`int`, *optional*): `pixel_shuffle` makes one token of so many by so many patches (2).
+        projector_expansion (`int`, *optional*): hidden width of the projector, or of its transformer layers, in
+            multiples of their input width: `mlp` (3), `transformer` (2), `resampler` (4). `pixel_shuffle` has a hidden
+            layer only where this is set.
+        projector_hidden_act (`str`, *optional*): activation of the hidden layers: gelu, in `prefix_mlp` tanh, in
+            `transformer` relu.
+        projector_dropout (`float`): in training, of the projected tokens; in `transformer` and `resampler`, of
+            attention weights and of what each layer adds.
         freeze_vision (`bool`), freeze_language (`bool`): keep a tower's weights as they are: no gradient, never in
             train mode.
         image_token_id (`int`, *optional*): the image placeholder in `input_ids`. It is never looked up in the
@@ -60,13 +109,23 @@ class CaptionerConfig(PreTrainedConfig):
 
     vision_config: Any = None  # a PreTrainedConfig once `__post_init__` has run
     text_config: Any = None
-    image_tokens: Literal["pooled", "patches"] = "pooled"
+    feature_size: int | None = None
+    feature_tokens: int = 1
+    image_tokens: Literal["pooled", "patches", "all"] = "pooled"
     image_grid: int | None = None
     pooled_in_front: bool = False
     pooled_feature: Literal["pooler_output", "cls", "image_embeds"] = "pooler_output"
     image_start: Literal["bos", "learned", "none"] | None = None
-    projector_expansion: int = 3
-    projector_hidden_act: str = "gelu"
+    image_end: Literal["learned", "none"] = "none"
+    query_tokens: int = 0
+    projector: Literal["linear", "mlp", "prefix_mlp", "transformer", "resampler", "pixel_shuffle"] = "mlp"
+    projector_tokens: int | None = None
+    projector_layers: int | None = None
+    projector_heads: int | None = None
+    projector_shuffle: int | None = None
+    projector_expansion: int | None = None
+    projector_hidden_act: str | None = None
+    projector_dropout: float = 0.0
     freeze_vision: bool = True
     freeze_language: bool = True
     image_token_id: int | None = None
@@ -82,7 +141,13 @@ class CaptionerConfig(PreTrainedConfig):
                 f"{', '.join(misplaced)}: this is for generation, and the model's config takes no such settings. Set "
                 "it in model.generation_config, or pass it to generate()."
             )
-        super().__post_init__(**kwargs)
+        names_tower = self.vision_config is not None
+        super().__post_init__(**kwargs)  # which fills in the default tower
+        if self.feature_size is not None:
+            self._check_features(names_tower)
+            self.vision_config = None
+        elif self.feature_tokens != 1:
+            raise ValueError("feature_tokens belongs to feature_size, which says that there is no vision tower.")
         bos_token_id = getattr(self.text_config, "bos_token_id", None)
         if self.image_start is None:
             self.image_start = "bos" if bos_token_id is not None else "none"
@@ -91,16 +156,17 @@ class CaptionerConfig(PreTrainedConfig):
                 f"image_start='bos' needs a language model with a BOS token, and {self.text_config.model_type} names "
                 "none: choose 'learned' or 'none'."
             )
-        if self.image_tokens == "pooled" and (self.image_grid is not None or self.pooled_in_front):
+        if self.image_tokens != "patches" and (self.image_grid is not None or self.pooled_in_front):
             raise ValueError("image_grid and pooled_in_front belong to image_tokens='patches'.")
-        if self.image_tokens == "patches" and self.pooled_feature == "image_embeds":
+        if self.image_tokens != "pooled" and self.pooled_feature == "image_embeds":
             raise ValueError(
                 "pooled_feature='image_embeds' is not as wide as the patches are: it belongs to image_tokens='pooled'."
             )
         if self.image_grid is not None and self.image_grid < 1:
             raise ValueError(f"image_grid must be at least 1, got {self.image_grid}.")
-        if self.projector_expansion < 1:
-            raise ValueError(f"projector_expansion must be at least 1, got {self.projector_expansion}.")
+        if self.query_tokens < 0:
+            raise ValueError(f"query_tokens must be at least 0, got {self.query_tokens}.")
+        self._settle_projector()
         if self.image_token_id is None:
             self.image_token_id = self.text_config.vocab_size
         if self.image_token_id < self.text_config.vocab_size:
@@ -112,13 +178,77 @@ class CaptionerConfig(PreTrainedConfig):
         # The language model ties its own head; the composed model ties nothing on top of that.
         self.tie_word_embeddings = getattr(self.text_config, "tie_word_embeddings", True)
 
+    def _settle_projector(self) -> None:
+        """Gives the projector's settings their defaults.
+
+        Raises:
+            ValueError: for a setting that is another projector's, or tokens that this one cannot take.
+        """
+        own = PROJECTOR_SETTINGS[self.projector]
+        for name in {name: None for settings in PROJECTOR_SETTINGS.values() for name in settings}:
+            value = getattr(self, name)
+            if value is None:
+                setattr(self, name, own.get(name))
+            elif name not in own:
+                owners = [projector for projector, settings in PROJECTOR_SETTINGS.items() if name in settings]
+                raise ValueError(
+                    f"{name} does not belong to projector={self.projector!r}: leave it out, or choose the projector "
+                    f"{' or '.join(owners)}."
+                )
+            elif isinstance(value, int) and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        if not 0 <= self.projector_dropout < 1:
+            raise ValueError(f"projector_dropout must be at least 0 and below 1, got {self.projector_dropout}.")
+        is_one = self.image_tokens == "pooled" if self.feature_size is None else self.feature_tokens == 1
+        if self.projector == "prefix_mlp" and not is_one:
+            raise ValueError(
+                "projector='prefix_mlp' makes its tokens of one pooled vector: set image_tokens='pooled', or choose "
+                "the projector transformer or resampler."
+            )
+        if self.projector == "resampler" and is_one:
+            raise ValueError(
+                "projector='resampler' chooses among an image's tokens: set image_tokens to 'patches' or 'all', or "
+                "choose the projector transformer or prefix_mlp."
+            )
+        if self.projector == "pixel_shuffle":
+            if self.image_tokens != "patches" or self.pooled_in_front:
+                raise ValueError(
+                    "projector='pixel_shuffle' puts neighbouring patches together: set image_tokens='patches' and "
+                    "leave out pooled_in_front."
+                )
+            if self.projector_expansion is None and self.projector_hidden_act is not None:
+                raise ValueError(
+                    "projector_hidden_act is for a hidden layer, and projector='pixel_shuffle' has one only where "
+                    "projector_expansion is set: set that as well."
+                )
+            if self.projector_expansion is not None:
+                self.projector_hidden_act = self.projector_hidden_act or "gelu"
+
+    def _check_features(self, names_tower: bool) -> None:
+        if names_tower or self.vision_backbone is not None:
+            raise ValueError(
+                "feature_size says that there is no vision tower: leave out vision_config, or feature_size."
+            )
+        if (self.image_tokens, self.image_grid, self.pooled_in_front) != ("pooled", None, False) or (
+            self.pooled_feature != "pooler_output"
+        ):
+            raise ValueError(
+                "image_tokens, image_grid, pooled_in_front and pooled_feature choose among a vision tower's tokens, "
+                "and there is no vision tower: leave them out."
+            )
+        for name in ("feature_size", "feature_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
     @property
     def vision_feature_size(self) -> int:
-        """Width of the vision tower's image tokens: the projector's input.
+        """Width of the vision tower's image tokens, or of the vectors in their place: the projector's input.
 
         Raises:
             ValueError: if the tower's config names no width.
         """
+        if self.feature_size is not None:
+            return self.feature_size
         names = ("projection_dim",) if self.pooled_feature == "image_embeds" else ("hidden_size", "num_features")
         for name in names:
             if width := getattr(self.vision_config, name, None):
@@ -128,26 +258,66 @@ class CaptionerConfig(PreTrainedConfig):
         )
 
     @property
+    def vision_seq_length(self) -> int:
+        """Number of the vision tower's tokens that go into the projector: N.
+
+        Raises:
+            ValueError: for all patches, or all tokens, of a tower whose config does not say how many there are.
+        """
+        if self.feature_size is not None:
+            return self.feature_tokens
+        if self.image_tokens == "pooled":
+            return 1
+        if self.image_grid is not None:
+            return self.image_grid**2 + self.pooled_in_front
+        image_size = getattr(self.vision_config, "image_size", None)
+        patch_size = getattr(self.vision_config, "patch_size", None)
+        if not isinstance(image_size, int) or not isinstance(patch_size, int):
+            mend = "image_tokens='patches' and image_grid" if self.image_tokens == "all" else "image_grid"
+            raise ValueError(
+                f"The {self.vision_config.model_type} vision config does not say how many patches an image has: "
+                f"set {mend}, or image_size and patch_size in vision_config."
+            )
+        patches = (image_size // patch_size) ** 2
+        return patches + (self._prefix_tokens if self.image_tokens == "all" else self.pooled_in_front)
+
+    @property
+    def _prefix_tokens(self) -> int:
+        """How many class and register tokens stand in front of the patches; `num_prefix_tokens` is timm's word."""
+        count = getattr(self.vision_config, "num_prefix_tokens", None)
+        if count is None:
+            count = _PREFIX_TOKENS.get(self.vision_config.model_type)
+            registers = getattr(self.vision_config, "num_register_tokens", 0)
+            count = None if count is None else count + registers
+        if count is None:
+            raise ValueError(
+                f"The {self.vision_config.model_type} vision config does not say how many class and register tokens "
+                "there are: set num_prefix_tokens in vision_config, or choose image_tokens='patches'."
+            )
+        return count
+
+    @property
     def image_seq_length(self) -> int:
         """Number of placeholders that one image takes in `input_ids` (the BOS before them not counted).
 
+        Those of the learned start, end and query vectors are among them.
+
         Raises:
-            ValueError: for all patches of a tower whose config does not say how many there are.
+            ValueError: as of `vision_seq_length`, or if `projector_shuffle` does not divide the patches' grid.
         """
-        if self.image_tokens == "pooled":
-            tokens = 1
-        elif self.image_grid is not None:
-            tokens = self.image_grid**2
-        else:
-            image_size = getattr(self.vision_config, "image_size", None)
-            patch_size = getattr(self.vision_config, "patch_size", None)
-            if not isinstance(image_size, int) or not isinstance(patch_size, int):
+        if self.projector_tokens is not None:
+            tokens = self.projector_tokens
+        elif self.projector_shuffle is not None:
+            grid = math.isqrt(self.vision_seq_length)
+            if grid % self.projector_shuffle:
                 raise ValueError(
-                    f"The {self.vision_config.model_type} vision config does not say how many patches an image has: "
-                    "set image_grid, or image_size and patch_size in vision_config."
+                    f"projector_shuffle={self.projector_shuffle} does not divide the {grid} by {grid} patches of an "
+                    "image: choose another projector_shuffle or image_grid."
                 )
-            tokens = (image_size // patch_size) ** 2
-        return tokens + self.pooled_in_front + (self.image_start == "learned")
+            tokens = (grid // self.projector_shuffle) ** 2
+        else:
+            tokens = self.vision_seq_length
+        return tokens + (self.image_start == "learned") + (self.image_end == "learned") + self.query_tokens
 
     @property
     def text_positions(self) -> int | None:

@@ -2,14 +2,16 @@
 captions' BLEU and CIDEr.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 
-from .captioner import Captioner
+from .captioner import Caption, Captioner
 from .console import progress
-from .data import PictureOpener, open_place
+from .data import PictureOpener, Vectors, open_place
 from .data.collator import CaptionCollator
 from .image_inputs import ImageInputs, with_index
 from .images import ImageError
@@ -45,6 +47,7 @@ def evaluate(
     max_caption_tokens: int = 64,
     features_dir: Path | None = None,
     open_picture: PictureOpener | None = None,
+    vectors: Vectors | None = None,
     **generate_kwargs,
 ) -> Evaluation:
     """Scores a captioner on the rows of `load_captions`.
@@ -56,30 +59,47 @@ def evaluate(
         prompt, max_caption_tokens: as in training.
         features_dir: where the images' features are kept.
         open_picture: by default within the limits of `open_image`.
+        vectors: what the captions are of, where that is no pictures.
         **generate_kwargs: instead of the checkpoint's generation settings.
 
     Raises:
         ImageError: if a picture cannot be read.
+        DataError: if a vector holds a number that is not finite.
+        ValueError: if the captioner takes vectors and none are given, or others.
     """
     model, processor = captioner.model, captioner.processor
     open_picture = open_picture or PictureOpener()
     dataset = with_index(dataset)
+    if (vectors is None) != (model.config.feature_size is None):
+        takes = "pictures" if vectors is not None else "vectors"
+        raise ValueError(
+            f"This captioner takes {takes}: {'leave out' if vectors is not None else 'give'} data.features."
+        )
     images = ImageInputs(
-        model, processor, dataset["image"], cache=True, features_dir=features_dir, open_picture=open_picture
+        model,
+        processor,
+        dataset["image"],
+        cache=True,
+        features_dir=features_dir,
+        open_picture=open_picture,
+        vectors=vectors,
     )
     collator = CaptionCollator(processor, images, prompt=prompt, max_caption_tokens=max_caption_tokens)
     loss = caption_nll(model, dataset, collator, batch_size)
     shuffled_loss = None
     if len(dataset) > 1:
         shuffled_loss = caption_nll(model, dataset, collator, batch_size, shuffle_images=True)
-    results = captioner.caption_each(
-        (open_place(image, open_picture.max_bytes) for image in dataset["image"]),
-        prompt=prompt,
-        batch_size=batch_size,
-        max_pixels=open_picture.max_pixels,
-        max_bytes=open_picture.max_bytes,
-        **generate_kwargs,
-    )
+    settings: dict[str, Any] = {"prompt": prompt, "batch_size": batch_size, **generate_kwargs}
+    results: Iterator[Caption | ImageError]
+    if vectors is not None:
+        results = captioner.caption_vectors(vectors.select(dataset["image"]), **settings)
+    else:
+        results = captioner.caption_each(
+            (open_place(image, open_picture.max_bytes) for image in dataset["image"]),
+            max_pixels=open_picture.max_pixels,
+            max_bytes=open_picture.max_bytes,
+            **settings,
+        )
     texts = []
     for result in progress(results, total=len(dataset), desc="captions"):
         if isinstance(result, ImageError):

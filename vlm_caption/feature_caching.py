@@ -8,12 +8,13 @@ import torch
 from accelerate import PartialState
 from transformers import set_seed
 
+from .composition import NO_TOWER
 from .data import BadImages, PictureOpener
 from .features import image_features
 from .hardware import hold_frozen
 from .images import ImageError
 from .interruption import StopSignals
-from .run_config import RunConfig
+from .run_config import ConfigError, RunConfig
 from .training_data import each_caption, open_data
 from .training_model import compose_captioner
 
@@ -35,6 +36,8 @@ def cache_features(config: RunConfig) -> dict[str, int]:
         DataError, ImageError, BackboneError: if captions, pictures or towers cannot be had, or the cache not written.
         Interrupted: on SIGTERM and SIGINT; what was computed is kept.
     """
+    if config.data.features is not None or config.model.vision == NO_TOWER:
+        raise ConfigError("The config has no vision tower, so there is nothing to compute: train with it.")
     with StopSignals():
         state = PartialState(cpu=not torch.accelerator.is_available(), timeout=_LONGEST_WAIT)
         set_seed(config.training.seed)  # of a tower with random weights, the one that training will have

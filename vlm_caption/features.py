@@ -141,8 +141,7 @@ def image_features(
     if errors and on_error is None:
         raise errors[min(errors)]
 
-    tokens = model.config.image_seq_length - (model.config.image_start == "learned")
-    row_shape = (tokens, model.config.vision_feature_size)
+    row_shape = (model.config.vision_seq_length, model.config.vision_feature_size)
     # By one process, for another run may be writing: all must see the same images missing.
     missing = _of_first_process(_missing(shards, keys, errors))
     if len(missing):

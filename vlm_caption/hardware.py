@@ -1,5 +1,6 @@
-"""What fits the machine: the dtype of frozen weights, attention kernels, and its cores."""
+"""What fits the machine: the dtype of frozen weights, attention kernels, its cores, and how a run was launched."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -8,6 +9,30 @@ from torch import nn
 from transformers.activations import NewGELUActivation
 
 from .modeling_captioner import CaptionerForConditionalGeneration
+from .run_config import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def check_launcher() -> None:
+    """Refuses what `accelerate launch` was asked for and training does not do, and tells what accelerate left out.
+
+    Raises:
+        ConfigError: if FSDP, DeepSpeed or Megatron-LM was chosen.
+    """
+    for name in ("FSDP", "DeepSpeed", "Megatron_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() == "true":
+            raise ConfigError(
+                f"accelerate launch was told to use {name}, which training does not support: every process holds the "
+                "whole model; choose distributed_type MULTI_GPU (docs/distributed.md)."
+            )
+    # accelerate names a meeting point where several processes were asked for, and may yet start just one.
+    alone = not os.environ.keys() & {"WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"}
+    if alone and {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys():
+        logger.warning(
+            "accelerate launch started one process: where several were asked for on a CPU, use "
+            "--config_file configs/accelerate/multi_cpu.yaml or torchrun (docs/distributed.md)"
+        )
 
 
 def use_all_cores() -> None:
@@ -24,7 +49,7 @@ def hold_frozen(model: CaptionerForConditionalGeneration, precision: str) -> Non
     """
     if not use_bf16(precision):
         return
-    if model.config.freeze_vision:
+    if model.config.freeze_vision and model.core.vision_tower is not None:
         model.core.vision_tower.to(torch.bfloat16)
     if model.config.freeze_language:
         model.core.language_model.to(torch.bfloat16)
@@ -35,7 +60,7 @@ def multiplies_in_bf16(model: CaptionerForConditionalGeneration, precision: str)
 
     The weights stay in float32, as does the dev loss. A projector alone is too small to gain by it.
     """
-    towers = (model.core.vision_tower, model.core.language_model)
+    towers = [tower for tower in (model.core.vision_tower, model.core.language_model) if tower is not None]
     return use_bf16(precision) and any(p.requires_grad for tower in towers for p in tower.parameters())
 
 

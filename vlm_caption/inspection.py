@@ -194,6 +194,11 @@ def inspect_data(
         DataError: The corpus cannot be read at all.
     """
     settings = settings or DataSection()
+    if corpus.source.features is not None:
+        raise DataError(
+            f"{corpus.source.features}: its rows are vectors, and this looks at pictures: training checks every "
+            "number before it begins"
+        )
     if not corpus.splits:
         corpus.load(settings.train_split)  # says what is wrong
     missing: list[Finding] = []

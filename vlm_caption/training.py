@@ -9,10 +9,11 @@ import logging
 import sys
 from pathlib import Path
 
+import torch
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from .callbacks import EpochTeller, PlainLog, SampleCaptions
-from .hardware import choose_kernels, hold_frozen, multiplies_in_bf16, use_all_cores
+from .hardware import check_launcher, choose_kernels, hold_frozen, multiplies_in_bf16, use_all_cores
 from .interruption import Interrupted, StopSignals
 from .modeling_captioner import CaptionerForConditionalGeneration
 from .processing_captioner import CaptionerProcessor
@@ -34,11 +35,12 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
 
     Raises:
         ConfigError: if settings do not go together, or the output folder holds a run of another config or cannot be
-            written to.
+            written to, or accelerate was told to shard the model.
         DataError, ImageError, BackboneError: if captions, pictures or towers cannot be had.
         FloatingPointError: if the loss is not finite.
         Interrupted: on SIGTERM and SIGINT, after a checkpoint was saved if training had begun.
     """
+    check_launcher()
     use_all_cores()
     with StopSignals() as signals:
         return _train(config, signals)
@@ -50,19 +52,20 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
     set_seed(config.training.seed)
 
     splits = CaptionSplits(config)  # first: what is wrong with them is said before a tower is fetched
-    model, processor = compose_captioner(config.model, each_caption(splits.train))
+    model, processor = compose_captioner(config.model, each_caption(splits.train), splits.vectors)
     arguments = training_arguments(config)
     if checkpoint is not None:
         check_processes(checkpoint, arguments.world_size)
+    if arguments.world_size > 1:
+        logger.info("Training in %d processes, each with %d threads", arguments.world_size, torch.get_num_threads())
 
     model.to(arguments.device)
     hold_frozen(model, config.training.precision)
     log_parts(model)
     data = TrainingData(splits, model, processor)
     if checkpoint is None:
-        embeddings = next(model.get_input_embeddings().parameters())
         model.core.multi_modal_projector.fit_scale(
-            data.images.sample_features(), config.training.output_scale * embeddings.float().std().item()
+            data.images.sample_features(), config.training.output_scale * model.core.vocabulary().float().std().item()
         )
 
     samples = None

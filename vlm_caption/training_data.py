@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from .composition import NO_TOWER
 from .console import is_first_process
 from .data import (
     BAD_IMAGES_NAME,
@@ -16,14 +17,16 @@ from .data import (
     Corpus,
     DataError,
     PictureOpener,
+    Vectors,
     count_captions,
     open_corpus,
+    open_vectors,
 )
 from .data.collator import CaptionCollator
 from .image_inputs import ImageInputs, with_index
 from .modeling_captioner import CaptionerForConditionalGeneration
 from .processing_captioner import CaptionerProcessor
-from .run_config import DataSection, RunConfig
+from .run_config import ConfigError, DataSection, RunConfig
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +44,27 @@ def open_data(settings: DataSection) -> Corpus:
         image_column=settings.image_column,
         caption_column=settings.caption_column,
         subset=settings.subset,
+        features=settings.features,
+        feature_column=settings.feature_column,
         cleaning=Cleaning(settings.final_stop, settings.lower_case, settings.min_words, settings.max_words),
         dev_share=settings.dev_share,
     )
+
+
+def open_features(config: RunConfig) -> Vectors | None:
+    """The vectors that the captions are of, where they are not of pictures.
+
+    Raises:
+        ConfigError: if the settings name vectors and a vision tower, or neither.
+        DataError: if the vectors cannot be read.
+    """
+    if config.data.features is None:
+        if config.model.vision == NO_TOWER:
+            raise ConfigError("model.vision is none: name the file of vectors to caption in data.features.")
+        return None
+    if config.model.vision != NO_TOWER:
+        raise ConfigError("data.features gives vectors, which no vision tower makes: set model.vision to none.")
+    return open_vectors(config.data.features, config.data.feature_column)
 
 
 def load_splits(
@@ -87,13 +108,16 @@ class CaptionSplits:
         train, dev: rows to train on and to watch the loss on, with `image` and `captions`.
         bad: where bad images are left out, these; else None.
         choice: which captions of an image are trained on.
+        vectors: what the captions are of, where that is no pictures; `image` is then the name of a row of them.
 
     Raises:
+        ConfigError: if the config names vectors and a vision tower, or neither.
         DataError: if something is wrong with the corpus, or too many images are missing.
     """
 
     def __init__(self, config: RunConfig):
         self.config = config
+        self.vectors = open_features(config)
         corpus = open_data(config.data)
         self.bad = None
         if config.data.on_bad_image == "skip":
@@ -126,16 +150,20 @@ class TrainingData:
         choice: which captions of an image are trained on.
 
     Raises:
-        DataError: if too many images are bad.
+        DataError: if too many images are bad, or a vector holds a number that is not finite.
         ImageError: if one is, and bad images are not left out.
     """
 
     def __init__(self, splits: CaptionSplits, model: CaptionerForConditionalGeneration, processor: CaptionerProcessor):
         config, bad = splits.config, splits.bad
-        open_picture = PictureOpener(config.data.max_pixels, config.data.max_bytes)
+        options: dict[str, Any] = {
+            "cache": config.training.cache_features,
+            "open_picture": PictureOpener(config.data.max_pixels, config.data.max_bytes),
+            "bad": bad,
+            "vectors": splits.vectors,
+        }
         self.images, dev_images = (
-            ImageInputs(model, processor, dataset["image"], config.training.cache_features, None, open_picture, bad)
-            for dataset in (splits.train, splits.dev)
+            ImageInputs(model, processor, dataset["image"], **options) for dataset in (splits.train, splits.dev)
         )
         train, dev = self.images.keep(splits.train), dev_images.keep(splits.dev)
         if bad is not None:
@@ -145,7 +173,7 @@ class TrainingData:
                 logger.info("Left out %d bad images: %s", len(bad.reasons), path)
             check_left(config.data, train, dev)
         self.train, self.dev = with_index(train), with_index(dev)
-        options: dict[str, Any] = {"prompt": config.data.prompt, "max_caption_tokens": config.data.max_caption_tokens}
+        options = {"prompt": config.data.prompt, "max_caption_tokens": config.data.max_caption_tokens}
         self.choice = splits.choice
         self.collator = CaptionCollator(processor, self.images, choose=self.choice, **options)
         self.dev_collator = CaptionCollator(processor, dev_images, **options)

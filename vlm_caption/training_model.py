@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from .checkpoints import save_files
 from .composition import compose
+from .data import Vectors
 from .modeling_captioner import CaptionerForConditionalGeneration
 from .processing_captioner import CaptionerProcessor
 from .run_config import ConfigError, ModelSection
@@ -18,20 +19,22 @@ logger = logging.getLogger(__name__)
 
 
 def compose_captioner(
-    settings: ModelSection, captions: Iterable[str]
+    settings: ModelSection, captions: Iterable[str], vectors: Vectors | None = None
 ) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
     """Builds the captioner that the settings describe.
 
     Args:
-        settings: its towers and what joins them.
+        settings: the config's.
         captions: those to train on; read only where the tokenizer is made of them.
+        vectors: what it will caption, where that is no pictures.
 
     Raises:
         ConfigError: if they do not go together.
         BackboneError: if a tower cannot be had.
     """
+    sizes = {} if vectors is None else {"feature_tokens": vectors.shape[1], "feature_size": vectors.shape[2]}
     try:
-        return compose(**dataclasses.asdict(settings), captions=captions)
+        return compose(**dataclasses.asdict(settings), captions=captions, **sizes)
     except (ValueError, StrictDataclassError) as error:
         raise ConfigError(f"The settings in model do not go together: {' '.join(str(error).split())}") from error
 

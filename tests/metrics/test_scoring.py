@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from own_captions import CAPTIONS, EXPECTED, METEOR, REFERENCES
 
-from vlm_caption.metrics import pair_captions, read_references, read_results, score, scoring
+from vlm_caption.metrics import ngram_scores, pair_captions, read_references, read_results, score, scoring
 from vlm_caption.metrics.ngram_scores import combine_bleu
 
 WITHOUT_JAVA = ("bleu", "rouge_l", "cider")
@@ -71,6 +71,65 @@ class TestScore:
     def test_refuses_what_cannot_be_scored(self, captions, references, metrics, complaint):
         with pytest.raises(ValueError, match=complaint):
             score(captions, references, metrics)
+
+
+class TestTwoProcesses:
+    @pytest.fixture(autouse=True)
+    def started(self, monkeypatch):
+        """The processes that were started; any text is long enough."""
+        started = []
+
+        class Process(ngram_scores.CiderProcess):
+            def __init__(self):
+                super().__init__()
+                started.append(self._process)
+
+        monkeypatch.setattr(scoring, "CiderProcess", Process)
+        monkeypatch.setattr(scoring, "_REFERENCES_FOR_TWO_PROCESSES", 1)
+        monkeypatch.setattr(scoring.os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+        return started
+
+    def test_give_the_same_bits_as_one(self, started, monkeypatch):
+        two = score(CAPTIONS, REFERENCES, WITHOUT_JAVA)
+        assert [process.returncode for process in started] == [0]
+        monkeypatch.setattr(scoring, "_REFERENCES_FOR_TWO_PROCESSES", 1000)
+        one = score(CAPTIONS, REFERENCES, WITHOUT_JAVA)
+        assert len(started) == 1
+        assert two.corpus == one.corpus
+        for name, values in one.per_image.items():
+            assert two.per_image[name].dtype == values.dtype
+            assert np.array_equal(two.per_image[name], values)
+
+    def test_are_one_where_there_is_nothing_to_share(self, started, monkeypatch):
+        score(CAPTIONS, REFERENCES, ["cider"])
+        score(CAPTIONS, REFERENCES, ["bleu", "rouge_l"])
+        monkeypatch.setattr(scoring.os, "sched_getaffinity", lambda pid: {0}, raising=False)
+        score(CAPTIONS, REFERENCES, WITHOUT_JAVA)
+        assert started == []
+
+    @pytest.mark.parametrize("before", ["begin", "result"])
+    def test_lose_nothing_when_one_is_killed(self, started, monkeypatch, before):
+        step = getattr(ngram_scores.CiderProcess, before)
+
+        def kill_first(process, *arguments):
+            process._process.kill()
+            process._process.wait()
+            return step(process, *arguments)
+
+        monkeypatch.setattr(scoring.CiderProcess, before, kill_first)
+        scores = score(CAPTIONS * 80, REFERENCES * 80, ["bleu", "cider"])  # more than a pipe holds
+        assert started[0].returncode < 0
+        assert np.array_equal(scores.per_image["cider"], score_cider_here(scores))
+
+    def test_leave_none_behind_when_scoring_fails(self, started, monkeypatch):
+        monkeypatch.setattr(ngram_scores, "score_bleu", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            score(CAPTIONS, REFERENCES, WITHOUT_JAVA)
+        assert started[0].returncode is not None
+
+
+def score_cider_here(scores):
+    return ngram_scores.score_cider(scores.caption_tokens, scores.reference_tokens)
 
 
 @pytest.mark.java

@@ -40,6 +40,7 @@ from .table import (
     read_table,
 )
 from .text_files import find_text_files, list_text_files, read_text_files
+from .vectors import VECTORS, Vectors, open_vectors
 
 __all__ = [
     "BAD_IMAGES_NAME",
@@ -56,6 +57,7 @@ __all__ = [
     "Reader",
     "Record",
     "Source",
+    "Vectors",
     "check_pictures",
     "clean_caption",
     "count_captions",
@@ -63,6 +65,7 @@ __all__ = [
     "load_captions",
     "open_corpus",
     "open_place",
+    "open_vectors",
     "read_records",
 ]
 
@@ -106,6 +109,8 @@ def open_corpus(
     image_column: str | None = None,
     caption_column: str | None = None,
     subset: str | None = None,
+    features: str | os.PathLike | None = None,
+    feature_column: str | None = None,
     cleaning: Cleaning | None = None,
     dev_share: float = 0.05,
 ) -> Corpus:
@@ -120,14 +125,16 @@ def open_corpus(
         images: The folder that image paths are relative to, where it is not the one that is found.
         image_column, caption_column: The columns of a table, where they are not found by name.
         subset: Of a Hub dataset.
+        features: A file of vectors that the captions are of, instead of pictures; `path` is then a table of captions.
+        feature_column: The column of vectors, if that file is Parquet and has several.
         cleaning: What is done to the captions; by default only `clean_caption`.
         dev_share: The share of images, by a hash of each, that is "dev" where the corpus has no splits.
 
     Raises:
         DataError: The format is not known or not clear, or the corpus is malformed.
     """
-    source, name = _recognise(path, format, images, image_column, caption_column, subset)
-    return Corpus(source, name, FORMATS[name], cleaning or Cleaning(), dev_share)
+    source, name = _recognise(path, format, images, image_column, caption_column, subset, features, feature_column)
+    return Corpus(source, name, _format(source, name), cleaning or Cleaning(), dev_share)
 
 
 def read_records(path: str | os.PathLike, format: str | None = None, **settings) -> Iterator[Record | Problem]:
@@ -135,13 +142,17 @@ def read_records(path: str | os.PathLike, format: str | None = None, **settings)
 
     Args:
         path, format: As of `open_corpus`.
-        **settings: `images`, `image_column`, `caption_column`, `subset`, likewise.
+        **settings: `images`, `image_column`, `caption_column`, `subset`, `features`, `feature_column`, likewise.
 
     Raises:
         DataError: The format is not known or not clear, or what follows cannot be read.
     """
     source, name = _recognise(path, format, **settings)
-    return FORMATS[name].read(source)
+    return _format(source, name).read(source)
+
+
+def _format(source: Source, name: str) -> Format:
+    return FORMATS[name] if source.features is None else VECTORS
 
 
 def _recognise(
@@ -151,12 +162,23 @@ def _recognise(
     image_column: str | None = None,
     caption_column: str | None = None,
     subset: str | None = None,
+    features: str | os.PathLike | None = None,
+    feature_column: str | None = None,
 ) -> tuple[Source, str]:
-    source = Source(Path(path), None if images is None else Path(images), image_column, caption_column, subset)
+    folder, vectors = (None if given is None else Path(given) for given in (images, features))
+    source = Source(Path(path), folder, image_column, caption_column, subset, vectors, feature_column)
     if format is not None and format not in FORMATS:
         near = difflib.get_close_matches(format.lower(), FORMATS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(FORMATS)}"
         raise DataError(f"unknown format {format!r}: {hint}")
+    if vectors is not None:
+        if format not in (None, "table"):
+            raise DataError(
+                f"data.features goes with a table of captions, and data.format is {format!r}: leave it out"
+            )
+        if not source.path.exists() or not vectors.is_file():
+            raise DataError(f"{vectors if source.path.exists() else source.path}: there is no such file")
+        return source, "table"
     is_on_hub = bool(find_dataset(source.path)) if format is None else format == "dataset"
     if not source.path.exists() and not is_on_hub:
         raise DataError(f"{source.path}: there is no such file or folder")

@@ -86,13 +86,20 @@ def read_parquet(
     Raises:
         DataError: A file is not Parquet, or lacks a column.
     """
-    directory = cache_dir() / "datasets" / "parquet"
     for file in files:
-        dataset = _call(
-            lambda file=file: Dataset.from_parquet(str(file), cache_dir=str(directory)),
-            f"{file}: the Parquet file cannot be read",
-        )
-        yield from _read_rows(dataset, source, folder, split, str(file))
+        yield from _read_rows(open_parquet(file), source, folder, split, str(file))
+
+
+def open_parquet(file: Path) -> Dataset:
+    """A Parquet file, unpacked into Arrow files in the cache.
+
+    Raises:
+        DataError: It is not Parquet.
+    """
+    directory = cache_dir() / "datasets" / "parquet"
+    return _call(
+        lambda: Dataset.from_parquet(str(file), cache_dir=str(directory)), f"{file}: the Parquet file cannot be read"
+    )
 
 
 def _find_parquet(path: Path) -> list[Path]:
@@ -156,7 +163,7 @@ def _read_rows(
     caption_column = find_column(columns, source.caption_column, CAPTION_COLUMNS, "caption", name)
     number = 0
     for file in dataset.cache_files:
-        for buffer, batch in _read_batches(Path(file["filename"]), name):
+        for buffer, batch in read_batches(Path(file["filename"]), name):
             pictures = _pictures(batch.column(image_column), buffer, file["filename"])
             captions = batch.column(caption_column).to_pylist()
             splits = batch.column(SPLIT_COLUMN).to_pylist() if SPLIT_COLUMN in columns else [split] * len(captions)
@@ -188,7 +195,7 @@ def _record(
     return Record(str(place), tuple(captions), picture.digest, where, split)
 
 
-def _read_batches(file: Path, name: str) -> Iterator[tuple[pa.Buffer, pa.RecordBatch]]:
+def read_batches(file: Path, name: str) -> Iterator[tuple[pa.Buffer, pa.RecordBatch]]:
     """Yield the batches of an Arrow file beside the memory map that they lie in."""
     try:
         with pa.memory_map(str(file)) as mapped:

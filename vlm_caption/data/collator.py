@@ -48,8 +48,7 @@ class CaptionCollator:
         prompt = prompt.rstrip()
         # Byte-pair tokenizers keep a word's space with the word, so it belongs to the caption.
         self.separator = " " if prompt else ""
-        prefix = (processor.start_token or "") + processor.image_token * processor.image_seq_length + prompt
-        self.prefix: list[int] = self.tokenizer(prefix, add_special_tokens=False).input_ids
+        self.prefix: list[int] = self.tokenizer(processor.image_prefix(prompt), add_special_tokens=False).input_ids
 
     def caption_ids(self, caption: str) -> list[int]:
         """Token ids of one caption, its end token included.

@@ -127,6 +127,8 @@ class Corpus:
         if limit is not None:
             dataset = dataset.select(range(min(limit, len(dataset))))
         missing: list[int] = []
+        if self.source.features is not None:  # its reader has looked for every row
+            return dataset, missing
         shared: dict[str, bool] = {}  # files that hold many pictures
         for start, batch in _batches(dataset):
             for row, image in enumerate(batch.column("image").to_pylist(), start=start):

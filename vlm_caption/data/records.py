@@ -86,6 +86,8 @@ class Source:
         image_column, caption_column: Names in a table; in tar shards, `caption_column` is the member's ending or the
             field of its JSON.
         subset: Of a Hub dataset.
+        features: A file of vectors that the captions are of, instead of pictures.
+        feature_column: Of such a file, if it is Parquet.
     """
 
     path: Path
@@ -93,6 +95,8 @@ class Source:
     image_column: str | None = None
     caption_column: str | None = None
     subset: str | None = None
+    features: Path | None = None
+    feature_column: str | None = None
 
 
 Reader = Callable[[Source], Iterator[Record | Problem]]

@@ -35,7 +35,7 @@ _FIELD_LIMIT = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class Row:
     """One row: its values by column, and the bytes of the file that it was read from, from `offset` on."""
 
     table: Path
@@ -120,9 +120,7 @@ def _read_one(table: Path, source: Source, folder: ImageFolder, split: str | Non
     if table.suffix.lower() == ".parquet":
         yield from read_parquet([table], source, folder, split)
         return
-    read_rows: Callable[[Path], Iterator[_Row | Problem]] = (
-        _read_jsonl if table.suffix.lower() == ".jsonl" else _read_csv
-    )
+    read_rows: Callable[[Path], Iterator[Row | Problem]] = read_jsonl if table.suffix.lower() == ".jsonl" else read_csv
     columns: tuple[str, str] | None = None
     row = None
     for row in read_rows(table):
@@ -140,7 +138,7 @@ def _read_one(table: Path, source: Source, folder: ImageFolder, split: str | Non
 
 
 def _record(
-    row: _Row, image_column: str, caption_column: str, folder: ImageFolder, split: str | None
+    row: Row, image_column: str, caption_column: str, folder: ImageFolder, split: str | None
 ) -> Record | Problem:
     if SPLIT_COLUMN in row.values:
         value = row.values[SPLIT_COLUMN]
@@ -192,7 +190,12 @@ class _CsvLines:
         return offset, content
 
 
-def _read_csv(table: Path) -> Iterator[_Row | Problem]:
+def read_csv(table: Path) -> Iterator[Row | Problem]:
+    """Yield the rows of a CSV or TSV.
+
+    Raises:
+        DataError: It is malformed.
+    """
     csv.field_size_limit(max(csv.field_size_limit(), _FIELD_LIMIT))
     lines = _CsvLines(table)
     # Strict: a stray quotation mark is an error, where csv would else swallow the rows up to the next one.
@@ -211,14 +214,19 @@ def _read_csv(table: Path) -> Iterator[_Row | Problem]:
                 )
                 yield Problem(f"{table}, row {number}", reason)
             elif cells:
-                yield _Row(table, f"row {number}", dict(zip(header, cells, strict=True)), offset, content)
+                yield Row(table, f"row {number}", dict(zip(header, cells, strict=True)), offset, content)
     except csv.Error as error:
         raise DataError(
             f"{table}, row {number + 1}: {error}: double the quotation marks inside a quoted field"
         ) from error
 
 
-def _read_jsonl(table: Path) -> Iterator[_Row | Problem]:
+def read_jsonl(table: Path) -> Iterator[Row | Problem]:
+    """Yield the objects of JSON lines, as rows.
+
+    Raises:
+        DataError: A line is none.
+    """
     for number, offset, content, line in read_lines(table):
         if not line.strip():
             continue
@@ -229,7 +237,7 @@ def _read_jsonl(table: Path) -> Iterator[_Row | Problem]:
             raise DataError(f"{where}: this is not JSON ({error}): write one object a line") from error
         if not isinstance(values, dict):
             raise DataError(f"{where}: this is not a JSON object: write one object a line")
-        yield _Row(table, f"line {number}", {_column(key): value for key, value in values.items()}, offset, content)
+        yield Row(table, f"line {number}", {_column(key): value for key, value in values.items()}, offset, content)
 
 
 def _column(name: str) -> str:

@@ -1,16 +1,22 @@
 """Captions against references: all metrics of COCO's evaluation in one call."""
 
 import importlib.util
+import os
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from . import java_scores, ngram_scores
 from .errors import ScorerMissingError
+from .ngram_scores import CiderProcess
 from .ptb_tokenizer import tokenize
 
 METRICS = ("bleu", "rouge_l", "cider", "meteor", "spice")
+
+# From so many references on, a process for CIDEr is worth its start.
+_REFERENCES_FOR_TWO_PROCESSES = 10_000
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,8 @@ def score(
 
     BLEU, ROUGE-L and CIDEr need no Java. METEOR and SPICE do; where it, or whatever a metric needs, is missing or
     fails, the metric is not computed and the result says why. CIDEr's document frequencies are those of these
-    references, so a part of a corpus has other values than the whole.
+    references, so a part of a corpus has other values than the whole. Of much text CIDEr is computed in a second
+    process, beside BLEU and ROUGE-L, if there is a second core.
 
     Args:
         captions: one for each image.
@@ -56,18 +63,32 @@ def score(
         ValueError: if there are no images, numbers differ, an image has no reference, or a metric is not known.
     """
     _check(captions, references, metrics)
-    tokens = tokenize(captions)
-    flat = iter(tokenize([text for texts in references for text in texts]))
-    reference_tokens = [[next(flat) for _ in texts] for texts in references]
-    scores = Scores({}, {}, {}, tokens, reference_tokens)
-    for metric in METRICS:
-        if metric in metrics:
-            try:
-                _add(scores, metric, java_timeout)
-            except ScorerMissingError as error:
-                for name in _names(metric):
-                    scores.not_computed[name] = str(error)
+    with CiderProcess() if _two_processes_pay(references, metrics) else nullcontext() as cider_process:
+        tokens = tokenize(captions)
+        flat = iter(tokenize([text for texts in references for text in texts]))
+        reference_tokens = [[next(flat) for _ in texts] for texts in references]
+        if cider_process is not None:
+            cider_process.begin(tokens, reference_tokens)
+        scores = Scores({}, {}, {}, tokens, reference_tokens)
+        for metric in METRICS:
+            if metric in metrics:
+                try:
+                    _add(scores, metric, java_timeout, cider_process)
+                except ScorerMissingError as error:
+                    for name in _names(metric):
+                        scores.not_computed[name] = str(error)
     return scores
+
+
+def _two_processes_pay(references: Sequence[Sequence[str]], metrics: Collection[str]) -> bool:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return (
+        cores > 1
+        and "cider" in metrics
+        and not {"bleu", "rouge_l"}.isdisjoint(metrics)
+        and sum(map(len, references)) >= _REFERENCES_FOR_TWO_PROCESSES
+        and importlib.util.find_spec("pycocoevalcap") is not None
+    )
 
 
 def _check(captions: Sequence[str], references: Sequence[Sequence[str]], metrics: Collection[str]) -> None:
@@ -83,7 +104,7 @@ def _check(captions: Sequence[str], references: Sequence[Sequence[str]], metrics
         raise ValueError(f"unknown metric {unknown[0]!r}: choose of {', '.join(METRICS)}")
 
 
-def _add(scores: Scores, metric: str, java_timeout: float) -> None:
+def _add(scores: Scores, metric: str, java_timeout: float, cider_process: CiderProcess | None) -> None:
     if importlib.util.find_spec("pycocoevalcap") is None:
         raise ScorerMissingError(f"{metric} needs pycocoevalcap: pip install 'vlm-caption[metrics]'")
     captions, references = scores.caption_tokens, scores.reference_tokens
@@ -98,9 +119,11 @@ def _add(scores: Scores, metric: str, java_timeout: float) -> None:
     elif metric == "spice":
         scores.corpus["spice"], scores.per_image["spice"] = java_scores.score_spice(captions, references, java_timeout)
     else:
-        compute = {"rouge_l": ngram_scores.score_rouge_l, "cider": ngram_scores.score_cider}[metric]
-        scores.per_image[metric] = compute(captions, references)
-        scores.corpus[metric] = float(scores.per_image[metric].mean())
+        if metric == "rouge_l":
+            values = ngram_scores.score_rouge_l(captions, references)
+        else:
+            values = cider_process.result() if cider_process else ngram_scores.score_cider(captions, references)
+        scores.per_image[metric], scores.corpus[metric] = values, float(values.mean())
 
 
 def _names(metric: str) -> list[str]:
