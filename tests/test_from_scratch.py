@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -32,12 +33,12 @@ CAPTIONS = ["a red square.", "2 dogs!"]
 IGNORED = -100
 
 
-def scratch(captions=CAPTIONS, **settings):
+def scratch(captions=CAPTIONS, **settings: Any):
     """A model of random towers, all of it trained, and its processor."""
     torch.manual_seed(0)
-    settings = {"pooled_feature": "cls", "projector_expansion": 4} | settings
-    trained = {"freeze_vision": False, "freeze_language": False}
-    return compose(VIT, LANGUAGE, tokenizer="characters", captions=captions, **trained, **settings)
+    settings = {"pooled_feature": "cls", "projector_expansion": 4, "projector_dropout": 0.1} | settings
+    settings |= {"freeze_vision": False, "freeze_language": False}
+    return compose(VIT, LANGUAGE, tokenizer="characters", captions=captions, **settings)
 
 
 def batch_of(model, processor, captions: list[list[str]], **settings):
@@ -70,6 +71,7 @@ def overfitted(tmp_path_factory):
             "model.tokenizer": "characters",
             "model.pooled_feature": "cls",
             "model.projector_expansion": 4,
+            "model.projector_dropout": 0.1,
             "data.path": str(table),
             "training.output_dir": str(folder / "run"),
             "training.precision": "fp32",

@@ -74,7 +74,8 @@ def test_a_random_language_model_speaks_its_captions_characters():
 def test_captions_may_be_as_long_as_the_positions_allow_and_have_no_unknown_character():
     model, processor = compose(VIT, GPT2, tokenizer="characters", captions=CAPTIONS, pooled_feature="cls")
     assert model.generation_config.max_new_tokens == GPT2["n_positions"] - 2
-    model.get_output_embeddings().weight.data[processor.tokenizer.unk_token_id] *= 1e4  # as likely as can be
+    head = model.state_dict()["core.language_model.lm_head.weight"]
+    head[processor.tokenizer.unk_token_id] *= 1e4  # as likely as can be
     inputs = processor(images=[picture(seed) for seed in range(4)], return_tensors="pt")
     for settings in ({}, {"num_beams": 2}, {"do_sample": True}):
         written = model.generate(**inputs, **settings, max_new_tokens=8)

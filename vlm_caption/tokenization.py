@@ -45,19 +45,22 @@ def new_tokenizer(name: str, captions: Iterable[str] | None) -> Any:
         if captions is None:
             raise ValueError("tokenizer='characters' is made of the captions to train on: pass them as captions.")
         return character_tokenizer(captions)
+    tokenizer = _named_tokenizer(name)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"The tokenizer {name!r} has no end token, so captions would never end: choose another.")
+    return tokenizer
+
+
+def _named_tokenizer(name: str) -> Any:
     directory = Path(name).expanduser()
     if not directory.is_dir():
-        tokenizer = load_tokenizer({"name": name})
-    elif (directory / "tokenizer_config.json").is_file():  # a model may be there or not
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-    else:
+        return load_tokenizer({"name": name})
+    if not (directory / "tokenizer_config.json").is_file():
         raise BackboneError(
             f"The directory {name!r} holds no tokenizer_config.json: name one that a tokenizer was saved to, or use "
             "the tokenizer 'bytes' or 'characters'."
         )
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"The tokenizer {name!r} has no end token, so captions would never end: choose another.")
-    return tokenizer
+    return AutoTokenizer.from_pretrained(directory)  # a model may be there or not
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
