@@ -56,12 +56,14 @@ def hold_frozen(model: CaptionerForConditionalGeneration, precision: str) -> Non
 
 
 def multiplies_in_bf16(model: CaptionerForConditionalGeneration, precision: str) -> bool:
-    """Whether training's forward pass runs under autocast: where a tower is trained, and `use_bf16(precision)`.
+    """Whether training's forward pass runs under autocast: where `use_bf16(precision)` and a tower is trained.
 
-    The weights stay in float32, as does the dev loss. A projector alone is too small to gain by it.
+    The weights stay in float32, as does the dev loss. Nothing is gained where all that is in float32 is a projector,
+    or adapters beside a frozen tower.
     """
     towers = [tower for tower in (model.core.vision_tower, model.core.language_model) if tower is not None]
-    return use_bf16(precision) and any(p.requires_grad for tower in towers for p in tower.parameters())
+    whole = [tower for tower in towers if tower.dtype == torch.float32]
+    return use_bf16(precision) and any(p.requires_grad for tower in whole for p in tower.parameters())
 
 
 def choose_kernels(model: CaptionerForConditionalGeneration, compiled: bool) -> None:
