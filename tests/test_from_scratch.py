@@ -1,6 +1,5 @@
 """A captioner with no pretrained part, trained end to end on characters, and the faults that such systems have had."""
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -231,32 +230,6 @@ class TestGeneration:
         one_by_one = [sum_nll(model, [batch_of(model, processor, [[caption]])]) for caption in CAPTIONS]
         assert together == pytest.approx(sum(loss for loss, _ in one_by_one), rel=1e-5)
         assert count == sum(n for _, n in one_by_one)
-
-
-class TestPrecision:
-    def test_trained_towers_multiply_in_bfloat16_and_keep_their_weights_in_float32(self, tmp_path, monkeypatch):
-        seen = []
-
-        def compose_trained(**settings):
-            model, processor = compose(**settings, freeze_vision=False, freeze_language=False)
-            block = model.core.language_model.transformer.h[0]
-            block.mlp.register_forward_hook(lambda module, _, output: seen.append((module.training, output.dtype)))
-            return model, processor
-
-        monkeypatch.setenv("VLM_CAPTION_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(training_model, "compose", compose_trained)
-        config = RunConfig.load(
-            None, {"model.vision": VIT, "model.language": LANGUAGE, "model.tokenizer": "characters"}
-        )
-        config.model.pooled_feature = "cls"
-        config.data.path = str(write_colours(tmp_path))
-        config.training = dataclasses.replace(
-            config.training, output_dir=str(tmp_path / "run"), precision="bf16", max_steps=2, eval_steps=2, samples=0
-        )
-        model = train(config)
-        assert {dtype for training, dtype in seen if training} == {torch.bfloat16}
-        assert {dtype for training, dtype in seen if not training} == {torch.float32}
-        assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 def test_a_picture_is_squeezed_to_the_towers_size_whole():

@@ -55,17 +55,6 @@ def hold_frozen(model: CaptionerForConditionalGeneration, precision: str) -> Non
         model.core.language_model.to(torch.bfloat16)
 
 
-def multiplies_in_bf16(model: CaptionerForConditionalGeneration, precision: str) -> bool:
-    """Whether training's forward pass runs under autocast: where `use_bf16(precision)` and a tower is trained.
-
-    The weights stay in float32, as does the dev loss. Nothing is gained where all that is in float32 is a projector,
-    or adapters beside a frozen tower.
-    """
-    towers = [tower for tower in (model.core.vision_tower, model.core.language_model) if tower is not None]
-    whole = [tower for tower in towers if tower.dtype == torch.float32]
-    return use_bf16(precision) and any(p.requires_grad for tower in whole for p in tower.parameters())
-
-
 def choose_kernels(model: CaptionerForConditionalGeneration, compiled: bool) -> None:
     """Picks what is fastest over rows as short as an image's captions are.
 
@@ -85,7 +74,7 @@ def choose_kernels(model: CaptionerForConditionalGeneration, compiled: bool) -> 
 
 
 def use_bf16(precision: str) -> bool:
-    """Whether to hold frozen weights in bfloat16 and multiply in it. `"auto"`: where the machine does so natively."""
+    """Whether to hold frozen weights in bfloat16. `"auto"`: where the machine multiplies it natively."""
     if precision != "auto":
         return precision == "bf16"
     if torch.cuda.is_available():

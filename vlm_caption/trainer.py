@@ -65,7 +65,6 @@ class CaptionTrainer(CheckpointTrainer):
         *args: as of Trainer.
         eval_collator: of the dev images: their features are another table.
         patience: so many dev losses in a row that are no better than the best end the training; 0: none does.
-        autocast: whether the forward pass of training multiplies in bfloat16; the dev loss never does.
         **kwargs: as of Trainer; datasets have the columns `image`, `captions` and `index`.
     """
 
@@ -73,9 +72,9 @@ class CaptionTrainer(CheckpointTrainer):
     eval_dataset: Dataset
     data_collator: CaptionCollator
 
-    def __init__(self, *args, eval_collator: CaptionCollator, patience: int = 0, autocast: bool = False, **kwargs):
+    def __init__(self, *args, eval_collator: CaptionCollator, patience: int = 0, **kwargs):
         super().__init__(*args, **kwargs)
-        self.eval_collator, self.patience, self.autocast = eval_collator, patience, autocast
+        self.eval_collator, self.patience = eval_collator, patience
         self.batch_sampler = LengthBatchSampler(
             len(self.train_dataset),
             self.args.per_device_train_batch_size,
@@ -123,12 +122,6 @@ class CaptionTrainer(CheckpointTrainer):
                 self.state = state
                 return TrainOutput(state.global_step, 0.0, {})
         return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    def autocast_smart_context_manager(self, cache_enabled: bool | None = True):
-        """As of Trainer, around the forward pass of a training step."""
-        return torch.autocast(
-            self.args.device.type, torch.bfloat16, enabled=self.autocast, cache_enabled=bool(cache_enabled)
-        )
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """As of Trainer."""

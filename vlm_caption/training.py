@@ -13,7 +13,7 @@ import torch
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from .callbacks import EpochTeller, PlainLog, SampleCaptions
-from .hardware import check_launcher, choose_kernels, hold_frozen, multiplies_in_bf16, use_all_cores
+from .hardware import check_launcher, choose_kernels, hold_frozen, use_all_cores
 from .interruption import Interrupted, StopSignals
 from .modeling_captioner import CaptionerForConditionalGeneration
 from .processing_captioner import CaptionerProcessor
@@ -101,7 +101,6 @@ def _train_stage(
         data_collator=data.collator,
         eval_collator=data.dev_collator,
         patience=config.training.patience,
-        autocast=multiplies_in_bf16(model, config.training.precision),
         processing_class=processor,
         callbacks=[signals],
     )
