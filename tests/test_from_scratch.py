@@ -54,16 +54,16 @@ def overfitted(tmp_path_factory):
     table = write_colours(folder)
     table.write_text(table.read_text() + "dev_red.png,red?,dev\n")  # a character of no training caption
     before = {}
-    compose_frozen = training_model.compose
+    training_compose = training_model.compose
 
-    def compose_trained(**settings):
-        model, processor = compose_frozen(**settings, freeze_vision=False, freeze_language=False)
+    def compose(**settings):
+        model, processor = training_compose(**settings)
         before.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
         return model, processor
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLM_CAPTION_CACHE", str(folder / "cache"))
-        patch.setattr(training_model, "compose", compose_trained)
+        patch.setattr(training_model, "compose", compose)
         settings = {
             "model.vision": VIT | SMALL_START,
             "model.language": LANGUAGE | SMALL_START,
@@ -73,6 +73,8 @@ def overfitted(tmp_path_factory):
             "model.projector_dropout": 0.1,
             "data.path": str(table),
             "training.output_dir": str(folder / "run"),
+            "training.train_vision": "full",
+            "training.train_language": "full",
             "training.precision": "fp32",
             "training.batch_size": 8,
             "training.max_steps": 150,
