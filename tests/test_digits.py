@@ -115,12 +115,12 @@ def test_a_captioner_of_vectors_is_evaluated_and_its_data_not_taken_for_pictures
     write_tables(tmp_path, 6)
     train(load_config(tmp_path))
     data = ["--data.path", str(tmp_path / "captions.jsonl"), "--data.features", str(tmp_path / "vectors.npy")]
-    command = ["--checkpoint", str(tmp_path / "run"), "--json", str(tmp_path / "scores.json")]
+    command = ["--checkpoint", str(tmp_path / "run"), "--output-dir", str(tmp_path / "scores"), "--json"]
     evaluate = load_script("evaluate")
     assert evaluate.main([*command, *data]) == 0
-    scores = json.loads((tmp_path / "scores.json").read_text())
-    assert set(scores["captions"]) == {"8", "9", "10", "11"}
-    assert scores["scores"]["shuffled_loss"] > 0
+    assert json.loads(capfd.readouterr().out.splitlines()[-1])["shuffled_loss"] > 0
+    results = json.loads((tmp_path / "scores" / "results.json").read_text())
+    assert {entry["image_id"] for entry in results} == {"8", "9", "10", "11"}
     np.save(tmp_path / "vectors.npy", np.zeros((12, 5)))
     assert evaluate.main([*command, *data]) == 2
     assert "Traceback" not in capfd.readouterr().err

@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from .data import CaptionChoice, Place
+from .data import CaptionChoice, Place, TargetChoice
 from .data.batches import LengthBatchSampler
 from .data.collator import CaptionCollator
 from .modeling_captioner import CaptionerForConditionalGeneration
@@ -16,10 +16,12 @@ logger = logging.getLogger(__name__)
 
 
 class EpochTeller(TrainerCallback):
-    """Tells the choice of captions and of batches which epoch begins, or is taken up again."""
+    """Tells the choice of captions, of targets and of batches which epoch begins, or is taken up again."""
 
-    def __init__(self, choice: CaptionChoice, batch_sampler: LengthBatchSampler):
-        self.choice, self.batch_sampler = choice, batch_sampler
+    def __init__(
+        self, choice: CaptionChoice, batch_sampler: LengthBatchSampler, choose_targets: TargetChoice | None = None
+    ):
+        self.told = [choice, batch_sampler, *([] if choose_targets is None else [choose_targets])]
 
     def on_train_begin(self, args, state, control, **kwargs):
         """As of TrainerCallback."""
@@ -29,7 +31,8 @@ class EpochTeller(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs):
         """As of TrainerCallback."""
         # Of a resumed epoch, the part behind the point is done.
-        self.choice.epoch = self.batch_sampler.epoch = int(state.epoch or 0)
+        for draw in self.told:
+            draw.epoch = int(state.epoch or 0)
 
 
 class SampleCaptions(TrainerCallback):

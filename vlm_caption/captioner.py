@@ -107,7 +107,7 @@ class Captioner:
                 model = CaptionerForConditionalGeneration.from_pretrained(directory, **settings)
         except BackboneError:
             raise
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
                 f"The checkpoint {str(checkpoint)!r} cannot be loaded: {_first_line(error)}"
             ) from error
@@ -250,6 +250,17 @@ class Captioner:
         if not isinstance(vectors, Vectors):
             vectors = torch.as_tensor(vectors)
             vectors = vectors[:, None] if vectors.ndim == 2 else vectors
+        self.check_vectors(vectors)
+        if isinstance(vectors, torch.Tensor) and not vectors.isfinite().all():
+            raise ValueError("A number in the vectors is not finite (NaN or infinite): correct it.")
+        return self._caption_rows(vectors, prompt, batch_size, generate_kwargs | settings)
+
+    def check_vectors(self, vectors: Vectors | torch.Tensor) -> None:
+        """Sees that vectors [inputs, N, D] have the shape that the captioner was made for.
+
+        Raises:
+            ValueError: They have another.
+        """
         config = self.model.config
         tokens = config.image_seq_length - (config.image_start == "learned")
         if tuple(vectors.shape[1:]) != (tokens, config.vision_feature_size):
@@ -259,9 +270,6 @@ class Captioner:
                 f"and this captioner takes [inputs, {tokens}, {config.vision_feature_size}]: give the vectors of the "
                 "encoder that it was trained with."
             )
-        if isinstance(vectors, torch.Tensor) and not vectors.isfinite().all():
-            raise ValueError("A number in the vectors is not finite (NaN or infinite): correct it.")
-        return self._caption_rows(vectors, prompt, batch_size, generate_kwargs | settings)
 
     def _caption_rows(
         self, vectors: Vectors | torch.Tensor, prompt: str, batch_size: int, generate_kwargs: dict[str, Any]

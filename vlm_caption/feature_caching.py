@@ -11,6 +11,7 @@ from transformers import set_seed
 from .composition import NO_TOWER
 from .data import BadImages, PictureOpener
 from .features import image_features
+from .freezing import TOWERS
 from .hardware import hold_frozen
 from .images import ImageError
 from .interruption import StopSignals
@@ -53,7 +54,8 @@ def cache_features(config: RunConfig) -> dict[str, int]:
         open_picture = PictureOpener(config.data.max_pixels, config.data.max_bytes)
         model, processor = compose_captioner(config.model, each_caption(datasets[config.data.train_split]))
         model.core.vision_tower.to(state.device)
-        hold_frozen(model, config.training.precision)  # the tower's dtype is a part of the setting
+        # The tower's dtype is a part of the setting.
+        hold_frozen(model, config.training.precision, [m for m in TOWERS if config.trains_weights_of(m)])
         for split, images in splits.items():
             logger.info("%s: %d images", split, len(images))
             on_error = None if bad is None else _adder(bad, images)

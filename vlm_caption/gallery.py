@@ -17,7 +17,7 @@ from .images import MAX_BYTES, MAX_PIXELS, describe, open_image
 _THUMBNAIL_SIZE = 720
 _SHEET_THUMBNAIL_SIZE = 480
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --page: #f6f5f2; --card: #ffffff; --line: #e2dfd8; --text: #1f1e1b; --dim: #6b6860; }
 @media (prefers-color-scheme: dark) {
   :root { --page: #161614; --card: #20201d; --line: #34332f; --text: #edebe4; --dim: #a3a097; }
@@ -81,6 +81,27 @@ def write_gallery(
         for picture, caption in entries
     )
     introduction = f"\n<p>{html.escape(note)}</p>" if note else ""
+    body = f"""<header>
+<h1>{html.escape(title)}</h1>{introduction}
+</header>
+<main{' class="sheet"' if is_sheet else ""}>
+{figures}
+</main>"""
+    write_page(path, title, STYLE, body)
+
+
+def write_page(path: str | os.PathLike, title: str, style: str, body: str) -> None:
+    """Write an HTML page that needs no other file.
+
+    Args:
+        path: Where to write it; an existing file is replaced.
+        title: Plain text.
+        style: CSS.
+        body: HTML.
+
+    Raises:
+        OSError: The page cannot be written.
+    """
     page = f"""<!doctype html>
 <html lang="en">
 <head>
@@ -88,31 +109,39 @@ def write_gallery(
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(title)}</title>
 <style>
-{_STYLE}
+{style}
 </style>
 </head>
 <body>
-<header>
-<h1>{html.escape(title)}</h1>{introduction}
-</header>
-<main{' class="sheet"' if is_sheet else ""}>
-{figures}
-</main>
+{body}
 </body>
 </html>
 """
     write_text(Path(path), page, errors="replace")  # a file name may hold bytes that are no text
 
 
-def _figure(image: Image.Image, name: str, caption: str, size: int) -> str:
+def picture_tag(image: Image.Image, alt: str, size: int) -> str:
+    """An HTML `img` that holds a small copy of a picture, which is scaled down in place.
+
+    Args:
+        image: RGB.
+        alt: What it shows, in plain text.
+        size: The longer side of the copy, at most, in pixels.
+    """
     image.thumbnail((size, size), Image.Resampling.LANCZOS)
     encoded = io.BytesIO()
     image.save(encoded, "JPEG", quality=85, optimize=True)
     data = base64.b64encode(encoded.getvalue()).decode()
+    return (
+        f'<img src="data:image/jpeg;base64,{data}" width="{image.width}" height="{image.height}" '
+        f'alt="{html.escape(alt)}">'
+    )
+
+
+def _figure(image: Image.Image, name: str, caption: str, size: int) -> str:
     # What has no name is described in brackets.
     file = "" if name.startswith("<") else f'\n<p class="file">{html.escape(Path(name).name)}</p>'
-    text = html.escape(caption)
     return f"""<figure>
-<img src="data:image/jpeg;base64,{data}" width="{image.width}" height="{image.height}" alt="{text}">
-<figcaption><p class="caption">{text}</p>{file}</figcaption>
+{picture_tag(image, caption, size)}
+<figcaption><p class="caption">{html.escape(caption)}</p>{file}</figcaption>
 </figure>"""

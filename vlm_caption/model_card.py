@@ -20,6 +20,8 @@ from .backbones import WHEELS, is_hub_id
 from .configuration_captioner import CaptionerConfig
 from .facts import FACTS_NAME, read_facts, weights_fingerprint
 from .files import write_text
+from .freezing import describe_policy, has_adapter, holds_trained_weights, module_of, policies_of
+from .metrics import METRIC_NAMES
 from .modeling_captioner import CaptionerPreTrainedModel
 
 logger = logging.getLogger(__name__)
@@ -45,8 +47,7 @@ _SOFT_TOKENS = {
 _METRIC_NAMES = {
     "loss": "loss",
     "shuffled_loss": "loss with the images shuffled",
-    **{f"bleu_{n}": f"BLEU-{n}" for n in range(1, 5)},
-    "cider": "CIDEr",
+    **METRIC_NAMES,
 }
 
 _LIMITS = (
@@ -372,8 +373,7 @@ def _parts(model: CaptionerPreTrainedModel, facts: dict[str, Any]) -> str:
 def _tower_row(model: CaptionerPreTrainedModel, part: str) -> list[str]:
     backbone = _backbone(model, part)
     tower = getattr(model.base_model, part)
-    frozen = model.config.freeze_vision if part == "vision_tower" else model.config.freeze_language
-    frozen = frozen and not any(p.requires_grad for p in tower.parameters())
+    policy = policies_of(model.config)[module_of(part)]
     name, fingerprint = backbone.get("name"), backbone.get("fingerprint")
     licence = _NOT_STATED
     if name is None:
@@ -388,7 +388,10 @@ def _tower_row(model: CaptionerPreTrainedModel, part: str) -> list[str]:
         else:
             source = f"a local folder, `{Path(name).name}`"
         source += f", `{fingerprint[:19]}…`" if fingerprint else ", then trained on; here"
-    state = "frozen" if frozen else "trained"
+    state = describe_policy(policy)
+    if policy.train == "frozen":
+        state = "trained" if holds_trained_weights(model.base_model, part) else "frozen"
+        state += " beside a LoRA adapter" if has_adapter(tower) else ""
     label = f"{_tower_label(model, part)} ({type(tower).__name__})"
     return [_PART_NAMES[part], label, source, licence, state, _count(tower.parameters())]
 
@@ -492,8 +495,8 @@ def _scores(evaluations: list[dict[str, Any]], training: dict[str, Any], noun: s
         yield "## Scores\n\nNone recorded."
         return
     yield (
-        "## Scores\n\nLosses are in nats a token of the references. BLEU and CIDEr, where they are given, are "
-        "pycocoevalcap's after its PTB tokenizer, times 100."
+        "## Scores\n\nLosses are in nats a token of the references. The other scores, where they are given, are "
+        "pycocoevalcap's after its PTB tokenizer, times 100, with bootstrap 95 % intervals over the images."
     )
     data = training.get("data", {})
     for entry in evaluations:
@@ -509,7 +512,13 @@ def _scores(evaluations: list[dict[str, Any]], training: dict[str, Any], noun: s
             ["---"] * len(entry["metrics"]),
             [str(_score(metric, value)) for metric, value in entry["metrics"].items()],
         ]
+        if intervals := entry.get("intervals"):
+            rows.append([_interval(metric, intervals.get(metric)) for metric in entry["metrics"]])
         yield f"{text} ({', '.join(generation)}).\n\n{_table(rows)}\n\n```sh\n{entry['command']}\n```"
+
+
+def _interval(metric: str, ends: list[float] | None) -> str:
+    return "" if ends is None else " to ".join(str(_score(metric, end)) for end in ends)
 
 
 def _samples(samples: list[dict[str, str]], noun: str) -> str:

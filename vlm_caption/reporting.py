@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import TrainerState
 
 from .callbacks import SampleCaptions
-from .checkpoints import writing_to
+from .checkpoints import find_checkpoints, remove_checkpoint, writing_to
 from .curves import loss_curves
 from .data import count_captions
 from .facts import record_training, training_facts
@@ -22,6 +22,22 @@ from .training_model import save_captioner
 logger = logging.getLogger(__name__)
 
 CURVES_NAME = "loss.svg"
+
+
+def save_stage(
+    model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, folder: Path, state: TrainerState
+) -> None:
+    """Writes what a stage, not the last, trained to its folder. Its checkpoints are no longer needed. For one process.
+
+    Raises:
+        ConfigError: if the folder cannot be written to.
+    """
+    with writing_to(folder):
+        write_text(folder / CURVES_NAME, loss_curves(state.log_history, state.best_global_step))
+        save_captioner(model, processor, folder, save_original_format=False)  # for `load_weights`
+        for checkpoint in find_checkpoints(folder):
+            remove_checkpoint(checkpoint)
+    logger.info("Saved this stage's bridge to %s", folder)
 
 
 def report(

@@ -1,9 +1,11 @@
 """The training loop: transformers' Trainer, with batches of like length, an exact dev loss, and an end to runs that
 have nothing more to learn."""
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,15 +20,18 @@ from .checkpoints import CheckpointTrainer
 from .data import Place
 from .data.batches import LengthBatchSampler
 from .data.collator import CaptionCollator
+from .freezing import TOWERS, module_of
 from .nll import sum_nll
-from .run_config import RunConfig
+from .run_config import TrainingSection
+
+logger = logging.getLogger(__name__)
 
 _NAMES_TOLD = 8
 
 
-def training_arguments(config: RunConfig) -> TrainingArguments:
-    """Trainer's settings for a run: AdamW with warm-up and cosine decay, its checkpoints in the output folder."""
-    settings = config.training
+def training_arguments(settings: TrainingSection) -> TrainingArguments:
+    """Trainer's settings: AdamW with warm-up and cosine decay, checkpoints in the output folder."""
+    policies = {settings.module(module).policy for module in TOWERS}
     return TrainingArguments(
         output_dir=settings.output_dir,
         per_device_train_batch_size=settings.batch_size,
@@ -52,7 +57,8 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=settings.seed,
         report_to="none",
-        ddp_find_unused_parameters=False,
+        # A tower may have weights that no image token comes from, such as a pooler's.
+        ddp_find_unused_parameters=bool(policies & {"full", "last_n"}),
         use_cpu=not torch.accelerator.is_available(),  # unsaid, several processes on CPUs would each train alone
         ddp_timeout=24 * 3600,  # seconds; other processes wait while the first one computes the image features
     )
@@ -65,6 +71,8 @@ class CaptionTrainer(CheckpointTrainer):
         *args: as of Trainer.
         eval_collator: of the dev images: their features are another table.
         patience: so many dev losses in a row that are no better than the best end the training; 0: none does.
+        rates: learning rate and weight decay of each module that has its own; by default those of the arguments.
+        autocast: compute losses in bfloat16 where torch.autocast does, with all weights as they are.
         **kwargs: as of Trainer; datasets have the columns `image`, `captions` and `index`.
     """
 
@@ -72,9 +80,17 @@ class CaptionTrainer(CheckpointTrainer):
     eval_dataset: Dataset
     data_collator: CaptionCollator
 
-    def __init__(self, *args, eval_collator: CaptionCollator, patience: int = 0, **kwargs):
+    def __init__(
+        self,
+        *args,
+        eval_collator: CaptionCollator,
+        patience: int = 0,
+        rates: dict[str, tuple[float, float]] | None = None,
+        autocast: bool = False,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
-        self.eval_collator, self.patience = eval_collator, patience
+        self.eval_collator, self.patience, self.rates, self.autocast = eval_collator, patience, rates or {}, autocast
         self.batch_sampler = LengthBatchSampler(
             len(self.train_dataset),
             self.args.per_device_train_batch_size,
@@ -123,6 +139,40 @@ class CaptionTrainer(CheckpointTrainer):
                 return TrainOutput(state.global_step, 0.0, {})
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """As of Trainer, with a learning rate and a weight decay for each module; norms and biases do not decay."""
+        opt_model = self.model if model is None else model
+        if self.optimizer is None:
+            decaying = set(self.get_decay_parameter_names(opt_model))
+            groups: dict[tuple[str, bool], dict[str, Any]] = {}
+            for name, parameter in opt_model.named_parameters():
+                if not parameter.requires_grad:
+                    continue
+                module = module_of(name)
+                rate, decay = self.rates.get(module, (self.args.learning_rate, self.args.weight_decay))
+                group = {"params": [], "lr": rate, "weight_decay": decay if name in decaying else 0.0}
+                groups.setdefault((module, name in decaying), group)["params"].append(parameter)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, opt_model)
+            self.optimizer = optimizer_class(list(groups.values()), **options)
+            for (module, _), group in groups.items():
+                logger.info(
+                    "%s: %s parameters in %d tensors, learning rate %g, weight decay %g",
+                    module,
+                    f"{sum(parameter.numel() for parameter in group['params']):,}",
+                    len(group["params"]),
+                    group["lr"],
+                    group["weight_decay"],
+                )
+        return self.optimizer
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.autocast)
+
+    def compute_loss(self, *args, **kwargs):
+        """As of Trainer."""
+        with self._autocast():
+            return super().compute_loss(*args, **kwargs)
+
     def training_step(self, model, inputs, num_items_in_batch=None):
         """As of Trainer."""
         rows = inputs.pop("rows").tolist()
@@ -167,7 +217,8 @@ class CaptionTrainer(CheckpointTrainer):
             self.eval_collator([self.eval_dataset[row] for row in rows[start : start + size]])
             for start in range(0, len(rows), size)
         )
-        sums = gather_object([sum_nll(self.model, batches)])
+        with self._autocast():
+            sums = gather_object([sum_nll(self.model, batches)])
         loss = sum(total for total, _ in sums) / sum(count for _, count in sums)
         return EvalLoopOutput(
             predictions=np.empty(0),

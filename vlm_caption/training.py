@@ -5,6 +5,7 @@
 `scripts/train.py` is the same on the command line.
 """
 
+import dataclasses
 import logging
 import sys
 from pathlib import Path
@@ -13,22 +14,25 @@ import torch
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from .callbacks import EpochTeller, PlainLog, SampleCaptions
-from .hardware import check_launcher, choose_kernels, hold_frozen, use_all_cores
+from .checkpoints import load_weights
+from .freezing import TOWERS, set_policies
+from .hardware import check_launcher, choose_kernels, hold_frozen, use_all_cores, use_bf16
 from .interruption import Interrupted, StopSignals
 from .modeling_captioner import CaptionerForConditionalGeneration
 from .processing_captioner import CaptionerProcessor
-from .reporting import report
-from .resuming import check_processes, check_writable, checkpoint_to_resume, prepare_folder
+from .reporting import report, save_stage
+from .resuming import check_processes, check_same_run, check_writable, prepare_folder
 from .run_config import RunConfig
+from .stages import Stage, plan_stages
 from .trainer import CaptionTrainer, training_arguments
 from .training_data import CaptionSplits, TrainingData, each_caption
-from .training_model import compose_captioner, log_parts
+from .training_model import check_stages, compose_captioner, log_parts
 
 logger = logging.getLogger(__name__)
 
 
 def train(config: RunConfig) -> CaptionerForConditionalGeneration:
-    """Trains a captioner as the config says, and saves its bridge to `training.output_dir`.
+    """Trains a captioner as the config says, stage after stage, and saves its bridge to `training.output_dir`.
 
     What is saved, and returned, are the weights with the lowest dev loss. Stopped at any moment, even by a power cut,
     and started again with the same config, a run goes on from its last checkpoint and ends with the same weights.
@@ -48,51 +52,75 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
 
 def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGeneration:
     check_writable(Path(config.training.output_dir))
-    checkpoint = checkpoint_to_resume(config)
-    set_seed(config.training.seed)
+    check_same_run(config)
+    stages = plan_stages(config)
+    set_seed(stages[0].settings.seed)
 
     splits = CaptionSplits(config)  # first: what is wrong with them is said before a tower is fetched
     model, processor = compose_captioner(config.model, each_caption(splits.train), splits.vectors)
-    arguments = training_arguments(config)
-    if checkpoint is not None:
-        check_processes(checkpoint, arguments.world_size)
+    check_stages(model, stages)
+    arguments = training_arguments(stages[0].settings)
     if arguments.world_size > 1:
         logger.info("Training in %d processes, each with %d threads", arguments.world_size, torch.get_num_threads())
-
     model.to(arguments.device)
-    hold_frozen(model, config.training.precision)
-    log_parts(model)
-    data = TrainingData(splits, model, processor)
-    if checkpoint is None:
-        model.core.multi_modal_projector.fit_scale(
-            data.images.sample_features(), config.training.output_scale * model.core.vocabulary().float().std().item()
-        )
-
-    samples = None
-    if config.training.samples:
-        rows = data.dev.select(range(min(config.training.samples, len(data.dev))))
-        samples = SampleCaptions(rows, data.dev_collator, processor)
-    trainer, seconds = _train_stage(config, arguments, model, processor, data, samples, checkpoint, signals)
-    if trainer.is_world_process_zero():
-        report(config, model, processor, data, samples, trainer.state, arguments.world_size, seconds)
+    is_prepared = False
+    seconds: float | None = 0.0
+    for stage in stages:
+        if stage.number > 1:
+            set_seed(stage.settings.seed)
+        set_policies(model, stage.policies)
+        # What a later stage trains is not rounded before.
+        hold_frozen(model, config.training.precision, [m for m in TOWERS if config.trains_weights_of(m)])
+        if stage.is_finished:
+            load_weights(model, stage.folder)
+            logger.info("Stage %d of %d, %s, is finished: %s", stage.number, len(stages), stage.name, stage.folder)
+            seconds = None
+            continue
+        if stage.name is not None:
+            logger.info("Stage %d of %d: %s", stage.number, len(stages), stage.name)
+        arguments = training_arguments(stage.settings)
+        if stage.checkpoint is not None:
+            check_processes(stage.checkpoint, arguments.world_size)
+        log_parts(model)
+        data = TrainingData(splits, stage.settings, model, processor)
+        if stage.number == 1 and stage.checkpoint is None:
+            std = model.core.vocabulary().float().std().item()
+            model.core.multi_modal_projector.fit_scale(
+                data.images.sample_features(), config.training.output_scale * std
+            )
+        samples = None
+        if config.training.samples:
+            rows = data.dev.select(range(min(config.training.samples, len(data.dev))))
+            samples = SampleCaptions(rows, data.dev_collator, processor)
+        trainer = _stage_trainer(config, stage, arguments, model, processor, data, samples, signals)
+        if trainer.is_world_process_zero() and not is_prepared:
+            prepare_folder(config)
+        is_prepared = True
+        taken = _train_stage(trainer, stage, signals)
+        seconds = None if seconds is None or taken is None else seconds + taken
+        if trainer.is_world_process_zero():
+            if stage.is_last:
+                own = {"output_dir": config.training.output_dir, "seed": config.training.seed}
+                whole = dataclasses.replace(config, training=dataclasses.replace(stage.settings, **own))
+                report(whole, model, processor, data, samples, trainer.state, arguments.world_size, seconds)
+            else:
+                save_stage(model, processor, stage.folder, trainer.state)
+        trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.free_memory()
     return model
 
 
-def _train_stage(
+def _stage_trainer(
     config: RunConfig,
+    stage: Stage,
     arguments: TrainingArguments,
     model: CaptionerForConditionalGeneration,
     processor: CaptionerProcessor,
     data: TrainingData,
     samples: SampleCaptions | None,
-    checkpoint: Path | None,
     signals: StopSignals,
-) -> tuple[CaptionTrainer, float | None]:
-    """Trains what is not frozen, from a checkpoint or from the start, and leaves the best weights in the model.
-
-    Returns:
-        the trainer, with its state; the seconds it took, None where a part of it was done before.
-    """
+) -> CaptionTrainer:
+    trains_towers = any(stage.policies[module].train in ("last_n", "full") for module in TOWERS)
     trainer = CaptionTrainer(
         model=model,
         args=arguments,
@@ -100,20 +128,30 @@ def _train_stage(
         eval_dataset=data.dev,
         data_collator=data.collator,
         eval_collator=data.dev_collator,
-        patience=config.training.patience,
+        patience=stage.settings.patience,
+        rates=stage.rates,
+        # Towers in float32 are multiplied in bfloat16 where frozen ones would be held in it.
+        autocast=trains_towers and use_bf16(config.training.precision),
         processing_class=processor,
         callbacks=[signals],
     )
-    trainer.add_callback(EpochTeller(data.choice, trainer.batch_sampler))
+    trainer.add_callback(EpochTeller(data.choice, trainer.batch_sampler, data.choose_targets))
     if samples is not None:
         trainer.add_callback(samples)
     if not sys.stderr.isatty():
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(PlainLog())
-    choose_kernels(model, config.training.compile)
+    choose_kernels(model, stage.settings.compile)
+    return trainer
 
-    if trainer.is_world_process_zero():
-        prepare_folder(config, checkpoint)
+
+def _train_stage(trainer: CaptionTrainer, stage: Stage, signals: StopSignals) -> float | None:
+    """Trains what is not frozen, from a checkpoint or from the start, and leaves the best weights in the model.
+
+    Returns:
+        the seconds it took; None where a part of it was done before.
+    """
+    checkpoint = stage.checkpoint
     if checkpoint is not None:
         logger.info("Resuming from %s", checkpoint)
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -128,4 +166,4 @@ def _train_stage(
             state.best_global_step,
             state.global_step,
         )
-    return trainer, None if checkpoint else round(result.metrics["train_runtime"])
+    return None if checkpoint else round(result.metrics["train_runtime"])

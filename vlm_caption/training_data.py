@@ -17,6 +17,7 @@ from .data import (
     Corpus,
     DataError,
     PictureOpener,
+    TargetChoice,
     Vectors,
     count_captions,
     open_corpus,
@@ -26,7 +27,7 @@ from .data.collator import CaptionCollator
 from .image_inputs import ImageInputs, with_index
 from .modeling_captioner import CaptionerForConditionalGeneration
 from .processing_captioner import CaptionerProcessor
-from .run_config import ConfigError, DataSection, RunConfig
+from .run_config import ConfigError, DataSection, RunConfig, TrainingSection
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,6 @@ class CaptionSplits:
     Attributes:
         train, dev: rows to train on and to watch the loss on, with `image` and `captions`.
         bad: where bad images are left out, these; else None.
-        choice: which captions of an image are trained on.
         vectors: what the captions are of, where that is no pictures; `image` is then the name of a row of them.
 
     Raises:
@@ -125,12 +125,12 @@ class CaptionSplits:
             path = Path(config.training.output_dir) / BAD_IMAGES_NAME if is_first_process() else None
             self.bad = BadImages(path, config.data.max_bad_share)
         self.train, self.dev = load_splits(corpus, config.data, config.training.eval_images, self.bad)
-        self.choice = CaptionChoice(config.data.captions_per_image, config.training.seed)
+        chosen = config.data.captions_per_image
         logger.info(
             "Data: %d images with %d captions to train on%s, %d images to watch the loss on",
             len(self.train),
             count_captions(self.train),
-            "" if self.choice.captions_per_image == "all" else f" ({self.choice.captions_per_image} of each image's)",
+            "" if chosen == "all" else f" ({chosen} of each image's)",
             len(self.dev),
         )
 
@@ -140,6 +140,7 @@ class TrainingData:
 
     Args:
         splits: their rows.
+        settings: of the training, or of the stage.
         model: on its device, its parts frozen or not as they are to be trained.
         processor: the model's.
 
@@ -148,16 +149,23 @@ class TrainingData:
         images: of the rows to train on.
         collator, dev_collator: make batches of the rows.
         choice: which captions of an image are trained on.
+        choose_targets: which token of each; None: all.
 
     Raises:
         DataError: if too many images are bad, or a vector holds a number that is not finite.
         ImageError: if one is, and bad images are not left out.
     """
 
-    def __init__(self, splits: CaptionSplits, model: CaptionerForConditionalGeneration, processor: CaptionerProcessor):
+    def __init__(
+        self,
+        splits: CaptionSplits,
+        settings: TrainingSection,
+        model: CaptionerForConditionalGeneration,
+        processor: CaptionerProcessor,
+    ):
         config, bad = splits.config, splits.bad
         options: dict[str, Any] = {
-            "cache": config.training.cache_features,
+            "cache": settings.cache_features,
             "open_picture": PictureOpener(config.data.max_pixels, config.data.max_bytes),
             "bad": bad,
             "vectors": splits.vectors,
@@ -174,6 +182,9 @@ class TrainingData:
             check_left(config.data, train, dev)
         self.train, self.dev = with_index(train), with_index(dev)
         options = {"prompt": config.data.prompt, "max_caption_tokens": config.data.max_caption_tokens}
-        self.choice = splits.choice
-        self.collator = CaptionCollator(processor, self.images, choose=self.choice, **options)
+        self.choice = CaptionChoice(config.data.captions_per_image, settings.seed)
+        self.choose_targets = TargetChoice(settings.seed) if settings.objective == "random_token" else None
+        self.collator = CaptionCollator(
+            processor, self.images, choose=self.choice, choose_targets=self.choose_targets, **options
+        )
         self.dev_collator = CaptionCollator(processor, dev_images, **options)

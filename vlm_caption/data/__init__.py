@@ -22,7 +22,7 @@ from datasets import Dataset
 
 from .arrow import find_dataset, list_dataset_files, read_dataset
 from .bad_images import BAD_IMAGES_NAME, BadImages, PictureOpener, check_pictures
-from .captions import CaptionChoice, Cleaning, clean_caption
+from .captions import CaptionChoice, Cleaning, TargetChoice, clean_caption
 from .corpus import Corpus, count_captions, drop_rows
 from .flickr8k import find_results, find_tokens, list_token_files, read_results, read_tokens
 from .json_corpora import find_coco, find_karpathy, find_llava, read_coco, read_karpathy, read_llava
@@ -57,6 +57,7 @@ __all__ = [
     "Reader",
     "Record",
     "Source",
+    "TargetChoice",
     "Vectors",
     "check_pictures",
     "clean_caption",

@@ -27,6 +27,8 @@ class CaptionCollator:
         prompt: text between the image and the caption; not learnt.
         max_caption_tokens: longer captions are cut here, and then have no end token to learn.
         choose: gets a row and returns the captions of it that count; by default all.
+        choose_targets: gets a row and how many tokens each of its captions has, and returns for each caption the one
+            token that is learnt; it then counts as many times as the caption has tokens. By default all are.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class CaptionCollator:
         prompt: str = "",
         max_caption_tokens: int = 64,
         choose: Callable[[dict], list[str]] | None = None,
+        choose_targets: Callable[[dict, list[int]], list[int]] | None = None,
     ):
         self.processor = processor
         self.tokenizer = processor.tokenizer
@@ -45,6 +48,7 @@ class CaptionCollator:
         self.unknown_token_id = None if unknown == self.tokenizer.eos_token_id else unknown
         self.max_caption_tokens = max_caption_tokens
         self.choose = choose or CaptionChoice("all")
+        self.choose_targets = choose_targets
         prompt = prompt.rstrip()
         # Byte-pair tokenizers keep a word's space with the word, so it belongs to the caption.
         self.separator = " " if prompt else ""
@@ -82,7 +86,9 @@ class CaptionCollator:
             `input_ids`, `position_ids`: int64 [B, T]; `attention_mask`: bool [B, 1, T, T], True where a token may
             look; `logits_to_keep`: int64 [B, M], the positions that predict; `shift_labels` and `labels` (the same,
             for Trainer's count of targets): int64 [B, M], what they predict, −100 at padding and for what the
-            tokenizer does not know; and the images.
+            tokenizer does not know; and the images. With `choose_targets`, `logits_to_keep` and `shift_labels` are
+            int64 [B, C], one target a caption, and `target_weights`, float [B, C], says how often each counts;
+            `labels` still are all.
         """
         start = len(self.prefix)
         packed = self._captions_ids(rows)
@@ -115,12 +121,34 @@ class CaptionCollator:
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         same_caption = segment[:, :, None] == segment[:, None, :]
         in_prefix = torch.arange(length) < start
+        chosen = {"logits_to_keep": predictor, "shift_labels": targets}
+        if self.choose_targets is not None:
+            chosen = self._draw_targets(rows, packed, predictor, targets)
         return {
             "input_ids": input_ids,
             "position_ids": position_ids,
             "attention_mask": ((same_caption | in_prefix) & causal)[:, None],
-            "logits_to_keep": predictor,
-            "shift_labels": targets,
             "labels": targets,
+            **chosen,
             **self.encode_images(rows),
+        }
+
+    def _draw_targets(
+        self, rows: list[dict], packed: list[list[list[int]]], predictor: torch.Tensor, targets: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """One target a caption, in place of `predictor` and `targets`, int64 [B, M]."""
+        assert self.choose_targets is not None
+        captions = max(map(len, packed))  # C
+        places = torch.zeros(len(rows), captions, dtype=torch.long)
+        weights = torch.zeros(len(rows), captions)
+        for b, (row, ids) in enumerate(zip(rows, packed, strict=True)):
+            lengths = [len(caption) for caption in ids]
+            starts = itertools.accumulate(lengths, initial=0)
+            drawn = self.choose_targets(row, lengths)
+            places[b, : len(ids)] = torch.tensor([start + at for start, at in zip(starts, drawn, strict=False)])
+            weights[b, : len(ids)] = torch.tensor(lengths, dtype=torch.float)
+        return {
+            "logits_to_keep": predictor.gather(1, places),
+            "shift_labels": targets.gather(1, places).masked_fill(weights == 0, IGNORE_INDEX),
+            "target_weights": weights,
         }
