@@ -125,8 +125,8 @@ def overfitted(tmp_path_factory):
     lines: list[str] = []
     before: dict[str, torch.Tensor] = {}
 
-    def compose(settings, vectors):
-        model, processor = compose_captioner(settings, vectors)
+    def compose(*args):
+        model, processor = compose_captioner(*args)
         before.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
         return model, processor
 

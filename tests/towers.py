@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from vlm_caption import CaptionerConfig, CaptionerForConditionalGeneration, CaptionerProcessor
-from vlm_caption.composition import byte_tokenizer
+from vlm_caption.tokenization import byte_tokenizer
 
 VOCAB_SIZE = len(byte_tokenizer())  # 259
 PAD, BOS, EOS = 0, 1, 2

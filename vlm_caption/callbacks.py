@@ -50,13 +50,13 @@ class SampleCaptions(TrainerCallback):
             logger.info("  %s: %s  [reference: %s]", sample["image"], sample["caption"], sample["reference"])
 
     def captions(self, model: CaptionerForConditionalGeneration) -> list[dict[str, str]]:
-        """The name, the caption and a reference of each image; greedy, 30 tokens at most."""
+        """The name, the caption and a reference of each image; greedy, of the model's usual length."""
         images = {name: tensor.to(model.device) for name, tensor in self.collator.encode_images(self.rows).items()}
         prompts = {"input_ids": [self.collator.prompt_ids(row) for row in self.rows]}
         inputs = self.processor.tokenizer.pad(prompts, return_tensors="pt").to(model.device)  # on the left
         ids = inputs["input_ids"]
         with torch.compiler.set_stance("force_eager"):  # every new length would be compiled anew
-            outputs = model.generate(**inputs, **images, do_sample=False, max_new_tokens=30)
+            outputs = model.generate(**inputs, **images, do_sample=False)
         texts = self.processor.batch_decode(outputs[:, ids.shape[1] :], skip_special_tokens=True)
         return [
             {

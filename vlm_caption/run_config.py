@@ -41,6 +41,8 @@ class ModelSection:
 
     Attributes:
         vision: "none" where `data.features` gives vectors in place of pictures.
+        tokenizer: Of a language model given by its config: "bytes" (None: this), "characters" of the captions to train
+            on, or where a pretrained one is.
         query_text: Text whose embeddings the learned query vectors start from; `query_tokens` is then their number.
     """
 
@@ -48,6 +50,7 @@ class ModelSection:
     language: str | dict = "openai-community/gpt2"
     vision_revision: str | None = None
     language_revision: str | None = None
+    tokenizer: str | None = None
     image_tokens: Literal["pooled", "patches", "all"] = "pooled"
     image_grid: int | None = None
     pooled_in_front: bool = False

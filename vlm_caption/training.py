@@ -26,7 +26,7 @@ from .resuming import check_processes, check_same_run, check_writable, prepare_f
 from .run_config import RunConfig
 from .stages import Stage, plan_stages
 from .trainer import CaptionTrainer, training_arguments
-from .training_data import CaptionSplits, TrainingData
+from .training_data import CaptionSplits, TrainingData, each_caption
 from .training_model import check_stages, compose_captioner, log_parts, set_prompt
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
     set_seed(stages[0].settings.seed)
 
     splits = CaptionSplits(config)  # first: what is wrong with them is said before a tower is fetched
-    model, processor = compose_captioner(config.model, splits.vectors)
+    model, processor = compose_captioner(config.model, each_caption(splits.train), splits.vectors)
     check_stages(model, stages)
     set_prompt(model, processor, config.data)
     check_packing(model)

@@ -1,6 +1,7 @@
 """What a run trains on: its config's splits, the images as the model gets them, and the choice of captions."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,12 @@ def load_splits(
     if bad is not None:
         bad.expect(len(train_set) + len(dev_set))
     return train_set, dev_set
+
+
+def each_caption(dataset: Dataset) -> Iterator[str]:
+    """All captions of a dataset with the column `captions`, one after the other."""
+    for captions in dataset["captions"]:
+        yield from captions
 
 
 def check_left(settings: DataSection, train_set: Dataset, dev_set: Dataset) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
@@ -21,12 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 def compose_captioner(
-    settings: ModelSection, vectors: Vectors | None = None
+    settings: ModelSection, captions: Iterable[str], vectors: Vectors | None = None
 ) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
     """Builds the captioner that the settings describe.
 
     Args:
         settings: the config's.
+        captions: those to train on; read only where the tokenizer is made of them.
         vectors: what it will caption, where that is no pictures.
 
     Raises:
@@ -35,7 +37,7 @@ def compose_captioner(
     """
     sizes = {} if vectors is None else {"feature_tokens": vectors.shape[1], "feature_size": vectors.shape[2]}
     try:
-        return compose(**dataclasses.asdict(settings), **sizes)
+        return compose(**dataclasses.asdict(settings), captions=captions, **sizes)
     except (ValueError, StrictDataclassError) as error:
         raise ConfigError(f"The settings in model do not go together: {' '.join(str(error).split())}") from error
 

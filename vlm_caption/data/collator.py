@@ -57,6 +57,9 @@ class CaptionCollator:
         self.encode_images = encode_images
         self.prompt = prompt or processor.prompt
         self.asks = QUESTION in self.prompt
+        # GPT-2 has one token for what it does not know and for the end, and knows all bytes.
+        unknown = self.tokenizer.unk_token_id
+        self.unknown_token_id = None if unknown == self.tokenizer.eos_token_id else unknown
         self.max_caption_tokens = max_caption_tokens
         self.choose = choose or CaptionChoice("all")
         self.choose_targets = choose_targets
@@ -118,9 +121,10 @@ class CaptionCollator:
         Returns:
             `input_ids`, `position_ids`: int64 [B, T]; `attention_mask`: bool [B, 1, T, T], True where a token may
             look; `logits_to_keep`: int64 [B, M], the positions that predict; `shift_labels` and `labels` (the same,
-            for Trainer's count of targets): int64 [B, M], what they predict, −100 at padding; and the images. With
-            `choose_targets`, `logits_to_keep` and `shift_labels` are int64 [B, C], one target a caption, and
-            `target_weights`, float [B, C], says how often each counts; `labels` still are all.
+            for Trainer's count of targets): int64 [B, M], what they predict, −100 at padding and for what the
+            tokenizer does not know; and the images. With `choose_targets`, `logits_to_keep` and `shift_labels` are
+            int64 [B, C], one target a caption, and `target_weights`, float [B, C], says how often each counts;
+            `labels` still are all.
         """
         start = len(self.prefix)
         packed = self._segments(rows)
@@ -149,6 +153,10 @@ class CaptionCollator:
                 if not asked:
                     predictor[b, target] = start - 1  # the last prefix token predicts every caption's first one
                 at, target = end, target + len(ids)
+
+        if self.unknown_token_id is not None:
+            # What cannot be written is not to be learnt: it would be written for all rare characters alike.
+            targets[targets == self.unknown_token_id] = IGNORE_INDEX
 
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         same_caption = segment[:, :, None] == segment[:, None, :]
