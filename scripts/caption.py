@@ -1,23 +1,39 @@
-"""Captions pictures: `python scripts/caption.py photo.jpg [more pictures or folders]`."""
+"""Captions pictures, or vectors: `python scripts/caption.py photo.jpg [more pictures or folders]`."""
 
 import io
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from vlm_caption.captioner import DEFAULT_CHECKPOINT, Caption, Captioner
 from vlm_caption.console import ArgumentParser, positive_int, quiet_transformers, setup_logging
+from vlm_caption.data import open_vectors
 from vlm_caption.images import MAX_BYTES, MAX_PIXELS, ImageError, find_images
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0; 1 if a picture has no caption; 2 for settings that cannot be used."""
     parser = ArgumentParser(prog="caption.py", description="Writes a caption for each picture.", allow_abbrev=False)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, its URL, or a folder of pictures")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="a picture, its URL, or a folder of pictures")
+    parser.add_argument("--features", metavar="FILE", help="caption the vectors in a .npy, .safetensors or .parquet")
+    parser.add_argument("--feature-column", metavar="NAME", help="of a .parquet file with several columns of vectors")
     parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="a folder or a Hub id")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="json: an object a line")
-    parser.add_argument("--prompt", default="", help="text that the captions go on from")
+    parser.add_argument(
+        "--prompt", default="", help="text around the picture, which may say <image>; default: as in training"
+    )
+    parser.add_argument("--question", metavar="TEXT", help="what fills the prompt's {question}")
+    parser.add_argument(
+        "--example",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("IMAGE", "CAPTION"),
+        help="show this picture with its caption before each; may be repeated",
+    )
     parser.add_argument("--num-beams", type=positive_int, metavar="N", help="default: the checkpoint's")
     parser.add_argument("--max-new-tokens", type=positive_int, metavar="N", help="default: the checkpoint's")
     parser.add_argument("--batch-size", type=positive_int, default=8, metavar="N", help="pictures at a time (8)")
@@ -25,6 +41,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max-bytes", type=positive_int, default=MAX_BYTES, metavar="N", help="of a picture's file")
     parser.add_argument("--bad-images", type=Path, metavar="FILE", help="JSON lines of what has no caption, and why")
     arguments = parser.parse_args(argv)
+    if bool(arguments.images) == (arguments.features is not None):
+        parser.error("give pictures to caption, or --features FILE, and not both")
+    if arguments.example and arguments.features is not None:
+        parser.error("--example shows pictures, and --features has none: leave one out")
     setup_logging()
     stderr = sys.stderr  # the real one, while transformers is kept quiet
 
@@ -48,22 +68,31 @@ def main(argv: list[str] | None = None) -> int:
         except ImageError as error:
             refuse(error)
             failed = True
-    if not pictures:
+    if not pictures and arguments.features is None:
         return 1
-    named = len(pictures) > 1 or len(arguments.images) > 1
+    named = len(pictures) > 1 or len(arguments.images) > 1 or arguments.features is not None
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold bytes that are no text
     try:
         with quiet_transformers():
-            results = Captioner.from_pretrained(arguments.checkpoint).caption_each(
-                pictures,
-                prompt=arguments.prompt,
-                batch_size=arguments.batch_size,
-                num_beams=arguments.num_beams,
-                max_new_tokens=arguments.max_new_tokens,
-                max_pixels=arguments.max_pixels,
-                max_bytes=arguments.max_bytes,
-            )
+            vectors = None
+            if arguments.features is not None:
+                vectors = open_vectors(arguments.features, arguments.feature_column)
+            captioner = Captioner.from_pretrained(arguments.checkpoint)
+            settings: dict[str, Any] = {
+                "prompt": arguments.prompt,
+                "question": arguments.question,
+                "batch_size": arguments.batch_size,
+                "num_beams": arguments.num_beams,
+                "max_new_tokens": arguments.max_new_tokens,
+            }
+            results: Iterator[Caption | ImageError]
+            if vectors is not None:
+                results = captioner.caption_vectors(vectors, **settings)
+            else:
+                settings["examples"] = [(image, caption) for image, caption in arguments.example]
+                limits = {"max_pixels": arguments.max_pixels, "max_bytes": arguments.max_bytes}
+                results = captioner.caption_each(pictures, **settings, **limits)
             for result in results:
                 if isinstance(result, ImageError):
                     refuse(result)

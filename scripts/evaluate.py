@@ -1,126 +1,173 @@
-"""Scores a checkpoint on captioned photos: `python scripts/evaluate.py --data.path ../shared/flickr8k --split dev`.
+"""Scores a checkpoint on captioned photos, or somebody's captions against references.
+
+    python scripts/evaluate.py --checkpoint runs/mine --data.path ../shared/flickr8k --split dev
+    python scripts/evaluate.py --results results.json --references captions_val2014.json
 
 The scores of a whole split go into the model card of a checkpoint that is a folder of yours.
 """
 
+import argparse
 import json
 import os
 import sys
 from pathlib import Path
 
-from datasets import Dataset, disable_progress_bars
+from datasets import disable_progress_bars
 
 from vlm_caption.backbones import BackboneError
 from vlm_caption.captioner import DEFAULT_CHECKPOINT, Captioner
-from vlm_caption.console import ArgumentParser, positive_int, setup_logging
-from vlm_caption.data import BadImages, DataError, PictureOpener, Place, check_pictures, drop_rows
-from vlm_caption.evaluation import Evaluation, evaluate
+from vlm_caption.console import ArgumentParser, setup_logging
+from vlm_caption.data import BadImages, DataError, PictureOpener, Place, open_vectors
+from vlm_caption.evaluation import Evaluation, evaluate, evaluate_files, training_captions
+from vlm_caption.evaluation_files import write_evaluation
 from vlm_caption.facts import evaluation_facts, record_evaluation
-from vlm_caption.files import write_text
 from vlm_caption.hardware import hold_frozen
 from vlm_caption.images import ImageError
 from vlm_caption.model_card import write_model_card
-from vlm_caption.run_config import ConfigError, DataSection, RunConfig, add_arguments, parse_arguments
+from vlm_caption.run_config import RunConfig, add_arguments, parse_arguments
 from vlm_caption.training_data import open_data
+from vlm_caption.unfinished_captions import UNFINISHED_NAME
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0; 1 if the card cannot be written; 2 for a checkpoint or data that cannot be used."""
-    parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="a folder or a Hub id")
-    parser.add_argument("--split", default="dev")
-    parser.add_argument("--num-beams", type=positive_int)
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="as in training")
-    parser.add_argument("--captions", type=int, default=10, help="how many captions to show")
-    parser.add_argument("--json", type=Path, help="also write everything to this file")
-    add_arguments(parser, ["data"])  # as in the config that the checkpoint was trained with
+    """Returns the exit code: 0; 1 if the card cannot be written; 2 for what cannot be used; 130 after Ctrl-C."""
+    parser = _parser()
     try:
         arguments, overrides = parse_arguments(parser, argv)
-        data = RunConfig.load(None, overrides).data
-        if not data.path:
-            parser.error("--data.path: say where the captioned photos are")
-        if arguments.json and not arguments.json.parent.is_dir():
-            parser.error(f"--json: there is no folder {arguments.json.parent}")
+        config = RunConfig.load(arguments.config, overrides)
+        if (arguments.results is None) != (arguments.references is None):
+            parser.error("--results and --references go together")
+        if arguments.results is None and not config.data.path:
+            parser.error("say what to score: --results and --references, or --data.path of captioned photos")
         setup_logging()
         disable_progress_bars()  # of leaving out rows
-        beams = {} if arguments.num_beams is None else {"num_beams": arguments.num_beams}
-        open_picture = PictureOpener(data.max_pixels, data.max_bytes)
-        dataset, bad = _load(data, arguments.split, open_picture)
-        captioner = Captioner.from_pretrained(arguments.checkpoint)
-        hold_frozen(captioner.model, arguments.precision)
-        result = evaluate(
-            captioner,
-            dataset,
-            prompt=data.prompt,
-            max_caption_tokens=data.max_caption_tokens,
-            open_picture=open_picture,
-            **beams,
-        )
-    except (BackboneError, ConfigError, DataError, ImageError) as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
-        return 2
-    print(f"{len(dataset)} images of {data.path}, {arguments.split}")
-    for file, reason in list(bad.items())[:1]:
-        print(f"left out        {len(bad):8d} bad images, first: {file}: {reason}")
-    print(f"loss            {result.loss:8.4f} nats a token")
-    if result.shuffled_loss is not None:
-        print(f"shuffled images {result.shuffled_loss:8.4f} nats a token")
-    for name, value in result.metrics.items():
-        print(f"{name:15s} {100 * value:8.2f}")
-    if result.reason:
-        print(f"not computed: {result.reason}")
-    for row, caption in zip(dataset.take(min(arguments.captions, len(dataset))), result.captions, strict=False):
-        print(f"  {Place.parse(row['image']).short_name}: {caption}  [reference: {row['captions'][0]}]")
+        arguments.output_dir.mkdir(parents=True, exist_ok=True)
+        captioner = None
+        if arguments.results is None:
+            captioner = Captioner.from_pretrained(arguments.checkpoint)
+            hold_frozen(captioner.model, arguments.precision or config.training.precision)
+            result = _evaluate(captioner, config, arguments)
+        else:
+            result = evaluate_files(
+                arguments.results,
+                arguments.references,
+                allow_missing=arguments.allow_missing,
+                images_dir=config.data.images,
+                clip_model=arguments.clip_model,
+                compare_with=arguments.compare,
+                open_picture=_opener(config),
+            )
+        files = write_evaluation(arguments.output_dir, result, config.data.max_pixels, config.data.max_bytes)
+    except (BackboneError, DataError, ImageError, ValueError) as error:
+        return _complain(error, 2)
+    except OSError as error:
+        return _complain(f"--output-dir {arguments.output_dir}: {error.strerror or error}", 2)
+    except KeyboardInterrupt:
+        return _complain("stopped; the same command goes on from the captions already written", 130)
+    print(result)
+    for image, caption, references in list(zip(result.image_ids, result.captions, result.references, strict=True))[
+        : arguments.captions
+    ]:
+        print(f"  {_short(image)}: {caption}  [reference: {references[0]}]")
+    print(f"Written: {', '.join(map(str, files))}")
+    code = 0
+    if captioner is not None and config.data.limit is None:
+        code = _record(captioner, config, arguments, result, sys.argv[1:] if argv is None else argv)
     if arguments.json:
-        _write_json(arguments.json, result, dataset["image"], bad)
+        print(json.dumps(result.to_dict() | {"files": [str(file) for file in files]}))
+    return code
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="evaluate.py",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="a folder or a Hub id")
+    parser.add_argument("--config", help="a training's YAML file, for its sections data and generation")
+    parser.add_argument("--split", help="of the data; by default data.dev_split")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="as in training")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="captions to score, in COCO's results format")
+    parser.add_argument("--references", type=Path, metavar="FILE", help="theirs, in COCO's annotations format")
+    parser.add_argument("--allow-missing", action="store_true", help="score the images that both files have")
+    parser.add_argument("--compare", type=Path, metavar="FILE", help="another results.json, or its folder")
+    parser.add_argument("--clip-model", metavar="NAME", help="for CLIPScore: a folder or a Hub id")
+    parser.add_argument(
+        "--output-dir", type=Path, default=Path("evaluation"), help="of results.json, per_image.csv and report.html"
+    )
+    parser.add_argument("--captions", type=int, default=10, help="how many captions to print")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    add_arguments(parser, ["data", "generation"])
+    return parser
+
+
+def _evaluate(captioner: Captioner, config: RunConfig, arguments: argparse.Namespace) -> Evaluation:
+    data = config.data
+    data.prompt = data.prompt or captioner.processor.prompt  # whether questions are read depends on it
+    corpus = open_data(data)
+    split = arguments.split or data.dev_split
+    of_pictures = data.features is None
+    bad = BadImages(max_share=data.max_bad_share) if data.on_bad_image == "skip" and of_pictures else None
+    dataset = corpus.load(split, data.limit, on_missing=None if bad is None else bad.add_missing)
+    return evaluate(
+        captioner,
+        dataset,
+        name=str(arguments.checkpoint),
+        data=f"{data.path}, {split}",
+        generation=config.generation.settings(),
+        training_captions=training_captions(corpus, data.train_split),
+        clip_model=arguments.clip_model,
+        compare_with=arguments.compare,
+        allow_missing=arguments.allow_missing,
+        prompt=data.prompt,
+        max_caption_tokens=data.max_caption_tokens,
+        open_picture=_opener(config),
+        vectors=None if data.features is None else open_vectors(data.features, data.feature_column),
+        bad=bad,
+        unfinished=arguments.output_dir / UNFINISHED_NAME,
+    )
+
+
+def _opener(config: RunConfig) -> PictureOpener:
+    return PictureOpener(config.data.max_pixels, config.data.max_bytes)
+
+
+def _short(image: int | str) -> str:
+    return Place.parse(image).short_name if isinstance(image, str) else str(image)
+
+
+def _record(
+    captioner: Captioner, config: RunConfig, arguments: argparse.Namespace, result: Evaluation, argv: list[str]
+) -> int:
+    """Puts the scores into the card of a checkpoint that may be written to; returns the exit code."""
     folder = Path(arguments.checkpoint)
-    if data.limit is None and folder.is_dir() and os.access(folder, os.W_OK):
-        facts = evaluation_facts(
-            captioner.model,
-            data=data.path,
-            split=arguments.split,
-            images=len(dataset),
-            prompt=data.prompt,
-            generation=beams,
-            metrics=_scores(result),
-            command=["python", "scripts/evaluate.py", *(sys.argv[1:] if argv is None else argv)],
-        )
-        try:
-            record_evaluation(captioner.model, folder, facts)
-            write_model_card(captioner.model, folder)
-        except (OSError, ValueError) as error:
-            print(f"evaluate.py: the scores are not in the model card: {error}", file=sys.stderr)
-            return 1
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        return 0
+    scores = {"loss": result.loss, "shuffled_loss": result.shuffled_loss, **result.metrics}
+    facts = evaluation_facts(
+        captioner.model,
+        data=config.data.path,
+        split=arguments.split or config.data.dev_split,
+        images=len(result.image_ids),
+        prompt=config.data.prompt,
+        generation=result.generation,
+        metrics=scores,
+        intervals={name: result.intervals[name] for name in scores if name in result.intervals},
+        command=["python", "scripts/evaluate.py", *argv],
+    )
+    try:
+        record_evaluation(captioner.model, folder, facts)
+        write_model_card(captioner.model, folder)
+    except (OSError, ValueError) as error:
+        return _complain(f"the scores are not in the model card: {error}", 1)
     return 0
 
 
-def _scores(result: Evaluation) -> dict[str, float | None]:
-    return {"loss": result.loss, "shuffled_loss": result.shuffled_loss, **result.metrics}
-
-
-def _load(data: DataSection, split: str, open_picture: PictureOpener) -> tuple[Dataset, dict[str, str]]:
-    """The images to score on; and where bad ones are skipped, why each was left out, by its file."""
-    if data.on_bad_image == "error":
-        return open_data(data).load(split, data.limit), {}
-    bad = BadImages(max_share=data.max_bad_share)
-    dataset = open_data(data).load(split, data.limit, on_missing=bad.add_missing)
-    bad.expect(len(dataset))
-    failed = []
-
-    def leave_out(row: int, error: ImageError) -> None:
-        failed.append(row)
-        bad.add(images[row], error.reason)
-
-    images = dataset["image"]
-    check_pictures(images, open_picture, leave_out)
-    return drop_rows(dataset, failed), bad.reasons
-
-
-def _write_json(path: Path, result: Evaluation, images: list[str], bad: dict[str, str]) -> None:
-    captions = dict(zip(images, result.captions, strict=True))
-    bad_images = [{"file": file, "reason": reason} for file, reason in bad.items()]
-    found = {"scores": _scores(result), "captions": captions, "bad_images": bad_images}
-    write_text(path, json.dumps(found, indent=2, ensure_ascii=False))
+def _complain(error: Exception | str, code: int) -> int:
+    print(f"evaluate.py: {error}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

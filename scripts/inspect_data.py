@@ -34,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
         config = RunConfig.load(arguments.config, overrides)
         if not config.data.path:
             parser.error("say where the captioned images are: PATH, or a --config that has data.path")
+        if config.data.features is not None:
+            parser.error("data.features: this looks at pictures; of vectors, training checks every number")
         if arguments.html and not arguments.html.parent.is_dir():
             parser.error(f"--html: there is no folder {arguments.html.parent}")
     except ConfigError as error:
@@ -43,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer, no_tokens = None, "give the --config of the training, for its language model's tokenizer"
     if arguments.config:
         try:
-            tokenizer = local_tokenizer(config.model.language, config.model.language_revision)
+            model = config.model
+            tokenizer = local_tokenizer(model.language, model.language_revision, model.tokenizer)
         except BackboneError as error:
             no_tokens = str(error).rstrip(".")
     try:

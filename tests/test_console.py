@@ -34,8 +34,8 @@ def test_progress_in_a_log_is_a_line_every_ten_seconds_and_one_at_the_end(monkey
         clock.now += 0.5
     assert items == list(range(50))
     assert capsys.readouterr().err.splitlines() == [
-        "pictures: 20/50, 2/s",
-        "pictures: 40/50, 2/s",
+        "pictures: 20/50, 2/s, 00:15 left",
+        "pictures: 40/50, 2/s, 00:05 left",
         "pictures: 50/50, 2/s",
     ]
 

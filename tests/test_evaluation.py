@@ -1,21 +1,23 @@
-"""Scores of a captioner: the losses, the captions, BLEU and CIDEr, and the command that writes them down."""
+"""Evaluation in Python: losses, captions and scores of a captioner, and scores of files."""
 
 import json
-import logging
 
+import numpy as np
 import pytest
-from commands import load_script
+import torch
 from test_training import write_colours
-from towers import tiny_model, tiny_processor
+from towers import picture, tiny_model, tiny_processor
 
 from vlm_caption import evaluation
-from vlm_caption.captioner import Caption, Captioner
-from vlm_caption.data import load_captions
+from vlm_caption.captioner import Captioner
+from vlm_caption.data import DataError, Place, load_captions, open_corpus
 from vlm_caption.data.collator import CaptionCollator
-from vlm_caption.evaluation import evaluate
+from vlm_caption.evaluation import evaluate, evaluate_files, training_captions
 from vlm_caption.image_inputs import ImageInputs, with_index
-from vlm_caption.metrics import Scores
+from vlm_caption.images import ImageError
 from vlm_caption.nll import caption_nll
+
+NO_JAVA = ("bleu", "rouge_l", "cider")
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +42,14 @@ def no_scorer(monkeypatch):
     monkeypatch.setattr("vlm_caption.metrics.scoring.importlib.util.find_spec", lambda name: None)
 
 
+def run(captioner, dataset, max_new_tokens=4, **options):
+    generation = options.pop("generation", {}) | {"max_new_tokens": max_new_tokens}
+    return evaluate(captioner, dataset, generation=generation, **({"metrics": NO_JAVA} | options))
+
+
 class TestEvaluate:
-    def test_gives_both_losses_and_a_caption_for_every_image(self, captioner, dataset, no_scorer):
-        result = evaluate(captioner, dataset, batch_size=2, max_new_tokens=4)
+    def test_gives_both_losses_and_a_caption_for_every_image(self, captioner, dataset):
+        result = run(captioner, dataset)
         model, processor, rows = captioner.model, captioner.processor, with_index(dataset)
         collator = CaptionCollator(processor, ImageInputs(model, processor, rows["image"], cache=True))
         assert result.loss == pytest.approx(caption_nll(model, rows, collator, 3), rel=1e-5)
@@ -51,94 +58,223 @@ class TestEvaluate:
         assert result.loss != result.shuffled_loss
         expected = captioner.caption(list(dataset["image"]), max_new_tokens=4)
         assert result.captions == [caption.text for caption in expected]
+        assert result.references == list(dataset["captions"])
+
+    def test_opens_every_picture_once_and_none_where_features_are_cached(self, captioner, dataset, monkeypatch):
+        opened = []
+        original = evaluation.PictureOpener.__call__
+
+        def count(self, image):
+            opened.append(image)
+            return original(self, image)
+
+        monkeypatch.setattr(evaluation.PictureOpener, "__call__", count)
+        first = run(captioner, dataset)
+        assert sorted(opened) == sorted(dataset["image"])
+        assert run(captioner, dataset).captions == first.captions
+        assert len(opened) == len(dataset)
+
+    def test_of_a_tower_that_is_not_frozen_opens_every_picture_once(self, dataset, monkeypatch):
+        model = tiny_model("dinov2", freeze_vision=False)
+        opened = []
+        original = evaluation.PictureOpener.__call__
+        monkeypatch.setattr(
+            evaluation.PictureOpener, "__call__", lambda self, image: opened.append(image) or original(self, image)
+        )
+        run(Captioner(model, tiny_processor(model.config)), dataset)
+        assert len(opened) == len(dataset)
 
     def test_says_why_there_are_no_metrics(self, captioner, dataset, no_scorer):
-        result = evaluate(captioner, dataset, max_new_tokens=2)
-        assert result.metrics == {}
-        assert result.reason == "bleu needs pycocoevalcap: pip install 'vlm-caption[metrics]'"
+        result = run(captioner, dataset)
+        assert set(result.metrics.values()) == {None}
+        assert result.not_computed["bleu_1"] == "bleu needs pycocoevalcap: pip install 'vlm-caption[metrics]'"
+        assert result.shuffled_cider is result.cider_gain is None
+        assert "not computed: BLEU-1, BLEU-2, BLEU-3, BLEU-4: bleu needs" in str(result)
 
-    def test_hands_captions_and_references_to_the_scorer(self, captioner, dataset, monkeypatch):
-        seen = {}
-
-        def fake_score(captions, references, metrics):
-            seen.update(zip(captions, references, strict=True))
-            return Scores({"cider": 0.5}, {}, {}, [], [])
-
-        monkeypatch.setattr(evaluation, "score", fake_score)
-        monkeypatch.setattr(
-            captioner, "caption_each", lambda images, **_: (Caption(i, f"of {i}", 0.0) for i in images)
-        )
-        result = evaluate(captioner, dataset)
-        assert seen == {f"of {row['image']}": row["captions"] for row in dataset}
-        assert (result.metrics, result.reason) == ({"cider": 0.5}, None)
-
-    def test_of_a_single_image_has_no_shuffled_loss(self, captioner, dataset, no_scorer):
-        result = evaluate(captioner, dataset.select([0]), max_new_tokens=2)
-        assert result.shuffled_loss is None
+    def test_of_a_single_image_has_nothing_shuffled(self, captioner, dataset):
+        result = run(captioner, dataset.select([0]))
+        assert result.shuffled_loss is result.shuffled_cider is None
         assert result.loss > 0
 
-    def test_a_prompt_is_given_and_not_scored(self, captioner, dataset, no_scorer):
-        plain, prompted = (evaluate(captioner, dataset, prompt=prompt, max_new_tokens=2) for prompt in ("", "Colour:"))
+    def test_a_prompt_is_given_and_not_scored(self, captioner, dataset):
+        plain, prompted = (run(captioner, dataset, prompt=prompt) for prompt in ("", "Colour:"))
         assert plain.loss != pytest.approx(prompted.loss, abs=1e-4)
         assert not any(caption.startswith("Colour") for caption in prompted.captions)
 
+    def test_generation_settings_are_used_and_told(self, captioner, dataset):
+        result = run(captioner, dataset, max_new_tokens=1)
+        assert all(len(caption) <= 1 for caption in result.captions)
+        assert result.generation == {"max_new_tokens": 1}
 
-@pytest.fixture(scope="module")
-def command():
-    """`main` of scripts/evaluate.py."""
-    return load_script("evaluate").main
+    def test_sampled_captions_are_the_same_every_time_and_leave_chance_alone(self, captioner, dataset):
+        torch.manual_seed(3)
+        expected = torch.rand(1)
+        torch.manual_seed(3)
+        first, second = (run(captioner, dataset, generation={"do_sample": True}) for _ in range(2))
+        assert torch.rand(1) == expected
+        assert first.captions == second.captions
+        assert first.captions != run(captioner, dataset).captions
+
+    def test_counts_captions_that_are_training_captions(self, captioner, dataset):
+        captions = run(captioner, dataset).captions
+        result = run(captioner, dataset, training_captions=captions[:1])
+        assert result.diversity.unseen < 1
+        assert "unseen" in result.intervals
+        assert run(captioner, dataset).not_computed["unseen"].startswith("there are no training captions")
+
+    def test_a_picture_that_cannot_be_opened_is_named(self, captioner, dataset, tmp_path):
+        (tmp_path / Place.parse(dataset["image"][1]).short_name).write_bytes(b"no picture")
+        with pytest.raises(ImageError, match=Place.parse(dataset["image"][1]).short_name):
+            run(captioner, dataset)
+
+    def test_a_clip_model_that_is_not_there_is_a_reason(self, captioner, dataset, tmp_path):
+        result = run(captioner, dataset, clip_model=str(tmp_path / "none"))
+        assert result.metrics["clip_score"] is None
+        assert "CLIPScore: the model" in result.not_computed["clip_score"]
+
+    def test_another_system_that_does_not_fit_is_refused_before_the_work(self, captioner, dataset, tmp_path):
+        other = tmp_path / "other.json"
+        other.write_text(json.dumps([{"image_id": "none.png", "caption": "a"}]))
+        with pytest.raises(DataError, match=r"other\.json: no image has both a caption and references"):
+            run(captioner, dataset, compare_with=other, unfinished=tmp_path / "unfinished")
+        assert not (tmp_path / "unfinished").exists()
 
 
-class TestCommand:
-    @pytest.fixture(autouse=True)
-    def logger(self, monkeypatch):
-        monkeypatch.setattr(logging.getLogger("vlm_caption"), "handlers", [])  # the command sets its own
-
-    @pytest.fixture
-    def checkpoint(self, captioner, tmp_path):
-        captioner.model.generation_config.max_new_tokens = 4
-        captioner.model.save_pretrained(tmp_path / "checkpoint")
-        captioner.processor.save_pretrained(tmp_path / "checkpoint")
-        return str(tmp_path / "checkpoint")
-
-    @pytest.fixture
-    def options(self, checkpoint, dataset, tmp_path):
-        return ["--checkpoint", checkpoint, "--data.path", str(tmp_path / "captions.csv"), "--limit", "3"]
-
-    def test_shows_the_scores_and_some_captions(self, command, options, no_scorer, capsys):
-        assert command([*options, "--captions", "2"]) == 0
-        lines = capsys.readouterr().out.splitlines()
-        assert lines[0].startswith("3 images of ")
-        assert [line.split()[0] for line in lines[1:3]] == ["loss", "shuffled"]
-        assert lines[3] == "not computed: bleu needs pycocoevalcap: pip install 'vlm-caption[metrics]'"
-        assert [line.split(":")[0] for line in lines[4:]] == ["  dev_cyan.png", "  dev_magenta.png"]
-
-    def test_writes_everything_to_a_file(self, command, options, dataset, no_scorer, tmp_path):
-        (tmp_path / "out").mkdir()
-        assert command([*options, "--json", str(tmp_path / "out" / "scores.json")]) == 0
-        [file] = (tmp_path / "out").iterdir()
-        found = json.loads(file.read_text())
-        assert set(found["scores"]) == {"loss", "shuffled_loss"}
-        assert list(found["captions"]) == list(dataset["image"])
-
+class TestImageIds:
     @pytest.mark.parametrize(
-        ("changes", "complaint"),
+        ("images", "expected"),
         [
-            (["--data.path", "nowhere"], "nowhere: there is no such file or folder"),
-            (["--split", "tset"], "no image is in the split 'tset'"),
-            (["--caption-column", "title"], "there is no caption column: looked for title and found image, caption"),
-            (["--dev-share", "2"], "data.dev_share must be at least 0 and below 1, and 2.0 is not."),
-            (["--checkpoint", "no/where"], "'no/where'"),
+            (["a/COCO_val2014_000000391895.jpg", "a/000000000007.jpg"], [391895, 7]),
+            (["a/000000000007.jpg", "a/b.jpg"], ["000000000007.jpg", "b.jpg"]),
+            (["a/1.jpg", "b/1.jpg", "b/2.jpg"], ["a/1.jpg", "b/1.jpg", "2.jpg"]),
+            (["val/000000000007.jpg", "train/000000000007.jpg"], ["val/000000000007.jpg", "train/000000000007.jpg"]),
         ],
     )
-    def test_what_cannot_be_used_ends_in_a_sentence(self, command, options, changes, complaint, capsys):
-        assert command([*options, *changes]) == 2
-        error = capsys.readouterr().err.splitlines()[-1]
-        assert error.startswith("evaluate.py: ")
-        assert complaint in error
+    def test_are_cocos_numbers_or_names_or_paths(self, images, expected):
+        assert evaluation._image_ids(images) == expected
 
-    def test_a_file_that_could_not_be_written_is_refused_at_once(self, command, options, tmp_path, capsys):
-        with pytest.raises(SystemExit) as caught:
-            command([*options, "--json", str(tmp_path / "none" / "scores.json")])
-        assert caught.value.code == 2
-        assert "there is no folder" in capsys.readouterr().err
+
+class TestTrainingCaptions:
+    def test_are_those_of_the_split_whether_its_pictures_are_there_or_not(self, tmp_path):
+        write_colours(tmp_path)
+        (tmp_path / "train_red.png").unlink()
+        corpus = open_corpus(tmp_path / "captions.csv")
+        captions = training_captions(corpus, "train")
+        rows = (tmp_path / "captions.csv").read_text().splitlines()
+        assert len(captions) == sum("train_" in row and "train_red" not in row for row in rows)
+        assert training_captions(corpus, "none") is None
+
+
+def write_files(folder, captions: dict, references: dict, **images: str):
+    results, annotations = folder / "results.json", folder / "references.json"
+    results.write_text(json.dumps([{"image_id": image, "caption": text} for image, text in captions.items()]))
+    annotations.write_text(
+        json.dumps(
+            {
+                "images": [
+                    {"id": image, **({"file_name": images[image]} if image in images else {})} for image in references
+                ],
+                "annotations": [{"image_id": i, "caption": text} for i, texts in references.items() for text in texts],
+            }
+        )
+    )
+    return results, annotations
+
+
+REFERENCES = {
+    f"image{n}": [f"a {what} in the {place}", f"the {what} is in a {place}"]
+    for n, (what, place) in enumerate(
+        zip(["dog", "cat", "man", "train"] * 3, ["park", "house", "snow"] * 4, strict=True)
+    )
+}
+RIGHT = {image: texts[0] for image, texts in REFERENCES.items()}
+SAME = dict.fromkeys(REFERENCES, "a dog in the park")
+
+
+class TestEvaluateFiles:
+    def test_scores_captions_and_sees_that_they_belong_to_their_images(self, tmp_path):
+        result = evaluate_files(*write_files(tmp_path, RIGHT, REFERENCES), metrics=NO_JAVA)
+        assert result.metrics["bleu_4"] == pytest.approx(1)
+        assert result.shuffled_cider < result.metrics["cider"] / 2
+        assert not result.ignores_images
+        assert result.notes == []
+        assert result.loss is None
+        low, high = result.intervals["cider"]
+        assert low <= result.metrics["cider"] <= high
+
+    def test_calls_out_captions_that_do_not_depend_on_the_images(self, tmp_path):
+        result = evaluate_files(*write_files(tmp_path, SAME, REFERENCES), metrics=NO_JAVA)
+        assert result.shuffled_cider == pytest.approx(result.metrics["cider"])
+        [note] = result.notes
+        assert note.startswith("Nothing shows that the captions depend on the images: CIDEr is ")
+        assert note in str(result)
+        assert result.to_dict()["ignores_images"] is True
+
+    def test_scores_the_intersection_where_allowed_and_says_so(self, tmp_path):
+        captions = {image: text for image, text in RIGHT.items() if image != "image0"} | {"other": "a dog"}
+        files = write_files(tmp_path, captions, REFERENCES)
+        with pytest.raises(DataError, match="1 images have no caption, id 'image0'; 1 captions have no references"):
+            evaluate_files(*files, metrics=NO_JAVA)
+        result = evaluate_files(*files, metrics=NO_JAVA, allow_missing=True)
+        assert (len(result.captions), result.missing, result.extra) == (11, ["image0"], ["other"])
+        [note] = result.notes
+        assert note.startswith("Only the 11 images that have both a caption and references were scored")
+        assert note in str(result)
+        assert (result.to_dict()["missing"], result.to_dict()["extra"]) == (1, 1)
+
+    def test_finds_pictures_by_their_names_in_the_references(self, tmp_path):
+        picture(0).save(tmp_path / "0.png")
+        files = write_files(tmp_path, RIGHT, REFERENCES, image0="0.png", image1="gone.png")
+        result = evaluate_files(*files, metrics=NO_JAVA, images_dir=tmp_path)
+        assert result.images == [str(tmp_path / "0.png"), *[None] * 11]
+        with pytest.raises(DataError, match="none of the pictures that"):
+            evaluate_files(*files, metrics=NO_JAVA, images_dir=tmp_path / "cache")
+
+    def test_compares_two_systems_on_the_same_images(self, tmp_path):
+        files = write_files(tmp_path, RIGHT, REFERENCES)
+        folder = tmp_path / "other"
+        folder.mkdir()
+        write_files(folder, SAME, REFERENCES)
+        result = evaluate_files(*files, metrics=NO_JAVA, compare_with=folder)
+        comparison = result.comparison
+        first, other = (scores.per_image["cider"] for scores in (comparison.scores, comparison.other_scores))
+        counts = comparison.counts
+        assert list(comparison.leads) == list(first - other)
+        assert (counts["wins"], counts["losses"]) == (int(np.sum(first > other)), int(np.sum(first < other)))
+        assert sum(counts.values()) == len(REFERENCES)
+        assert counts["wins"] > counts["losses"]
+        told = result.to_dict()["comparison"]["metrics"]["cider"]
+        assert told["difference"] == pytest.approx(told["first"] - told["other"])
+        assert told["low"] > 0
+        assert f"by CIDEr {counts['wins']} wins, {counts['losses']} losses, {counts['ties']} ties" in str(result)
+
+    def test_compares_on_what_both_have_where_allowed(self, tmp_path):
+        files = write_files(tmp_path, RIGHT, REFERENCES)
+        other = tmp_path / "other.json"
+        other.write_text(json.dumps([{"image_id": f"image{n}", "caption": "a dog"} for n in range(5, 12)]))
+        with pytest.raises(
+            DataError, match=r"other\.json: 5 images have no caption, id 'image0', 'image1', 'image2', …"
+        ):
+            evaluate_files(*files, metrics=NO_JAVA, compare_with=other)
+        result = evaluate_files(*files, metrics=NO_JAVA, compare_with=other, allow_missing=True)
+        assert result.comparison.rows == list(range(5, 12))
+        assert len(result.comparison.scores.per_image["cider"]) == 7
+        assert len(result.captions) == 12
+        assert any(note.endswith("the comparison is on the other 7.") for note in result.notes)
+
+    def test_gives_every_picture_to_clip_once(self, tmp_path, monkeypatch):
+        names = {image: f"{image}.png" for image in REFERENCES}
+        for number, name in enumerate(names.values()):
+            picture(number, width=20 + number).save(tmp_path / name)
+
+        def score_clip(images, captions, model):
+            return np.array([image.width / 100 for image, _ in zip(images, captions, strict=True)])
+
+        monkeypatch.setattr(evaluation, "score_clip", score_clip)
+        files = write_files(tmp_path, RIGHT, REFERENCES, **names)
+        result = evaluate_files(*files, metrics=NO_JAVA, images_dir=tmp_path, clip_model="some/clip")
+        assert result.clip_scores.tolist() == [(20 + number) / 100 for number in range(12)]
+        low, high = result.intervals["clip_score"]
+        assert low < result.metrics["clip_score"] < high
+        assert "clip_score" not in result.not_computed
+        assert evaluate_files(*files, metrics=NO_JAVA, clip_model="some/clip").metrics["clip_score"] is None

@@ -27,6 +27,7 @@ EVALUATION = {
     "prompt": "",
     "generation": {"num_beams": 2, "max_new_tokens": 9},
     "metrics": {"loss": 1.25, "shuffled_loss": 2.5, "bleu_1": 0.5, "cider": 0.75},
+    "intervals": {"cider": [0.701, 0.8]},
     "command": "python scripts/evaluate.py --split test",
 }
 
@@ -205,6 +206,7 @@ class TestScores:
         assert results == {"loss": 1.25, "BLEU-1": 50.0, "CIDEr": 75.0}
         assert {result.dataset_split for result in card.data.eval_results} == {"test"}
         assert "| loss | loss with the images shuffled | BLEU-1 | CIDEr |" in card.text
+        assert "| 1.25 | 2.5 | 50.0 | 75.0 |\n|  |  |  | 70.1 to 80.0 |" in card.text
         assert "| 1.25 | 2.5 | 50.0 | 75.0 |" in card.text
         assert "```sh\npython scripts/evaluate.py --split test\n```" in card.text
         assert "(num_beams 2, max_new_tokens 9)" in card.text
@@ -375,17 +377,20 @@ class TestEvaluation:
         model.generation_config.max_new_tokens = 4
         model.save_pretrained(tmp_path / "checkpoint")
         tiny_processor(model.config).save_pretrained(tmp_path / "checkpoint")
+        monkeypatch.chdir(tmp_path)  # where the folder `evaluation` goes
+        monkeypatch.setenv("PATH", "")  # no Java
         return ["--checkpoint", str(tmp_path / "checkpoint"), "--data.path", str(trained / "captions.csv")]
 
     def test_adds_its_scores_to_the_card(self, command, options, trained, tmp_path):
-        assert command([*options, "--num-beams=2", f"--json={tmp_path / 'scores.json'}"]) == 0
+        assert command([*options, "--num-beams=2", f"--output-dir={tmp_path / 'scores'}"]) == 0
         [entry] = read_facts(tmp_path / "checkpoint")["evaluations"]
         assert (entry["data"], entry["split"]) == (trained.name, "dev")
         assert entry["generation"] == {"num_beams": 2, "max_new_tokens": 4}
-        options_told = "--checkpoint checkpoint --data.path captions.csv --num-beams=2 --json=scores.json"
+        options_told = "--checkpoint checkpoint --data.path captions.csv --num-beams=2 --output-dir=scores"
         assert entry["command"] == f"python scripts/evaluate.py {options_told}"
         bleu = {f"bleu_{n}" for n in range(1, 5)}
-        assert set(entry["metrics"]) == {"loss", "shuffled_loss", "cider"} | bleu
+        assert set(entry["metrics"]) == {"loss", "shuffled_loss", "rouge_l", "cider"} | bleu
+        assert set(entry["intervals"]) == {"rouge_l", "cider"} | bleu
         assert entry["command"] in (tmp_path / "checkpoint" / "README.md").read_text()
 
     def test_of_some_images_is_not_for_the_card(self, command, options, tmp_path):

@@ -77,6 +77,10 @@ def test_there_are_configs_to_load():
         ("model.vision", {"model_type": "vit"}, {"model_type": "vit"}),
         ("training.resume", False, False),
         ("training.max_steps", -1, -1),
+        ("generation.num_beams", None, None),
+        ("generation.num_beams", 4, 4),
+        ("generation.length_penalty", -1, -1.0),
+        ("generation.no_repeat_ngram_size", 0, 0),
     ],
 )
 def test_values_become_what_the_setting_holds(name, value, expected):
@@ -110,6 +114,9 @@ def test_values_become_what_the_setting_holds(name, value, expected):
         ("data.max_pixels", 0, "data.max_pixels must be above 0, and 0 is not."),
         ("data.captions_per_image", "two", "data.captions_per_image must be all|sample|first, and 'two' is not."),
         ("data.max_caption_tokens", 0, "data.max_caption_tokens must be above 0, and 0 is not."),
+        ("generation.num_beams", 0, "generation.num_beams must be above 0, and 0 is not."),
+        ("generation.repetition_penalty", 0, "generation.repetition_penalty must be above 0, and 0.0 is not."),
+        ("generation.no_repeat_ngram_size", -1, "generation.no_repeat_ngram_size must be at least 0, and -1 is not."),
     ],
 )
 def test_a_wrong_value_gets_a_sentence(name, value, sentence):
@@ -130,7 +137,7 @@ def test_an_unknown_setting_names_the_nearest():
         ("training: {epoch: 1}", "there is no setting 'training.epoch'; did you mean 'training.epochs'?"),
         ("training: 3", "the section training holds no fields."),
         ("training:", "the section training holds no fields."),
-        ("- training", "a config is made of the sections model, data, training."),
+        ("- training", "a config is made of the sections model, data, training, generation."),
         ("training: [", "the config is not valid YAML: while parsing a flow node"),
     ],
 )
@@ -211,7 +218,7 @@ class TestCommandLine:
             "training.seed": 3,
         }
 
-    @pytest.mark.parametrize("prompt", ["Photo: a", "'s", "[INST]", "yes", "null", "Photo #1", "007", "{a}"])
+    @pytest.mark.parametrize("prompt", ["Photo: a", "'s", "[INST]", "yes", "null", "Photo #1", "007", "{a: 1}"])
     def test_leaves_text_as_it_is(self, prompt):
         _, overrides = parse("--prompt", prompt)
         assert RunConfig.load(None, overrides).data.prompt == prompt

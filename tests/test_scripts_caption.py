@@ -180,7 +180,7 @@ def test_bad_usage_is_one_sentence_and_exit_code_2(run, photo, arguments, messag
 def test_no_picture_is_bad_usage(run):
     code, out, err = run()
     assert (code, out) == (2, [])
-    assert err == ["caption.py: the following arguments are required: IMAGE"]
+    assert err == ["caption.py: give pictures to caption, or --features FILE, and not both"]
 
 
 def test_a_closed_pipe_ends_it_quietly(checkpoint, photo):

@@ -181,22 +181,23 @@ class TestEvaluation:
         model = tiny_model("dinov2")
         captioner = Captioner(model, tiny_processor(model.config))
         monkeypatch.setattr(script.Captioner, "from_pretrained", lambda checkpoint: captioner)
-        return lambda *options: script.main(
-            ["--checkpoint", "none", "--data.path", str(folder / "captions.csv"), "--split", "train", *options]
-        )
+        model.generation_config.max_new_tokens = 4
+        always = ["--checkpoint", "none", "--data.path", str(folder / "captions.csv"), "--split", "train"]
+        return lambda *options: script.main([*always, "--output-dir", str(folder / "out"), *options])
 
     def test_leaves_bad_images_out_and_says_so(self, evaluate, folder, capsys):
-        out = folder / "scores.json"
         skip = ["--on-bad-image", "skip", "--max-bad-share", "0.5", "--max-pixels", "2000"]
-        assert evaluate(*skip, "--json", str(out)) == 0
+        assert evaluate(*skip, "--json") == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines[0].startswith("5 images of ")
-        assert lines[1].startswith("left out               3 bad images, first: ")
-        found = json.loads(out.read_text())
+        assert any(line.startswith("Note: 3 bad images were left out, first: ") for line in lines)
+        found = json.loads(lines[-1])
         names = [Path(entry["file"]).name for entry in found["bad_images"]]
         assert names == ["train_lime.png", "train_blue.png", "train_cyan.png"]
-        assert len(found["captions"]) == 5
-        assert not set(names) & {Path(name).name for name in found["captions"]}
+        captioned = {entry["image_id"] for entry in json.loads((folder / "out" / "results.json").read_text())}
+        assert len(captioned) == 5
+        assert not set(names) & captioned
+        assert "3 bad images were left out" in (folder / "out" / "report.html").read_text()
 
     def test_stops_at_the_first_by_default_and_at_too_many(self, evaluate, capsys):
         assert evaluate() == 2

@@ -126,8 +126,8 @@ def overfitted(tmp_path_factory):
     lines: list[str] = []
     before: dict[str, torch.Tensor] = {}
 
-    def compose(settings):
-        model, processor = compose_captioner(settings)
+    def compose(*args):
+        model, processor = compose_captioner(*args)
         before.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
         return model, processor
 

@@ -10,20 +10,23 @@ from tqdm import tqdm
 from transformers import ProgressCallback, TrainerCallback
 
 from .console import describe_seconds
-from .data import CaptionChoice, Place
+from .data import CaptionChoice, Place, TargetChoice
 from .data.batches import LengthBatchSampler
 from .data.collator import CaptionCollator
 from .dev_captions import caption_rows
 from .modeling_captioner import CaptionerForConditionalGeneration
+from .processing_captioner import VectorProcessor
 
 logger = logging.getLogger(__name__)
 
 
 class EpochTeller(TrainerCallback):
-    """Tells the choice of captions and of batches which epoch begins, or is taken up again."""
+    """Tells the choice of captions, of targets and of batches which epoch begins, or is taken up again."""
 
-    def __init__(self, choice: CaptionChoice, batch_sampler: LengthBatchSampler):
-        self.choice, self.batch_sampler = choice, batch_sampler
+    def __init__(
+        self, choice: CaptionChoice, batch_sampler: LengthBatchSampler, choose_targets: TargetChoice | None = None
+    ):
+        self.told = [choice, batch_sampler, *([] if choose_targets is None else [choose_targets])]
 
     def on_train_begin(self, args, state, control, **kwargs):
         """As of TrainerCallback."""
@@ -33,7 +36,8 @@ class EpochTeller(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs):
         """As of TrainerCallback."""
         # Of a resumed epoch, the part behind the point is done.
-        self.choice.epoch = self.batch_sampler.epoch = int(state.epoch or 0)
+        for draw in self.told:
+            draw.epoch = int(state.epoch or 0)
 
 
 class LastLog(TrainerCallback):
@@ -49,10 +53,14 @@ class SampleCaptions(TrainerCallback):
     """Writes the captions of a few dev images, beside a reference, whenever the dev loss is taken.
 
     They are added to Trainer's log as well, as `samples`, so that a run that is taken up again has them.
+
+    Attributes:
+        has_vectors: whether the captions are of vectors, in place of pictures.
     """
 
     def __init__(self, dataset: Dataset, collator: CaptionCollator):
         self.rows, self.collator = list(dataset), collator
+        self.has_vectors = isinstance(collator.processor, VectorProcessor)
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
         """As of TrainerCallback."""
@@ -64,11 +72,11 @@ class SampleCaptions(TrainerCallback):
             logger.info("  %s: %s  [reference: %s]", sample["image"], sample["caption"], sample["reference"])
 
     def captions(self, model: CaptionerForConditionalGeneration) -> list[dict[str, str]]:
-        """The name, the caption and a reference of each image."""
+        """The name, the caption and a reference of each image; greedy, of the model's usual length."""
         texts = caption_rows(model, self.collator, self.rows, len(self.rows))
         return [
             {
-                "image": Place.parse(row["image"]).short_name,
+                "image": row["image"] if self.has_vectors else Place.parse(row["image"]).short_name,
                 "caption": text,
                 "reference": row["captions"][0],
             }

@@ -54,8 +54,12 @@ class CaptionerConfig(PreTrainedConfig):
     1,968,384 trained parameters.
 
     Args:
-        vision_config (`PreTrainedConfig` or `dict`): any vision tower that `AutoModel` builds.
+        vision_config (`PreTrainedConfig` or `dict`): any vision tower that `AutoModel` builds; None with
+            `feature_size`.
         text_config (`PreTrainedConfig` or `dict`): any language model that `AutoModelForCausalLM` builds.
+        feature_size (`int`, *optional*): there is no vision tower: what is captioned comes as vectors of this width,
+            computed elsewhere, as `image_features`.
+        feature_tokens (`int`): with `feature_size`, how many such vectors an input is.
         image_tokens (`"pooled"`, `"patches"` or `"all"`): what the projector gets of an image: one pooled vector, the
             tower's patch tokens, or all its tokens as they are, class and register tokens included.
         image_grid (`int`, *optional*): with `"patches"`, average-pool the patches to `image_grid` × `image_grid`.
@@ -82,14 +86,23 @@ class CaptionerConfig(PreTrainedConfig):
             `transformer` relu.
         projector_dropout (`float`): in training, of the projected tokens; in `transformer` and `resampler`, of
             attention weights and of what each layer adds.
-        freeze_vision (`bool`), freeze_language (`bool`): keep a tower's weights as they are: no gradient, never in
-            train mode.
+        freeze_vision (`bool`), freeze_language (`bool`): keep a tower as it is: no gradient, never in train mode. A
+            tower that is not frozen is trained as a whole, or what the next four fields name of it.
+        freeze_projector (`bool`): the same of the projector, and of learned vectors around the image tokens.
+        vision_layers (`int`, *optional*), text_layers (`int`, *optional*): train a tower's last so many blocks alone,
+            and the norm behind them.
+        vision_adapter (`dict`, *optional*), text_adapter (`dict`, *optional*): the LoRA adapter that stands beside a
+            tower's linear layers: `rank`, `alpha`, `dropout` and `targets` (last parts of the layers' names). It is
+            what is trained of the tower, if anything is.
         image_token_id (`int`, *optional*): the image placeholder in `input_ids`. It is never looked up in the
             language model's embedding table; unset, it is the first id behind it.
         vision_backbone (`dict`, *optional*), text_backbone (`dict`, *optional*): where a pretrained tower came from:
             `name`, `revision` and the `fingerprint` of its weights.
         external_towers (`list[str]`): the towers whose weights are *not* in this checkpoint and are fetched from
             their backbone instead (`"vision_tower"`, `"language_model"`). Empty in a self-contained checkpoint.
+        trained_weights (`list[str]`): weights of towers with a named backbone that were trained here, so that every
+            checkpoint holds them: names such as `vision_tower.layernorm.weight`. A tower trained as a whole has no
+            `fingerprint` in its backbone instead.
     """
 
     model_type = "vlm_captioner"
@@ -105,6 +118,8 @@ class CaptionerConfig(PreTrainedConfig):
 
     vision_config: Any = None  # a PreTrainedConfig once `__post_init__` has run
     text_config: Any = None
+    feature_size: int | None = None
+    feature_tokens: int = 1
     image_tokens: Literal["pooled", "patches", "all"] = "pooled"
     image_grid: int | None = None
     pooled_in_front: bool = False
@@ -122,10 +137,16 @@ class CaptionerConfig(PreTrainedConfig):
     projector_dropout: float = 0.0
     freeze_vision: bool = True
     freeze_language: bool = True
+    freeze_projector: bool = False
+    vision_layers: int | None = None
+    text_layers: int | None = None
+    vision_adapter: dict | None = None
+    text_adapter: dict | None = None
     image_token_id: int | None = None
     vision_backbone: dict | None = None
     text_backbone: dict | None = None
     external_towers: list | tuple = ()
+    trained_weights: list | tuple = ()
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):
@@ -135,7 +156,13 @@ class CaptionerConfig(PreTrainedConfig):
                 f"{', '.join(misplaced)}: this is for generation, and the model's config takes no such settings. Set "
                 "it in model.generation_config, or pass it to generate()."
             )
-        super().__post_init__(**kwargs)
+        names_tower = self.vision_config is not None
+        super().__post_init__(**kwargs)  # which fills in the default tower
+        if self.feature_size is not None:
+            self._check_features(names_tower)
+            self.vision_config = None
+        elif self.feature_tokens != 1:
+            raise ValueError("feature_tokens belongs to feature_size, which says that there is no vision tower.")
         bos_token_id = getattr(self.text_config, "bos_token_id", None)
         if self.image_start is None:
             self.image_start = "bos" if bos_token_id is not None else "none"
@@ -163,6 +190,7 @@ class CaptionerConfig(PreTrainedConfig):
                 f"{self.text_config.vocab_size}; the placeholder must be an id behind it."
             )
         self.external_towers = list(self.external_towers)
+        self.trained_weights = list(self.trained_weights)
         # The language model ties its own head; the composed model ties nothing on top of that.
         self.tie_word_embeddings = getattr(self.text_config, "tie_word_embeddings", True)
 
@@ -187,12 +215,13 @@ class CaptionerConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be at least 1, got {value}.")
         if not 0 <= self.projector_dropout < 1:
             raise ValueError(f"projector_dropout must be at least 0 and below 1, got {self.projector_dropout}.")
-        if self.projector == "prefix_mlp" and self.image_tokens != "pooled":
+        is_one = self.image_tokens == "pooled" if self.feature_size is None else self.feature_tokens == 1
+        if self.projector == "prefix_mlp" and not is_one:
             raise ValueError(
                 "projector='prefix_mlp' makes its tokens of one pooled vector: set image_tokens='pooled', or choose "
                 "the projector transformer or resampler."
             )
-        if self.projector == "resampler" and self.image_tokens == "pooled":
+        if self.projector == "resampler" and is_one:
             raise ValueError(
                 "projector='resampler' chooses among an image's tokens: set image_tokens to 'patches' or 'all', or "
                 "choose the projector transformer or prefix_mlp."
@@ -211,13 +240,31 @@ class CaptionerConfig(PreTrainedConfig):
             if self.projector_expansion is not None:
                 self.projector_hidden_act = self.projector_hidden_act or "gelu"
 
+    def _check_features(self, names_tower: bool) -> None:
+        if names_tower or self.vision_backbone is not None:
+            raise ValueError(
+                "feature_size says that there is no vision tower: leave out vision_config, or feature_size."
+            )
+        if (self.image_tokens, self.image_grid, self.pooled_in_front) != ("pooled", None, False) or (
+            self.pooled_feature != "pooler_output"
+        ):
+            raise ValueError(
+                "image_tokens, image_grid, pooled_in_front and pooled_feature choose among a vision tower's tokens, "
+                "and there is no vision tower: leave them out."
+            )
+        for name in ("feature_size", "feature_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
     @property
     def vision_feature_size(self) -> int:
-        """Width of the vision tower's image tokens: the projector's input.
+        """Width of the vision tower's image tokens, or of the vectors in their place: the projector's input.
 
         Raises:
             ValueError: if the tower's config names no width.
         """
+        if self.feature_size is not None:
+            return self.feature_size
         names = ("projection_dim",) if self.pooled_feature == "image_embeds" else ("hidden_size", "num_features")
         for name in names:
             if width := getattr(self.vision_config, name, None):
@@ -233,6 +280,8 @@ class CaptionerConfig(PreTrainedConfig):
         Raises:
             ValueError: for all patches, or all tokens, of a tower whose config does not say how many there are.
         """
+        if self.feature_size is not None:
+            return self.feature_tokens
         if self.image_tokens == "pooled":
             return 1
         if self.image_grid is not None:

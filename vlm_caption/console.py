@@ -40,7 +40,7 @@ def progress(iterable: Iterable[Item], total: int | None = None, desc: str = "")
     """Pass the items on and say on stderr how far they are.
 
     On a terminal that is a bar. Elsewhere, such as in a log file, it is a line at most every 10 seconds and one at the
-    end, with the count, the total and the items a second.
+    end, with the count, the total, the items a second and the time left.
 
     Args:
         iterable: The items.
@@ -62,7 +62,8 @@ def _progress_lines(iterable: Iterable[Item], total: int | None, desc: str) -> G
     def say(now: float) -> None:
         done = f"{count}" if total is None else f"{count}/{total}"
         rate = count / max(now - start, 1e-9)
-        print(f"{desc}{': ' if desc else ''}{done}, {rate:.3g}/s", file=sys.stderr, flush=True)
+        left = f", {tqdm.format_interval((total - count) / rate)} left" if total and 0 < count < total else ""
+        print(f"{desc}{': ' if desc else ''}{done}, {rate:.3g}/s{left}", file=sys.stderr, flush=True)
 
     for item in iterable:
         yield item

@@ -1,89 +1,553 @@
-"""How good a captioner is on a split: the loss on the references, with the right images and with wrong ones, and the
-captions' BLEU and CIDEr.
+"""How good captions are: those that a captioner writes of a split, or those of somebody's results file.
+
+    evaluation = evaluate(Captioner.from_pretrained("runs/mine"), load_captions("mine", "dev"))
+    evaluation = evaluate_files("results.json", "captions_val2014.json")
+    print(evaluation)
+    write_evaluation("evaluation", evaluation)  # of evaluation_files.py
+
+Scores are those of COCO's evaluation, with bootstrap intervals. Whether a captioner looks at its images at all is seen
+by giving every caption, or every reference, to another image: what does not get worse by that does not depend on them.
 """
 
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from datasets import Dataset
+from torch import Tensor
 
 from .captioner import Captioner
-from .console import progress
-from .data import PictureOpener, open_place
+from .data import BadImages, Corpus, DataError, PictureOpener, Place, Vectors, ask_one_by_one, drop_rows
 from .data.collator import CaptionCollator
-from .image_inputs import ImageInputs, with_index
+from .evaluation_table import evaluation_lines
+from .feature_shards import FeatureTable
+from .features import image_features
+from .image_inputs import with_index
 from .images import ImageError
-from .metrics import score
+from .metrics import (
+    COCO_METRICS,
+    METRICS,
+    Difference,
+    Diversity,
+    ImageId,
+    Interval,
+    ScorerMissingError,
+    Scores,
+    compare,
+    confidence_intervals,
+    mean_interval,
+    measure_diversity,
+    pair_captions,
+    read_file_names,
+    read_references,
+    read_results,
+    score,
+)
+from .metrics.clip_score import score_clip
 from .nll import caption_nll
+from .unfinished_captions import (
+    BATCH_SIZE,
+    UnfinishedCaptions,
+    caption_settings,
+    picture_settings,
+    question_settings,
+    vector_settings,
+    write_captions,
+)
+
+# COCO's image ids are the numbers in its file names.
+_COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})\.jpg")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two systems on the same images.
+
+    Attributes:
+        name: of the other system.
+        rows: which of the evaluation's images both captioned.
+        captions: the other's, of these.
+        scores, other_scores: of both on these images.
+        differences: first minus other, of each metric that both have.
+        missing: images that the other has no caption of.
+    """
+
+    name: str
+    rows: list[int]
+    captions: list[str]
+    scores: Scores
+    other_scores: Scores
+    differences: dict[str, Difference]
+    missing: list[ImageId]
+
+    @property
+    def leads(self) -> np.ndarray:
+        """By how much CIDEr each image's caption is better than the other's [rows]; empty where it is not computed."""
+        if "cider" not in self.differences:
+            return np.empty(0)
+        return self.scores.per_image["cider"] - self.other_scores.per_image["cider"]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many images are wins, losses and ties by CIDEr."""
+        leads = self.leads
+        return {"wins": int((leads > 0).sum()), "losses": int((leads < 0).sum()), "ties": int((leads == 0).sum())}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "name": self.name,
+            "images": len(self.rows),
+            "missing": len(self.missing),
+            **self.counts,
+            "metrics": {
+                name: {
+                    "first": self.scores.corpus[name],
+                    "other": self.other_scores.corpus[name],
+                    **difference._asdict(),
+                }
+                for name, difference in self.differences.items()
+            },
+        }
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of one captioner on one split.
+    """What some captions are worth. `str` of it is a table for people, values × 100; here all are fractions.
 
     Attributes:
-        loss: nats a token of the references, end tokens included.
-        shuffled_loss: the same, every reference beside another row's image; a model that looks loses by it. None for
-            a single row.
-        captions: one a row, in order.
-        metrics: `bleu_1` … `bleu_4` and `cider`, as fractions (papers print them × 100); empty where not computed.
-        reason: why `metrics` is empty.
+        name: of the captioner or the results file.
+        data: of the images, in words.
+        image_ids: what results files call the images.
+        images: where each picture is, as an entry of a dataset's column `image`; None where that is not known.
+        captions, references: of each image.
+        scores: of COCO's metrics.
+        intervals: bootstrap 95 % intervals of the corpus values, and of those numbers below that are means.
+        diversity: how varied the captions are.
+        shuffled_cider: CIDEr of the captions beside the references of other images; None for a single image, or where
+            CIDEr was not computed.
+        cider_gain: how much of CIDEr an image's own references give, and the ends of its interval.
+        loss: nats a token of the references, end tokens included; None for a results file.
+        shuffled_loss: the same, every reference beside another image; None also for a single image.
+        clip_scores: CLIPScore of each caption; None where not computed.
+        not_computed: a sentence why, by metric.
+        missing, extra: images left out because they have no caption, or no references.
+        bad_images: why pictures were left out, by file.
+        generation: settings of `generate` in place of the checkpoint's own.
+        comparison: with another system.
     """
 
-    loss: float
-    shuffled_loss: float | None
+    name: str
+    data: str
+    image_ids: list[ImageId]
+    images: list[str | None]
     captions: list[str]
-    metrics: dict[str, float]
-    reason: str | None
+    references: list[list[str]]
+    scores: Scores
+    intervals: dict[str, Interval]
+    diversity: Diversity
+    shuffled_cider: float | None
+    cider_gain: tuple[float, Interval] | None
+    loss: float | None = None
+    shuffled_loss: float | None = None
+    clip_scores: np.ndarray | None = None
+    not_computed: dict[str, str] = field(default_factory=dict)
+    missing: list[ImageId] = field(default_factory=list)
+    extra: list[ImageId] = field(default_factory=list)
+    bad_images: dict[str, str] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)
+    comparison: Comparison | None = None
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """COCO's metrics and CLIPScore as fractions, None where not computed."""
+        found = {name: self.scores.corpus.get(name) for name in COCO_METRICS}
+        return found | {"clip_score": None if self.clip_scores is None else float(self.clip_scores.mean())}
+
+    @property
+    def ignores_images(self) -> bool:
+        """Whether nothing shows that the captions, or the loss, depend on the images."""
+        by_loss = self.loss is not None and self.shuffled_loss is not None and self.shuffled_loss <= self.loss
+        return by_loss or (self.cider_gain is not None and self.cider_gain[1].low <= 0)
+
+    @property
+    def notes(self) -> list[str]:
+        """What has to be known beside the numbers, a sentence each."""
+        notes = []
+        if self.missing or self.extra:
+            notes.append(
+                f"Only the {len(self.image_ids):,} images that have both a caption and references were scored: "
+                f"{len(self.missing):,} without a caption and {len(self.extra):,} without references were left out."
+            )
+        if self.comparison and self.comparison.missing:
+            notes.append(
+                f"{self.comparison.name} has no caption of {len(self.comparison.missing):,} images: the comparison is "
+                f"on the other {len(self.comparison.rows):,}."
+            )
+        for file, reason in list(self.bad_images.items())[:1]:
+            notes.append(f"{len(self.bad_images):,} bad images were left out, first: {file}: {reason}.")
+        if empty := sum(not caption.strip() for caption in self.captions):
+            notes.append(f"{empty:,} captions are empty.")
+        if self.ignores_images:
+            notes.append(self._image_sentence())
+        return notes
+
+    def _image_sentence(self) -> str:
+        found = []
+        if self.cider_gain is not None and self.shuffled_cider is not None:
+            found.append(
+                f"CIDEr is {100 * self.scores.corpus['cider']:.1f}, and {100 * self.shuffled_cider:.1f} with the "
+                "references of other images"
+            )
+        if self.loss is not None and self.shuffled_loss is not None:
+            found.append(f"the loss is {self.loss:.3f}, and {self.shuffled_loss:.3f} with other images")
+        return f"Nothing shows that the captions depend on the images: {'; '.join(found)}."
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers, for JSON."""
+        return {
+            "name": self.name,
+            "data": self.data,
+            "images": len(self.image_ids),
+            **self.metrics,
+            "intervals": {name: list(interval) for name, interval in self.intervals.items()},
+            "not_computed": self.not_computed,
+            "loss": self.loss,
+            "shuffled_loss": self.shuffled_loss,
+            "shuffled_cider": self.shuffled_cider,
+            "ignores_images": self.ignores_images,
+            "distinct_1": self.diversity.distinct_1,
+            "distinct_2": self.diversity.distinct_2,
+            "vocabulary": self.diversity.vocabulary,
+            "mean_length": self.diversity.mean_length,
+            "unseen": self.diversity.unseen,
+            "repeated_4grams": self.diversity.repeated_4grams,
+            "generation": self.generation,
+            "missing": len(self.missing),
+            "extra": len(self.extra),
+            "bad_images": [{"file": file, "reason": reason} for file, reason in self.bad_images.items()],
+            "comparison": self.comparison.to_dict() if self.comparison else None,
+            "notes": self.notes,
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(evaluation_lines(self))
 
 
 def evaluate(
     captioner: Captioner,
     dataset: Dataset,
-    batch_size: int = 8,
+    *,
+    name: str = "captioner",
+    data: str = "data",
+    generation: Mapping[str, Any] | None = None,
+    training_captions: Iterable[str] | None = None,
+    metrics: Collection[str] = METRICS,
+    clip_model: str | None = None,
+    compare_with: Path | None = None,
+    allow_missing: bool = False,
     prompt: str = "",
     max_caption_tokens: int = 64,
     features_dir: Path | None = None,
     open_picture: PictureOpener | None = None,
-    **generate_kwargs,
+    vectors: Vectors | None = None,
+    bad: BadImages | None = None,
+    unfinished: Path | None = None,
 ) -> Evaluation:
-    """Scores a captioner on the rows of `load_captions`.
+    """Captions the rows of `load_captions` and scores captions and captioner.
+
+    Every picture is opened once, for its features, or not at all where these are cached; losses and captions are both
+    made from them.
 
     Args:
         captioner: the one to score.
-        dataset: columns `image` and `captions`.
-        batch_size: images at a time.
-        prompt, max_caption_tokens: as in training.
+        dataset: columns `image` and `captions`; and `questions`, each of which is then asked and scored on its own,
+            with the answers to it as references.
+        name, data: what captioner and images are called in tables and reports.
+        generation: settings of `generate` in place of the checkpoint's own.
+        training_captions: all that the captioner learnt from, for the share of captions that are none of them.
+        metrics: of `METRICS`.
+        clip_model: of CLIPScore, a name on the Hub or a folder; None: it is not computed.
+        compare_with: a results file, or a folder with `results.json`, of the same images.
+        allow_missing: compare on the images that both have.
+        prompt: around the image; by default as the captioner was trained.
+        max_caption_tokens: as in training.
         features_dir: where the images' features are kept.
         open_picture: by default within the limits of `open_image`.
-        **generate_kwargs: instead of the checkpoint's generation settings.
+        vectors: what the captions are of, where that is no pictures; `image` is then the name of a row of them.
+        bad: gets the pictures that cannot be opened, which are left out.
+        unfinished: keeps captions as they are written: a call that was killed goes on from there if it is repeated.
+            Removed at the end.
 
     Raises:
-        ImageError: if a picture cannot be read.
+        ImageError: if a picture cannot be read, and `bad` is not given.
+        DataError: if no picture or too many cannot be read, a vector holds a number that is not finite, files cannot
+            be written, or `compare_with` does not fit.
+        ValueError: if the captioner takes vectors and none are given, or others.
     """
-    model, processor = captioner.model, captioner.processor
+    other = None if compare_with is None else _read_other(compare_with)
     open_picture = open_picture or PictureOpener()
+    generation = dict(generation or {})
+    asks = "questions" in dataset.column_names
+    if asks:
+        dataset = ask_one_by_one(dataset)
+    failed: list[int] = []
+    on_error = None
+    if bad is not None and vectors is None:
+        bad.expect(len(dataset))
+        images = dataset["image"]
+
+        def on_error(row: int, error: ImageError) -> None:
+            failed.append(row)
+            bad.add(images[row], error.reason)
+
+    model, processor = captioner.model, captioner.processor
+    if (vectors is None) != (model.config.feature_size is None):
+        takes = "pictures" if vectors is not None else "vectors"
+        raise ValueError(
+            f"This captioner takes {takes}: {'leave out' if vectors is not None else 'give'} data.features."
+        )
+    if vectors is not None:
+        features: FeatureTable | Vectors = vectors.select(dataset["image"])
+        captioner.check_vectors(features)
+    else:
+        features = image_features(
+            model, processor, dataset["image"], features_dir, open_picture=open_picture, on_error=on_error
+        )
+    rows = np.delete(np.arange(len(dataset)), failed)
+    dataset = drop_rows(dataset, failed)
+    if len(dataset) == 0:
+        raise DataError(f"{data}: none of the images can be opened")
     dataset = with_index(dataset)
-    images = ImageInputs(
-        model, processor, dataset["image"], cache=True, features_dir=features_dir, open_picture=open_picture
+    references = list(dataset["captions"])
+    image_ids: list[ImageId] = _image_ids(dataset["image"]) if vectors is None else list(dataset["image"])
+    if asks:
+        names = [Place.parse(row["image"]).short_name for row in dataset]
+        image_ids = [f"{image}: {row['questions'][0]}" for image, row in zip(names, dataset, strict=True)]
+    if other is not None:
+        _pair(other, image_ids, references, allow_missing)  # what is wrong with them, before the work
+
+    def encode(batch: list[dict]) -> dict[str, Tensor]:
+        return {"image_features": features[[int(rows[row["index"]]) for row in batch]]}
+
+    collator = CaptionCollator(processor, encode, prompt=prompt, max_caption_tokens=max_caption_tokens)
+    kept = UnfinishedCaptions(
+        unfinished,
+        caption_settings(captioner, collator, generation)
+        | (
+            picture_settings(captioner, dataset["image"], features_dir, open_picture)
+            if isinstance(features, FeatureTable)
+            else vector_settings(features)
+        )
+        | question_settings(dataset),
     )
-    collator = CaptionCollator(processor, images, prompt=prompt, max_caption_tokens=max_caption_tokens)
-    loss = caption_nll(model, dataset, collator, batch_size)
+    captions = write_captions(captioner, dataset, collator, generation, kept)
+    loss = caption_nll(model, dataset, collator, BATCH_SIZE)
     shuffled_loss = None
     if len(dataset) > 1:
-        shuffled_loss = caption_nll(model, dataset, collator, batch_size, shuffle_images=True)
-    results = captioner.caption_each(
-        (open_place(image, open_picture.max_bytes) for image in dataset["image"]),
-        prompt=prompt,
-        batch_size=batch_size,
-        max_pixels=open_picture.max_pixels,
-        max_bytes=open_picture.max_bytes,
-        **generate_kwargs,
+        shuffled_loss = caption_nll(model, dataset, collator, BATCH_SIZE, shuffle_images=True)
+    evaluation = _score(
+        captions,
+        references,
+        name=name,
+        data=data,
+        image_ids=image_ids,
+        images=list(dataset["image"]) if vectors is None else [None] * len(dataset),
+        training_captions=training_captions,
+        metrics=metrics,
+        clip_model=clip_model,
+        open_picture=open_picture,
+        other=other,
+        allow_missing=allow_missing,
+        loss=loss,
+        shuffled_loss=shuffled_loss,
+        bad_images={} if bad is None else bad.reasons,
+        generation=generation,
     )
-    texts = []
-    for result in progress(results, total=len(dataset), desc="captions"):
-        if isinstance(result, ImageError):
-            raise result
-        texts.append(result.text)
-    scores = score(texts, dataset["captions"], ("bleu", "cider"))
-    return Evaluation(loss, shuffled_loss, texts, scores.corpus, next(iter(scores.not_computed.values()), None))
+    kept.remove()
+    return evaluation
+
+
+def evaluate_files(
+    results: str | Path,
+    references: str | Path,
+    *,
+    allow_missing: bool = False,
+    images_dir: str | Path | None = None,
+    metrics: Collection[str] = METRICS,
+    clip_model: str | None = None,
+    compare_with: Path | None = None,
+    open_picture: PictureOpener | None = None,
+) -> Evaluation:
+    """Scores captions in COCO's results format against references in COCO's annotations format.
+
+    Args:
+        results, references: the files.
+        allow_missing: score the images that both have, where they differ; `notes` of the result says so.
+        images_dir: the folder of the pictures that the references name as `file_name`, for the report and CLIPScore.
+        metrics, clip_model, compare_with, open_picture: as of `evaluate`.
+
+    Raises:
+        DataError: if a file cannot be read or has not these formats, or images are missing.
+    """
+    other = None if compare_with is None else _read_other(compare_with)
+    pairs = pair_captions(read_results(results), read_references(references), allow_missing)
+    if other is not None:
+        _pair(other, pairs.image_ids, pairs.references, allow_missing)
+    images: list[str | None] = [None] * len(pairs.image_ids)
+    if images_dir is not None:
+        names = read_file_names(references)
+        paths = [Path(images_dir) / names[image] if image in names else None for image in pairs.image_ids]
+        images = [str(path) if path is not None and path.is_file() else None for path in paths]
+        if not any(images):
+            raise DataError(f"{images_dir}: none of the pictures that {references} names is there")
+    return _score(
+        pairs.captions,
+        pairs.references,
+        name=str(results),
+        data=str(references),
+        image_ids=pairs.image_ids,
+        images=images,
+        training_captions=None,
+        metrics=metrics,
+        clip_model=clip_model,
+        open_picture=open_picture or PictureOpener(),
+        other=other,
+        allow_missing=allow_missing,
+        missing=pairs.missing,
+        extra=pairs.extra,
+    )
+
+
+def training_captions(corpus: Corpus, split: str) -> list[str] | None:
+    """All captions of a corpus's training split, whether its pictures are there or not; None if it has no such split.
+
+    Args:
+        corpus: as of `open_corpus`.
+        split: the name of the training split.
+
+    Raises:
+        DataError: if the split cannot be read.
+    """
+    if split not in corpus.splits:
+        return None
+    missing: list[Any] = []
+    dataset = corpus.load(split, on_missing=missing.append)
+    return [caption for texts in dataset["captions"] for caption in texts] or None
+
+
+def _score(
+    captions: list[str],
+    references: list[list[str]],
+    *,
+    image_ids: list[ImageId],
+    images: list[str | None],
+    training_captions: Iterable[str] | None,
+    metrics: Collection[str],
+    clip_model: str | None,
+    open_picture: PictureOpener,
+    other: tuple[str, dict[ImageId, str]] | None,
+    allow_missing: bool,
+    **facts: Any,
+) -> Evaluation:
+    scores = score(captions, references, metrics)
+    intervals = confidence_intervals(scores)
+    not_computed = dict(scores.not_computed)
+    for metric in COCO_METRICS:
+        if metric not in scores.corpus and metric not in not_computed:
+            not_computed[metric] = "it was not asked for"
+    diversity = measure_diversity(captions, training_captions)
+    intervals["mean_length"] = mean_interval(diversity.lengths)
+    intervals["repeated_4grams"] = mean_interval(diversity.repetitions)
+    if diversity.is_unseen is not None:
+        intervals["unseen"] = mean_interval(diversity.is_unseen)
+    else:
+        not_computed["unseen"] = "there are no training captions to look for them in"
+    clip_scores = None
+    if clip_model is None:
+        not_computed["clip_score"] = "no --clip-model was given"
+    elif not all(images):
+        not_computed["clip_score"] = "CLIPScore needs all pictures: give their folder"
+    else:
+        try:
+            clip_scores = score_clip((open_picture(image) for image in images if image), captions, clip_model)
+            intervals["clip_score"] = mean_interval(clip_scores)
+        except (ScorerMissingError, ImageError) as error:
+            not_computed["clip_score"] = str(error)
+    shuffled_cider, cider_gain = None, None
+    if "cider" in scores.corpus and len(captions) > 1:
+        half = len(captions) // 2
+        shuffled = score(captions, references[half:] + references[:half], ["cider"])
+        shuffled_cider = shuffled.corpus["cider"]
+        gains = scores.per_image["cider"] - shuffled.per_image["cider"]
+        cider_gain = float(gains.mean()), mean_interval(gains)
+        intervals["shuffled_cider"] = mean_interval(shuffled.per_image["cider"])
+    return Evaluation(
+        image_ids=image_ids,
+        images=images,
+        captions=captions,
+        references=references,
+        scores=scores,
+        intervals=intervals,
+        diversity=diversity,
+        shuffled_cider=shuffled_cider,
+        cider_gain=cider_gain,
+        clip_scores=clip_scores,
+        not_computed=not_computed,
+        comparison=other and _compare(other, scores, image_ids, captions, references, metrics, allow_missing),
+        **facts,
+    )
+
+
+def _read_other(path: Path) -> tuple[str, dict[ImageId, str]]:
+    file = path / "results.json" if path.is_dir() else path
+    return str(path), read_results(file)
+
+
+def _pair(
+    other: tuple[str, dict[ImageId, str]],
+    image_ids: list[ImageId],
+    references: list[list[str]],
+    allow_missing: bool,
+) -> tuple[list[int], list[str], list[ImageId]]:
+    """Rows of which the other system has captions, these, and the images of which it has none."""
+    name, captions = other
+    try:
+        pairs = pair_captions(captions, dict(zip(image_ids, references, strict=True)), allow_missing)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    row_of = {image: row for row, image in enumerate(image_ids)}
+    return [row_of[image] for image in pairs.image_ids], pairs.captions, pairs.missing
+
+
+def _compare(
+    other: tuple[str, dict[ImageId, str]],
+    scores: Scores,
+    image_ids: list[ImageId],
+    captions: list[str],
+    references: list[list[str]],
+    metrics: Collection[str],
+    allow_missing: bool,
+) -> Comparison:
+    rows, other_captions, missing = _pair(other, image_ids, references, allow_missing)
+    chosen = [references[row] for row in rows]
+    if missing:
+        scores = score([captions[row] for row in rows], chosen, metrics)
+    other_scores = score(other_captions, chosen, metrics)
+    differences = compare(scores, other_scores)
+    return Comparison(other[0], rows, other_captions, scores, other_scores, differences, missing)
+
+
+def _image_ids(images: Sequence[str]) -> list[ImageId]:
+    """COCO's number where the files are COCO's; else the file's name, or all of the place if names are not unique."""
+    names = [Place.parse(image).short_name for image in images]
+    matches = [_COCO_NAME.fullmatch(name) for name in names]
+    ids: list[ImageId] = [int(match[1]) if match else name for match, name in zip(matches, names, strict=True)]
+    if all(matches) and len(set(ids)) == len(ids):
+        return ids
+    times = Counter(names)
+    return [name if times[name] == 1 else image for name, image in zip(names, images, strict=True)]

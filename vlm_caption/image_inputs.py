@@ -1,4 +1,7 @@
-"""How a batch's images reach the model: as cached features where the tower is frozen, as pixels otherwise."""
+"""How a batch's images reach the model: as cached features where the tower is frozen, as pixels otherwise.
+
+Inputs that are vectors in the first place come as features too.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +10,8 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from .data import BadImages, PictureOpener, check_pictures
+from .data import BadImages, PictureOpener, Vectors, check_pictures
+from .feature_shards import FeatureTable
 from .features import image_features
 from .images import ImageError
 from .modeling_captioner import CaptionerForConditionalGeneration
@@ -24,10 +28,11 @@ class ImageInputs:
         features_dir: where they are kept; by default in the package's cache.
         open_picture: by default within the limits of `open_image`.
         bad: gets the images that cannot be opened. They are found now, and a row's `index` counts the others.
+        vectors: what the images are in truth, and `images` the names of its rows.
 
     Raises:
         ImageError: if an image cannot be opened, now or in a batch, and `bad` is not given.
-        DataError: if too many cannot.
+        DataError: if too many cannot, or a vector holds a number that is not finite.
     """
 
     def __init__(
@@ -39,10 +44,11 @@ class ImageInputs:
         features_dir: Path | None = None,
         open_picture: PictureOpener | None = None,
         bad: BadImages | None = None,
+        vectors: Vectors | None = None,
     ):
         self.model, self.processor, self.images = model, processor, images
         self.open_picture = open_picture or PictureOpener()
-        self.features = None
+        self.features: FeatureTable | Vectors | None = None
         failed: set[int] = set()
         on_error = None
         if bad is not None:
@@ -51,7 +57,9 @@ class ImageInputs:
                 failed.add(row)
                 bad.add(images[row], error.reason)
 
-        if cache and model.config.freeze_vision:
+        if vectors is not None:
+            self.features = vectors.select(images)
+        elif cache and not any(parameter.requires_grad for parameter in model.core.vision_tower.parameters()):
             self.features = image_features(
                 model, processor, images, features_dir, open_picture=self.open_picture, on_error=on_error
             )

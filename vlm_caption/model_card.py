@@ -17,8 +17,11 @@ from torch import nn
 from transformers.utils import cached_file
 
 from .backbones import WHEELS, is_hub_id
+from .configuration_captioner import CaptionerConfig
 from .facts import FACTS_NAME, read_facts, weights_fingerprint
 from .files import write_text
+from .freezing import describe_policy, has_adapter, holds_trained_weights, module_of, policies_of
+from .metrics import METRIC_NAMES
 from .modeling_captioner import CaptionerPreTrainedModel
 
 logger = logging.getLogger(__name__)
@@ -44,13 +47,12 @@ _SOFT_TOKENS = {
 _METRIC_NAMES = {
     "loss": "loss",
     "shuffled_loss": "loss with the images shuffled",
-    **{f"bleu_{n}": f"BLEU-{n}" for n in range(1, 5)},
-    "cider": "CIDEr",
+    **METRIC_NAMES,
 }
 
 _LIMITS = (
     "The captions repeat what the training captions show, in their words and with their habits and errors; what they "
-    "do not show is likely to be called something that they do. There is always a caption, also of a picture that is "
+    "do not show is likely to be called something that they do. There is always a caption, also of {kind} that is "
     "not understood, and its score is no measure of truth. Not for decisions about people."
 )
 
@@ -182,26 +184,28 @@ def model_card(
     backbones = [backbone["name"] for backbone in (config.vision_backbone, config.text_backbone) if backbone]
     hub_ids = [backbone for backbone in backbones if _is_on_the_hub(backbone)]
     evaluations = facts.get("evaluations", [])
+    noun = "images" if config.feature_size is None else "inputs"
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag="image-text-to-text",
+        pipeline_tag="image-text-to-text" if config.feature_size is None else None,
         license=facts.get("licence"),
         language=facts.get("language"),
-        tags=["image-captioning", config.model_type, *tags],
+        tags=["image-captioning" if config.feature_size is None else "captioning", config.model_type, *tags],
         base_model=hub_ids or None,
         model_name=title,
-        eval_results=[result for entry in evaluations for result in _eval_results(entry)] or None,
+        # The Hub knows results of a task, and none for captions of vectors.
+        eval_results=[result for entry in evaluations if noun == "images" for result in _eval_results(entry)] or None,
     )
     sections = [
-        f"# {title}: {_tower_label(model, 'vision_tower')} → projection → {_tower_label(model, 'language_model')}",
+        f"# {title}: {_input_label(model)} → projection → {_tower_label(model, 'language_model')}",
         facts.get("summary"),
-        _what_it_is(folder),
-        _how_to_load(folder, name or f"path/to/{title}"),
+        _what_it_is(model, folder),
+        _how_to_load(model, folder, name or f"path/to/{title}"),
         _parts(model, facts),
-        _training(facts.get("training", {})),
-        *(_scores(evaluations, facts.get("training", {}))),
-        _samples(facts.get("training", {}).get("samples", [])),
-        _limits(facts),
+        _training(facts.get("training", {}), noun),
+        *(_scores(evaluations, facts.get("training", {}), noun)),
+        _samples(facts.get("training", {}).get("samples", []), noun),
+        _limits(facts, noun),
     ]
     body = "\n\n".join(section for section in sections if section)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{MARK}\n\n{body}\n")
@@ -247,12 +251,26 @@ def _tower_label(model: CaptionerPreTrainedModel, part: str) -> str:
     return name if _is_on_the_hub(name) else Path(name).name
 
 
-def _what_it_is(folder: Path) -> str:
+def _input_label(model: CaptionerPreTrainedModel) -> str:
+    """What stands before the projector: the vision tower, or vectors."""
+    config = model.config
+    if config.feature_size is None:
+        return _tower_label(model, "vision_tower")
+    return f"vectors of {config.feature_size} numbers"
+
+
+def _what_it_is(model: CaptionerPreTrainedModel, folder: Path) -> str:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     megabytes = f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"
     external = [_PART_NAMES[name] for name in config.get("external_towers", [])]
     what = "Image captions from a vision tower and a causal language model, joined by a small projection."
+    whole = "Both towers are"
+    if model.config.feature_size is not None:
+        what = (
+            "Captions of vectors that were computed elsewhere, from a causal language model behind a small projection."
+        )
+        whole = "The language model is"
     if external:
         plural = len(external) > 1
         return (
@@ -260,12 +278,14 @@ def _what_it_is(folder: Path) -> str:
             f"{' and the '.join(external)}, which {'are' if plural else 'is'} fetched by name and checked by "
             f"fingerprint when the bridge is loaded."
         )
-    return f"{what} Both towers are in this checkpoint: {megabytes} of safetensors."
+    return f"{what} {whole} in this checkpoint: {megabytes} of safetensors."
 
 
-def _how_to_load(folder: Path, name: str) -> str:
+def _how_to_load(model: CaptionerPreTrainedModel, folder: Path, name: str) -> str:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     has_processor = (folder / "processor_config.json").exists()
+    if model.config.feature_size is not None and has_processor:
+        return _how_to_load_vectors(model, name, is_whole="auto_map" in config)
     if "auto_map" in config and has_processor:
         return f"""With transformers alone, which then runs the code in this checkpoint:
 
@@ -302,6 +322,32 @@ model = CaptionerForConditionalGeneration.from_pretrained("{name}")
 ```"""
 
 
+def _how_to_load_vectors(model: CaptionerPreTrainedModel, name: str, is_whole: bool) -> str:
+    shape = f"[inputs, {model.config.feature_tokens}, {model.config.feature_size}]"
+    text = f"""With the package `vlm_caption`:
+
+```python
+from vlm_caption import Captioner
+
+for caption in Captioner.from_pretrained("{name}").caption_vectors(vectors):  # float {shape}
+    print(caption.text, caption.score)
+```"""
+    if not is_whole:
+        return text
+    return f"""{text}
+
+or with transformers alone, which then runs the code in this checkpoint:
+
+```python
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
+model = AutoModelForImageTextToText.from_pretrained("{name}", trust_remote_code=True)
+ids = model.generate(image_features=vectors)  # a float tensor {shape}
+print(processor.batch_decode(ids, skip_special_tokens=True))
+```"""
+
+
 def _parts(model: CaptionerPreTrainedModel, facts: dict[str, Any]) -> str:
     own_licence = facts.get("licence", _NOT_STATED)
     core: Any = model.base_model
@@ -315,7 +361,7 @@ def _parts(model: CaptionerPreTrainedModel, facts: dict[str, Any]) -> str:
     rows = [
         ["part", "what", "from", "licence", "state", "parameters"],
         ["---"] * 6,
-        _tower_row(model, "vision_tower"),
+        *([_tower_row(model, "vision_tower")] if model.config.feature_size is None else []),
         *before,
         ["projector", projector.summary(), "here", own_licence, trained, _count(projector.parameters())],
         *around.values(),
@@ -327,8 +373,7 @@ def _parts(model: CaptionerPreTrainedModel, facts: dict[str, Any]) -> str:
 def _tower_row(model: CaptionerPreTrainedModel, part: str) -> list[str]:
     backbone = _backbone(model, part)
     tower = getattr(model.base_model, part)
-    frozen = model.config.freeze_vision if part == "vision_tower" else model.config.freeze_language
-    frozen = frozen and not any(p.requires_grad for p in tower.parameters())
+    policy = policies_of(model.config)[module_of(part)]
     name, fingerprint = backbone.get("name"), backbone.get("fingerprint")
     licence = _NOT_STATED
     if name is None:
@@ -343,7 +388,10 @@ def _tower_row(model: CaptionerPreTrainedModel, part: str) -> list[str]:
         else:
             source = f"a local folder, `{Path(name).name}`"
         source += f", `{fingerprint[:19]}…`" if fingerprint else ", then trained on; here"
-    state = "frozen" if frozen else "trained"
+    state = describe_policy(policy)
+    if policy.train == "frozen":
+        state = "trained" if holds_trained_weights(model.base_model, part) else "frozen"
+        state += " beside a LoRA adapter" if has_adapter(tower) else ""
     label = f"{_tower_label(model, part)} ({type(tower).__name__})"
     return [_PART_NAMES[part], label, source, licence, state, _count(tower.parameters())]
 
@@ -354,21 +402,12 @@ def _count(parameters: Iterable[nn.Parameter]) -> str:
 
 def _image_tokens(model: CaptionerPreTrainedModel) -> str:
     config = model.config
-    pooled = f"the tower's pooled vector (`{config.pooled_feature}`)"
-    patches = "all its patch tokens"
-    if config.image_grid is not None:
-        patches = f"a grid of {config.image_grid} by {config.image_grid} averaged patch tokens"
-    if config.image_tokens == "pooled":
-        tokens = pooled
-    elif config.image_tokens == "all":
-        tokens = "all the tower's tokens"
-    else:
-        tokens = f"{pooled} and {patches}" if config.pooled_in_front else patches
     start = {
         "bos": "behind the language model's BOS",
         "learned": "the first of them a learned vector",
         "none": "in front",
     }
+    tokens = _tower_tokens(config)
     if config.projector_tokens is not None:
         tokens = f"{config.projector_tokens} that the projector makes of {tokens}"
     elif config.projector_shuffle is not None:
@@ -379,26 +418,44 @@ def _image_tokens(model: CaptionerPreTrainedModel) -> str:
     if behind:
         tokens += f"; the last of them {' and '.join(behind)}"
     count = config.image_seq_length
-    return f"An image is {count} token{'s' if count > 1 else ''}, {start[str(config.image_start)]}: {tokens}."
+    what = "An image" if config.feature_size is None else "An input"
+    return f"{what} is {count} token{'s' if count > 1 else ''}, {start[str(config.image_start)]}: {tokens}."
 
 
-def _training(training: dict[str, Any]) -> str:
+def _tower_tokens(config: CaptionerConfig) -> str:
+    """What goes into the projector."""
+    if config.feature_size is not None:
+        vectors = "one vector" if config.feature_tokens == 1 else f"{config.feature_tokens} vectors"
+        return f"{vectors} of {config.feature_size} numbers, computed elsewhere"
+    pooled = f"the tower's pooled vector (`{config.pooled_feature}`)"
+    if config.image_tokens == "pooled":
+        return pooled
+    if config.image_tokens == "all":
+        return "all the tower's tokens"
+    patches = "all its patch tokens"
+    if config.image_grid is not None:
+        patches = f"a grid of {config.image_grid} by {config.image_grid} averaged patch tokens"
+    return f"{pooled} and {patches}" if config.pooled_in_front else patches
+
+
+def _training(training: dict[str, Any], noun: str) -> str:
     if not training:
         return "## Training\n\nHow the projection was trained is not recorded."
     data = training.get("data", {})
     lines = []
     if train := data.get("train"):
-        line = f"- Data: `{data['name']}`, split {train['split']}: {train['images']:,} images with "
+        line = f"- Data: `{data['name']}`, split {train['split']}: {train['images']:,} {noun} with "
         line += f"{train['captions']:,} captions"
         if dev := data.get("dev"):
-            line += f"; the loss was watched on {dev['images']:,} images of the split {dev['split']}"
+            line += f"; the loss was watched on {dev['images']:,} {noun} of the split {dev['split']}"
         lines.append(f"{line}.")
     if "prompt" in training:
-        lines.append(f"- Prompt before each caption: `{training['prompt']}`.")
+        where = ", in the language model's chat template" if training.get("chat") else ""
+        lines.append(f"- Prompt before each caption{where}: `{training['prompt']}`.")
     if "steps" in training:
         lines.append(
-            f"- {training['steps']:,} steps of {training['images_a_step']} images, each with all its captions: "
-            f"{training['images_seen']:,} images seen."
+            f"- {training['steps']:,} steps of {training['images_a_step']} {noun}, each with all its captions: "
+            f"{training['images_seen']:,} {noun} seen."
         )
     if "optimiser" in training:
         settings = [f"{training['optimiser']}, learning rate {training['learning_rate']:g}", training["schedule"]]
@@ -421,9 +478,9 @@ def _training(training: dict[str, Any]) -> str:
         images = training.get("dev_cider_images", "some")
         lines.append(f"- Chosen by CIDEr: {100 * training['dev_cider']:.1f} on {images} of the images watched.")
     if "dev_loss" in training:
-        line = f"- Loss at the end: {training['dev_loss']:.3f} nats a token on the images watched"
+        line = f"- Loss at the end: {training['dev_loss']:.3f} nats a token on the {noun} watched"
         if "dev_loss_shuffled" in training:
-            line += f", {training['dev_loss_shuffled']:.3f} with the images shuffled among the captions"
+            line += f", {training['dev_loss_shuffled']:.3f} with the {noun} shuffled among the captions"
         lines.append(f"{line}.")
     text = "## Training\n\n" + "\n".join(lines)
     if "command" in training:
@@ -437,17 +494,17 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
-def _scores(evaluations: list[dict[str, Any]], training: dict[str, Any]) -> Iterable[str]:
+def _scores(evaluations: list[dict[str, Any]], training: dict[str, Any], noun: str) -> Iterable[str]:
     if not evaluations:
         yield "## Scores\n\nNone recorded."
         return
     yield (
-        "## Scores\n\nLosses are in nats a token of the references. BLEU and CIDEr, where they are given, are "
-        "pycocoevalcap's after its PTB tokenizer, times 100."
+        "## Scores\n\nLosses are in nats a token of the references. The other scores, where they are given, are "
+        "pycocoevalcap's after its PTB tokenizer, times 100, with bootstrap 95 % intervals over the images."
     )
     data = training.get("data", {})
     for entry in evaluations:
-        text = f"{entry['images']:,} images of `{entry['data']}`, split {entry['split']}"
+        text = f"{entry['images']:,} {noun} of `{entry['data']}`, split {entry['split']}"
         if entry["data"] == data.get("name") and entry["split"] == data.get("dev", {}).get("split"):
             text += ", which also served to watch the training: not test scores"
         elif entry["data"] == data.get("name") and entry["split"] == data.get("train", {}).get("split"):
@@ -459,23 +516,31 @@ def _scores(evaluations: list[dict[str, Any]], training: dict[str, Any]) -> Iter
             ["---"] * len(entry["metrics"]),
             [str(_score(metric, value)) for metric, value in entry["metrics"].items()],
         ]
+        if intervals := entry.get("intervals"):
+            rows.append([_interval(metric, intervals.get(metric)) for metric in entry["metrics"]])
         yield f"{text} ({', '.join(generation)}).\n\n{_table(rows)}\n\n```sh\n{entry['command']}\n```"
 
 
-def _samples(samples: list[dict[str, str]]) -> str:
+def _interval(metric: str, ends: list[float] | None) -> str:
+    return "" if ends is None else " to ".join(str(_score(metric, end)) for end in ends)
+
+
+def _samples(samples: list[dict[str, str]], noun: str) -> str:
     if not samples:
         return ""
     with_reference = any("reference" in sample for sample in samples)
-    columns = ["image", "caption", *(["a reference"] if with_reference else [])]
+    columns = [noun.removesuffix("s"), "caption", *(["a reference"] if with_reference else [])]
     rows = [[sample["image"], sample["caption"], sample.get("reference", "")][: len(columns)] for sample in samples]
     return "## Sample captions\n\nAs they came, right or wrong.\n\n" + _table([columns, ["---"] * len(columns), *rows])
 
 
-def _limits(facts: dict[str, Any]) -> str:
+def _limits(facts: dict[str, Any], noun: str) -> str:
     splits = sorted({f"`{entry['data']}`, {entry['split']}" for entry in facts.get("evaluations", [])})
-    scores = f"The scores above are from {'; '.join(splits)}, and say little of other pictures. " if splits else ""
+    kind = "a picture" if noun == "images" else "an input"
+    others = f"other {kind.split()[1]}s"
+    scores = f"The scores above are from {'; '.join(splits)}, and say little of {others}. " if splits else ""
     by_hand = f"{facts['limits']}\n\n" if "limits" in facts else ""
-    return f"## Limits\n\n{by_hand}{scores}{_LIMITS}"
+    return f"## Limits\n\n{by_hand}{scores}{_LIMITS.format(kind=kind)}"
 
 
 def _table(rows: list[list[str]]) -> str:

@@ -2,24 +2,23 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainerState
 
 from .callbacks import SampleCaptions
-from .checkpoints import writing_to
+from .checkpoints import find_checkpoints, remove_checkpoint, writing_to
 from .curves import draw_curves
 from .data import count_captions
 from .facts import record_training, training_facts
 from .files import write_bytes
 from .images import ImageError
-from .metrics_log import write_metrics
 from .model_card import write_model_card
 from .modeling_captioner import CaptionerForConditionalGeneration
 from .nll import caption_nll
 from .processing_captioner import CaptionerProcessor
 from .run_config import RunConfig
 from .samples_page import write_samples_page
-from .trainer import training_seconds
 from .training_data import TrainingData
 from .training_model import save_captioner
 
@@ -27,6 +26,27 @@ logger = logging.getLogger(__name__)
 
 CURVES_NAME = "curves.png"
 SAMPLES_NAME = "samples.html"
+
+
+def save_stage(
+    model: CaptionerForConditionalGeneration,
+    processor: CaptionerProcessor,
+    data: TrainingData,
+    samples: SampleCaptions | None,
+    folder: Path,
+    state: TrainerState,
+) -> None:
+    """Writes what a stage, not the last, trained to its folder. Its checkpoints are no longer needed. For one process.
+
+    Raises:
+        ConfigError: if the folder cannot be written to.
+    """
+    _write_pictures(folder, data, samples, state.log_history, state)
+    with writing_to(folder):
+        save_captioner(model, processor, folder, save_original_format=False)  # for `load_weights`
+        for checkpoint in find_checkpoints(folder):
+            remove_checkpoint(checkpoint)
+    logger.info("Saved this stage's bridge to %s", folder)
 
 
 def report(
@@ -37,6 +57,8 @@ def report(
     samples: SampleCaptions | None,
     state: TrainerState,
     processes: int,
+    seconds: float | None,
+    dev_loss: float | None,
 ) -> None:
     """Writes all that a run leaves to its output folder, and says how good its model is. One process calls it.
 
@@ -48,6 +70,8 @@ def report(
         samples: the dev images whose captions are shown.
         state: Trainer's, at the end.
         processes: how many trained together.
+        seconds: how long the training took; None is not known.
+        dev_loss: of these weights; None is not known yet.
 
     Raises:
         ConfigError: if the folder cannot be written to.
@@ -56,30 +80,20 @@ def report(
     output_dir = Path(settings.output_dir)
     with writing_to(output_dir):
         save_captioner(model, processor, output_dir)
-        write_metrics(output_dir, state.log_history)
-        write_bytes(output_dir / CURVES_NAME, draw_curves(state.log_history, state.best_global_step))
     logger.info("Saved the bridge to %s", output_dir)
-    last_samples = None
+    log, last_samples = state.log_history, None
     if samples is not None:
         last_samples = samples.captions(model)
-        log = state.log_history
-        if not any("samples" in entry for entry in log):
-            log = [{"step": state.global_step, "samples": last_samples}]
-        path = output_dir / SAMPLES_NAME
-        try:
-            with writing_to(output_dir):
-                kept_step = state.best_global_step or state.global_step
-                write_samples_page(path, samples.rows, log, kept_step, data.images.open_picture)
-        except ImageError as error:  # the features are cached: its training did not need it any more
-            logger.warning("%s was not written: %s", path, error)
-    loss = _kept(state, "eval_loss")
-    if loss is None:
-        loss = caption_nll(model, data.dev, data.dev_collator, settings.batch_size)
-    logger.info("Dev loss: %.4f nats a token", loss)
+        if not any("samples" in entry for entry in log):  # they were asked for later than the steps were made
+            log = [*log, {"step": state.global_step, "samples": last_samples}]
+    _write_pictures(output_dir, data, samples, log, state)
+    if dev_loss is None:
+        dev_loss = caption_nll(model, data.dev, data.dev_collator, settings.batch_size)
+    logger.info("Dev loss: %.4f nats a token", dev_loss)
     shuffled = None
     if len(data.dev) > 1:
         shuffled = caption_nll(model, data.dev, data.dev_collator, settings.batch_size, shuffle_images=True)
-        verdict = "" if shuffled > loss else " (the model does not look at the images)"
+        verdict = "" if shuffled > dev_loss else " (the model does not look at the images)"
         logger.info("With the images shuffled among the captions: %.4f%s", shuffled, verdict)
     facts = training_facts(
         config,
@@ -91,10 +105,10 @@ def report(
         train_images=len(data.train),
         train_captions=count_captions(data.train),
         dev_images=len(data.dev),
-        seconds=None if (seconds := training_seconds(state)) is None else round(seconds),
-        dev_loss=loss,
+        seconds=None if seconds is None else round(seconds),
+        dev_loss=dev_loss,
         dev_loss_shuffled=shuffled,
-        dev_cider=_kept(state, "eval_cider"),
+        dev_cider=kept_value(state, "eval_cider"),
         dev_cider_images=min(settings.eval_captions, len(data.dev)) or None,
         samples=last_samples,
     )
@@ -104,7 +118,27 @@ def report(
         write_model_card(model, output_dir)
 
 
-def _kept(state: TrainerState, name: str) -> float | None:
+def kept_value(state: TrainerState, name: str) -> float | None:
     """What was measured of the weights that are kept, where they were evaluated; nothing has changed them since."""
     at_step = [entry[name] for entry in state.log_history if entry["step"] == state.best_global_step and name in entry]
     return at_step[-1] if at_step else None
+
+
+def _write_pictures(
+    folder: Path,
+    data: TrainingData,
+    samples: SampleCaptions | None,
+    log: list[dict[str, Any]],
+    state: TrainerState,
+) -> None:
+    """Curves and sample captions of a stage."""
+    with writing_to(folder):
+        write_bytes(folder / CURVES_NAME, draw_curves(log, state.best_global_step))
+        if samples is None or not any("samples" in entry for entry in log):
+            return
+        kept_step = state.best_global_step or state.global_step
+        open_picture = None if samples.has_vectors else data.images.open_picture
+        try:
+            write_samples_page(folder / SAMPLES_NAME, samples.rows, log, kept_step, open_picture)
+        except ImageError as error:  # the features are cached: training did not need it any more
+            logger.warning("%s was not written: %s", folder / SAMPLES_NAME, error)

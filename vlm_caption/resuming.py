@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from .checkpoints import (
 )
 from .console import is_first_process
 from .files import write_text
-from .run_config import ConfigError, RunConfig
+from .run_config import ConfigError, RunConfig, field_types
+from .stages import STAGE_PATTERN, holds_progress
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ _FREE_ON_RESUME = {
     *(f"training.{name}" for name in ("output_dir", "epochs", "max_steps", "patience", "resume", "compile")),
     *(f"training.{name}" for name in ("eval_steps", "save_steps", "logging_steps", "samples", "report_to")),
     *("training.cache_features", "data.max_bad_share"),
+    *(name for name in field_types() if name.startswith("generation.")),
 }
 
 
@@ -78,29 +81,45 @@ def holding(output_dir: Path) -> Generator[None]:
             output_dir.rmdir()
 
 
-def checkpoint_to_resume(config: RunConfig) -> Path | None:
-    """The newest whole checkpoint in the output folder, or None.
+def check_same_run(config: RunConfig) -> None:
+    """Sees that what the output folder holds was trained with the same config. Stages may have been added to it.
 
     Raises:
-        ConfigError: if it belongs to a run of another config.
+        ConfigError: if it was not.
     """
     output_dir = Path(config.training.output_dir)
-    if not config.training.resume or not (whole := find_checkpoints(output_dir)):
-        return None
+    if not _goes_on(config):
+        return
     before = RunConfig.load(output_dir / RUN_CONFIG_NAME)
-    now = dataclasses.asdict(config)
     changes = [
         f"{section}.{name}: {old!r} → {new!r}"
-        for section, fields in dataclasses.asdict(before).items()
-        for name, old in fields.items()
-        if (new := now[section][name]) != old and f"{section}.{name}" not in _FREE_ON_RESUME
+        for section in ("model", "data", "training")
+        for name, old in dataclasses.asdict(getattr(before, section)).items()
+        if (new := getattr(getattr(config, section), name)) != old and f"{section}.{name}" not in _FREE_ON_RESUME
     ]
+    names = [[stage["name"] for stage in run.stages] for run in (before, config)]
+    if names[0] != names[1][: len(names[0])] or bool(names[0]) != bool(names[1]):
+        changes.append(f"stages: {names[0]!r} → {names[1]!r}")
+    else:
+        changes += [
+            f"stages.{title}.{name}: {old!r} → {new!r}"
+            for title, was, now in zip(names[0], before.stages, config.stages, strict=False)
+            for name in {**was, **now}
+            if f"training.{name}" not in _FREE_ON_RESUME
+            and (old := was.get(name, "none")) != (new := now.get(name, "none"))
+        ]
     if changes:
         raise ConfigError(
             f"{output_dir} holds a run of another config ({'; '.join(changes)}): choose another "
             "training.output_dir, go back to its settings, or start afresh with training.resume false."
         )
-    return whole[-1]
+
+
+def _goes_on(config: RunConfig) -> bool:
+    """Whether a run takes up what its output folder holds."""
+    output_dir = Path(config.training.output_dir)
+    stages = output_dir.glob(STAGE_PATTERN)
+    return config.training.resume and bool(find_checkpoints(output_dir) or any(map(holds_progress, stages)))
 
 
 def check_processes(checkpoint: Path, now: int) -> None:
@@ -116,18 +135,18 @@ def check_processes(checkpoint: Path, now: int) -> None:
         )
 
 
-def check_data(checkpoint: Path, data: dict[str, Any]) -> None:
-    """Sees that a checkpoint is of a run on the same images and captions.
+def check_data(config: RunConfig, data: dict[str, Any]) -> None:
+    """Sees that what the output folder holds was trained on the same images and captions.
 
     Args:
-        checkpoint: in the run's folder.
+        config: the run's.
         data: as of `CaptionSplits.describe`.
 
     Raises:
         ConfigError: if it is not.
     """
-    path = checkpoint.parent / RUN_DATA_NAME
-    if not path.exists():  # a run of an earlier version
+    path = Path(config.training.output_dir) / RUN_DATA_NAME
+    if not _goes_on(config) or not path.exists():  # there is none of a run of an earlier version
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -142,7 +161,7 @@ def check_data(checkpoint: Path, data: dict[str, Any]) -> None:
         raise ConfigError(f"{path} is damaged ({error}): remove it if the data is what it was.") from error
     if changes:
         raise ConfigError(
-            f"{checkpoint.parent} holds a run on other data ({'; '.join(changes)}): choose another "
+            f"{path.parent} holds a run on other data ({'; '.join(changes)}): choose another "
             "training.output_dir, put the data back, or start afresh with training.resume false."
         )
 
@@ -151,24 +170,28 @@ def _describe_split(split: dict[str, Any]) -> str:
     return f"{split['images']:,} images with {split['captions']:,} captions"
 
 
-def prepare_folder(config: RunConfig, checkpoint: Path | None, data: dict[str, Any]) -> None:
+def prepare_folder(config: RunConfig, data: dict[str, Any]) -> None:
     """Writes config and data of the run to its output folder, and clears away what does not belong to it.
 
     Args:
         config: the run's.
         data: as of `CaptionSplits.describe`.
-        checkpoint: that the run goes on from; without one, all that are there are removed.
 
     Raises:
         ConfigError: if it cannot be written to.
     """
     output_dir = Path(config.training.output_dir)
     with writing_to(output_dir):
-        remove_leftovers(output_dir)
-        if checkpoint is None:
+        folders = [output_dir, *output_dir.glob(STAGE_PATTERN)]
+        for folder in folders:
+            remove_leftovers(folder)
+        if not config.training.resume:
             # Left there, they would be taken for this run's, and this run's first ones for the oldest.
-            for folder in find_checkpoints(output_dir):
+            for checkpoint in find_checkpoints(output_dir):
+                logger.info("Starting afresh: removing %s", checkpoint)
+                remove_checkpoint(checkpoint)
+            for folder in folders[1:]:
                 logger.info("Starting afresh: removing %s", folder)
-                remove_checkpoint(folder)
+                shutil.rmtree(folder)
         write_text(output_dir / RUN_DATA_NAME, json.dumps(data, indent=2) + "\n")
         write_text(output_dir / RUN_CONFIG_NAME, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))

@@ -3,10 +3,12 @@ have nothing more to learn."""
 
 import contextlib
 import importlib.util
+import logging
 import sys
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +26,13 @@ from .data import Place
 from .data.batches import LengthBatchSampler
 from .data.collator import CaptionCollator
 from .dev_captions import score_cider
+from .freezing import TOWERS, module_of
 from .loss import IGNORE_INDEX
+from .metrics_log import training_seconds
 from .nll import sum_nll
-from .run_config import ConfigError, RunConfig
+from .run_config import ConfigError, RunConfig, TrainingSection
+
+logger = logging.getLogger(__name__)
 
 _NAMES_TOLD = 8
 
@@ -37,29 +43,28 @@ def check_logging(config: RunConfig) -> None:
     Raises:
         ConfigError: if not.
     """
-    settings = config.training
-    if settings.report_to != "none":
-        if settings.report_to not in INTEGRATION_TO_CALLBACK:
+    reporter = config.training.report_to
+    if reporter != "none":
+        if reporter not in INTEGRATION_TO_CALLBACK:
             known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
-            raise ConfigError(f"training.report_to must be none or one of {known}, and {settings.report_to!r} is not.")
-        if settings.report_to not in get_available_reporting_integrations():
+            raise ConfigError(f"training.report_to must be none or one of {known}, and {reporter!r} is not.")
+        if reporter not in get_available_reporting_integrations():
             raise ConfigError(
-                f"training.report_to {settings.report_to} needs a package that is not installed: pip install "
-                f"{settings.report_to.replace('_', '-')}, or choose none."
+                f"training.report_to {reporter} needs a package that is not installed: pip install "
+                f"{reporter.replace('_', '-')}, or choose none."
             )
-    if settings.eval_captions:
-        if settings.eval_captions > settings.eval_images:
-            raise ConfigError(
-                f"training.eval_captions {settings.eval_captions} must be at most training.eval_images, "
-                f"{settings.eval_images}."
-            )
-        if importlib.util.find_spec("pycocoevalcap") is None:
-            raise ConfigError("training.eval_captions needs pycocoevalcap: pip install 'vlm-caption[metrics]'.")
+    captions = max(settings.eval_captions for settings in config.stage_settings())
+    if captions > config.training.eval_images:
+        raise ConfigError(
+            f"training.eval_captions {captions} must be at most training.eval_images, {config.training.eval_images}."
+        )
+    if captions and importlib.util.find_spec("pycocoevalcap") is None:
+        raise ConfigError("training.eval_captions needs pycocoevalcap: pip install 'vlm-caption[metrics]'.")
 
 
-def training_arguments(config: RunConfig) -> TrainingArguments:
-    """Trainer's settings for a run: AdamW with warm-up and cosine decay, its checkpoints in the output folder."""
-    settings = config.training
+def training_arguments(settings: TrainingSection) -> TrainingArguments:
+    """Trainer's settings: AdamW with warm-up and cosine decay, checkpoints in the output folder."""
+    policies = {settings.module(module).policy for module in TOWERS}
     return TrainingArguments(
         output_dir=settings.output_dir,
         per_device_train_batch_size=settings.batch_size,
@@ -88,15 +93,11 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         report_to=settings.report_to,
         run_name=Path(settings.output_dir).name,
         project="vlm-caption",
-        ddp_find_unused_parameters=False,
+        # A tower may have weights that no image token comes from, such as a pooler's.
+        ddp_find_unused_parameters=bool(policies & {"full", "last_n"}),
         use_cpu=not torch.accelerator.is_available(),  # unsaid, several processes on CPUs would each train alone
         ddp_timeout=24 * 3600,  # seconds; other processes wait while the first one computes the image features
     )
-
-
-def training_seconds(state: TrainerState) -> float | None:
-    """How long a run has trained, also before it was taken up again; None is not known."""
-    return next((entry["seconds"] for entry in reversed(state.log_history) if "seconds" in entry), None)
 
 
 class CaptionTrainer(CheckpointTrainer):
@@ -107,6 +108,8 @@ class CaptionTrainer(CheckpointTrainer):
         eval_collator: of the dev images: their features are another table.
         patience: so many evaluations in a row that are no better than the best end the training; 0: none does.
         eval_captions: so many of the first dev images are captioned and scored with CIDEr at each evaluation.
+        rates: learning rate and weight decay of each module that has its own; by default those of the arguments.
+        autocast: compute losses in bfloat16 where torch.autocast does, with all weights as they are.
         **kwargs: as of Trainer; datasets have the columns `image`, `captions` and `index`.
     """
 
@@ -114,9 +117,19 @@ class CaptionTrainer(CheckpointTrainer):
     eval_dataset: Dataset
     data_collator: CaptionCollator
 
-    def __init__(self, *args, eval_collator: CaptionCollator, patience: int = 0, eval_captions: int = 0, **kwargs):
+    def __init__(
+        self,
+        *args,
+        eval_collator: CaptionCollator,
+        patience: int = 0,
+        eval_captions: int = 0,
+        rates: dict[str, tuple[float, float]] | None = None,
+        autocast: bool = False,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         self.eval_collator, self.patience, self.eval_captions = eval_collator, patience, eval_captions
+        self.rates, self.autocast = rates or {}, autocast
         self.batch_sampler = LengthBatchSampler(
             len(self.train_dataset),
             self.args.per_device_train_batch_size,
@@ -166,7 +179,7 @@ class CaptionTrainer(CheckpointTrainer):
         """
         if resume_from_checkpoint is not None:
             state = TrainerState.load_from_json(str(Path(resume_from_checkpoint, TRAINER_STATE_NAME)))
-            self._seconds_before = training_seconds(state) or 0.0
+            self._seconds_before = training_seconds(state.log_history) or 0.0
             *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
             # Trainer would first make one step and then look whether it was one too many.
             if state.global_step >= max_steps or self._is_out_of_patience(state):
@@ -175,6 +188,40 @@ class CaptionTrainer(CheckpointTrainer):
                 return TrainOutput(state.global_step, 0.0, {})
         self._since_log = self._since_start = time.perf_counter()
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """As of Trainer, with a learning rate and a weight decay for each module; norms and biases do not decay."""
+        opt_model = self.model if model is None else model
+        if self.optimizer is None:
+            decaying = set(self.get_decay_parameter_names(opt_model))
+            groups: dict[tuple[str, bool], dict[str, Any]] = {}
+            for name, parameter in opt_model.named_parameters():
+                if not parameter.requires_grad:
+                    continue
+                module = module_of(name)
+                rate, decay = self.rates.get(module, (self.args.learning_rate, self.args.weight_decay))
+                group = {"params": [], "lr": rate, "weight_decay": decay if name in decaying else 0.0}
+                groups.setdefault((module, name in decaying), group)["params"].append(parameter)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, opt_model)
+            self.optimizer = optimizer_class(list(groups.values()), **options)
+            for (module, _), group in groups.items():
+                logger.info(
+                    "%s: %s parameters in %d tensors, learning rate %g, weight decay %g",
+                    module,
+                    f"{sum(parameter.numel() for parameter in group['params']):,}",
+                    len(group["params"]),
+                    group["lr"],
+                    group["weight_decay"],
+                )
+        return self.optimizer
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.autocast)
+
+    def compute_loss(self, *args, **kwargs):
+        """As of Trainer."""
+        with self._autocast():
+            return super().compute_loss(*args, **kwargs)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """As of Trainer."""
@@ -257,11 +304,12 @@ class CaptionTrainer(CheckpointTrainer):
             self.eval_collator([self.eval_dataset[row] for row in rows[start : start + size]])
             for start in range(0, len(rows), size)
         )
-        sums = gather_object([sum_nll(self.model, batches)])
-        metrics = {"loss": sum(total for total, _ in sums) / sum(count for _, count in sums)}
-        if self.eval_captions:
-            first = list(self.eval_dataset.select(range(min(self.eval_captions, len(self.eval_dataset)))))
-            metrics["cider"] = score_cider(self.model, self.eval_collator, first, size)
+        with self._autocast():
+            sums = gather_object([sum_nll(self.model, batches)])
+            metrics = {"loss": sum(total for total, _ in sums) / sum(count for _, count in sums)}
+            if self.eval_captions:
+                first = list(self.eval_dataset.select(range(min(self.eval_captions, len(self.eval_dataset)))))
+                metrics["cider"] = score_cider(self.model, self.eval_collator, first, size)
         return EvalLoopOutput(
             predictions=np.empty(0),
             label_ids=None,

@@ -127,6 +127,8 @@ class Corpus:
         if limit is not None:
             dataset = dataset.select(range(min(limit, len(dataset))))
         missing: list[int] = []
+        if self.source.features is not None:  # its reader has looked for every row
+            return dataset, missing
         shared: dict[str, bool] = {}  # files that hold many pictures
         for start, batch in _batches(dataset):
             for row, image in enumerate(batch.column("image").to_pylist(), start=start):
@@ -145,6 +147,20 @@ class Corpus:
 def count_captions(dataset: Dataset) -> int:
     """How many captions a dataset of `Corpus.load` has."""
     return sum(len(chunk.flatten()) for _, batch in _batches(dataset) for chunk in batch.column("captions").chunks)
+
+
+def ask_one_by_one(dataset: Dataset) -> Dataset:
+    """A dataset with questions, as one row for each image and question, with the answers to it, held in memory."""
+    rows: list[dict] = []
+    for row in dataset:
+        answers: dict[str, list[str]] = {}
+        for question, answer in zip(row["questions"], row["captions"], strict=True):
+            answers.setdefault(question, []).append(answer)
+        rows += [
+            {"image": row["image"], "captions": texts, "questions": [question] * len(texts)}
+            for question, texts in answers.items()
+        ]
+    return Dataset.from_list(rows, features=dataset.features)
 
 
 def drop_rows(dataset: Dataset, rows: Collection[int]) -> Dataset:

@@ -1,17 +1,21 @@
 """Metrics of captions: `score` for those of COCO's evaluation, and what else says how good captions are."""
 
 from .bootstrap import Difference, Interval, compare, confidence_intervals, mean_interval
-from .coco_files import CaptionPairs, pair_captions, read_references, read_results
+from .coco_files import CaptionPairs, ImageId, pair_captions, read_file_names, read_references, read_results
 from .diversity import Diversity, measure_diversity
 from .errors import ScorerMissingError
+from .names import COCO_METRICS, METRIC_NAMES
 from .ptb_tokenizer import tokenize
 from .scoring import METRICS, Scores, score
 
 __all__ = [
+    "COCO_METRICS",
     "METRICS",
+    "METRIC_NAMES",
     "CaptionPairs",
     "Difference",
     "Diversity",
+    "ImageId",
     "Interval",
     "ScorerMissingError",
     "Scores",
@@ -20,6 +24,7 @@ __all__ = [
     "mean_interval",
     "measure_diversity",
     "pair_captions",
+    "read_file_names",
     "read_references",
     "read_results",
     "score",

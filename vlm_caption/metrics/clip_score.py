@@ -1,27 +1,27 @@
 """CLIPScore: how well a caption fits its picture in the eyes of a CLIP model, without references."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from transformers import CLIPModel, CLIPProcessor
 
-from ..images import open_image
+from ..console import progress
+from ..images import ImageSource, open_image
 from .errors import ScorerMissingError
 
 # Hessel et al. stretch the cosine, which hardly ever passes 0.4.
 _STRETCH = 2.5
 
 
-def score_clip(images: Sequence[str | os.PathLike], captions: Sequence[str], model: str) -> np.ndarray:
+def score_clip(images: Iterable[ImageSource], captions: Sequence[str], model: str) -> np.ndarray:
     """CLIPScore of each caption [N], 2.5 × max(cosine, 0) (Hessel et al., EMNLP 2021), by torchmetrics.
 
     Published values are those of `openai/clip-vit-base-patch32`, with "A photo depicts " before each caption. The
     vision tower that a captioner sees with favours it: take another one. Captions longer than the model reads are cut.
 
     Args:
-        images: files.
+        images: as `open_image` takes them, read one at a time.
         captions: one for each image.
         model: a name on the Hub, or a folder.
 
@@ -41,7 +41,8 @@ def score_clip(images: Sequence[str | os.PathLike], captions: Sequence[str], mod
     metric = CLIPScore(model_name_or_path=lambda: parts)
     scores = []
     with torch.inference_mode():
-        for image, caption in zip(images, captions, strict=True):
+        pairs = zip(images, captions, strict=True)
+        for image, caption in progress(pairs, total=len(captions), desc="CLIPScore"):
             pixels = torch.from_numpy(np.array(open_image(image))).permute(2, 0, 1)  # [3, H, W], uint8
             scores.append(_STRETCH * float(metric(pixels, caption)) / 100)
     return np.array(scores)

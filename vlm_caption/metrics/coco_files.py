@@ -87,6 +87,19 @@ def read_references(path: str | os.PathLike) -> dict[ImageId, list[str]]:
     return references
 
 
+def read_file_names(path: str | os.PathLike) -> dict[ImageId, str]:
+    """Reads the `file_name` of each image of an annotations file that has one; of a file that `read_references` takes.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    return {
+        entry["id"]: entry["file_name"]
+        for entry in _read_json(path)["images"]
+        if isinstance(entry.get("file_name"), str) and entry["file_name"]
+    }
+
+
 def pair_captions(
     results: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]], allow_missing: bool = False
 ) -> CaptionPairs:
