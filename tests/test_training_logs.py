@@ -394,15 +394,22 @@ class TestEvalCaptions:
         assert captions == caption_rows(*parts, batch_size=1)
         assert captions[1:] == caption_rows(*parts[:2], parts[2][1:], batch_size=2)
 
-    def test_an_answer_is_scored_by_the_answer_to_its_question(self, parts, monkeypatch):
+    def test_an_answer_is_scored_by_the_answers_to_its_question(self, parts, monkeypatch):
         model, collator, rows = parts
+        questions = ["what?", "where?", "what?"]
         texts = ["a red square", "the blue sea", "snow on a roof"]
         monkeypatch.setattr("vlm_caption.dev_captions.caption_rows", lambda *args: texts)
-        collator.asks = True
-        rows = [row | {"captions": ["something else entirely", text]} for row, text in zip(rows, texts, strict=True)]
-        assert score_cider(model, collator, rows, 2) == 0
-        collator.asks = False
-        assert score_cider(model, collator, rows, 2) > 1
+
+        def cider(*answers: str) -> float:
+            asked = [
+                row
+                | {"questions": questions, "captions": [text if answer == "right" else answer for answer in answers]}
+                for row, text in zip(rows, texts, strict=True)
+            ]
+            return score_cider(model, collator, asked, 2)
+
+        assert cider("a", "right", "b") == 0
+        assert cider("a", "b", "right") > 1
 
     def test_references_written_by_the_model_have_the_highest_score(self, parts, monkeypatch):
         texts = ["a red square", "the blue sea", "snow on a roof"]

@@ -16,7 +16,8 @@ def caption_rows(
 ) -> list[str]:
     """A caption of each row, or an answer to its first question.
 
-    They are written greedily, as long as the model's generation settings let them be. Nothing is drawn at random, and the model is in eval mode meanwhile: training goes on as if nobody had asked.
+    They are written greedily, as long as the model's generation settings let them be. Nothing is drawn at random, and
+    the model is in eval mode meanwhile: training goes on as if nobody had asked.
 
     Args:
         model: in any mode.
@@ -63,6 +64,12 @@ def score_cider(
     captions = [""] * len(rows)
     for number, share in enumerate(shares):
         captions[number::processes] = share
-    # Other captions answer other questions.
-    references = [row["captions"][:1] if collator.asks else row["captions"] for row in rows]
-    return score(captions, references, ("cider",)).corpus["cider"]
+    return score(captions, [_references(row) for row in rows], ("cider",)).corpus["cider"]
+
+
+def _references(row: dict) -> list[str]:
+    """A row's captions, or the answers to its first question."""
+    if "questions" not in row:
+        return row["captions"]
+    pairs = zip(row["questions"], row["captions"], strict=True)
+    return [answer for question, answer in pairs if question == row["questions"][0]]
