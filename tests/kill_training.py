@@ -1,16 +1,19 @@
-"""Kills a tiny training run at seeded random moments and starts it again: it must end with the very same weights.
+"""Kills a tiny training run at seeded random moments and starts it again: it must end with the very same weights and
+the very same log.
 
     python tests/kill_training.py --count 20 --seed 0 [--staged]
 
 The moments are drawn in turn from four places: while image features are cached, between checkpoints, while a
 checkpoint is written, and from the last checkpoint on, where the bridge is saved; with `--staged`, in each of two
-stages in turn, the projector's and one of all modules. The exit code is 1 if any run ended with other weights.
+stages in turn, the projector's and one of all modules. The exit code is 1 if any run ended with others.
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import random
+import re
 import sys
 import tempfile
 import time
@@ -22,6 +25,7 @@ from pathlib import Path
 from safetensors.numpy import load_file
 
 STEPS, SAVE_STEPS = 18, 3
+_TIMES = re.compile("second|runtime")  # what differs in the logs of equal runs
 PLACES = ("caching", "training", "checkpoint", "end")
 STAGES = [
     {"name": "align"},
@@ -35,7 +39,8 @@ STAGES = [
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one run ended: when it was killed, what its folder held then, and whether it ended with the same weights."""
+    """How one run ended: when it was killed, what its folder held then, and whether it ended with the same weights and
+    the same log."""
 
     moment: str
     killed: bool
@@ -44,7 +49,7 @@ class Outcome:
 
     def __str__(self) -> str:
         state = f"killed beside {', '.join(self.left) or 'nothing'}" if self.killed else "had ended"
-        return f"{self.moment}: {state}; then {'the same weights' if self.equal else 'OTHER WEIGHTS'}"
+        return f"{self.moment}: {state}; then {'the same weights and log' if self.equal else 'OTHERS'}"
 
 
 def train(folder: Path, name: str, staged: bool) -> None:
@@ -62,6 +67,8 @@ def train(folder: Path, name: str, staged: bool) -> None:
         "training.max_steps": STEPS,
         "training.save_steps": SAVE_STEPS,
         "training.eval_steps": 2,
+        "training.eval_captions": 3,
+        "training.samples": 1,
     }
     config = RunConfig.load(None, settings)
     config.stages = STAGES if staged else []
@@ -91,6 +98,10 @@ def kill_runs(folder: Path, count: int, seed: int, staged: bool = False) -> Iter
         process.start()
         return process
 
+    def log(name: str) -> list[dict]:
+        lines = map(json.loads, (folder / name / "metrics.jsonl").read_text().splitlines())
+        return [{key: value for key, value in line.items() if not _TIMES.search(key)} for line in lines]
+
     def finish(name: str) -> dict:
         process = start(name)
         process.join()
@@ -116,6 +127,7 @@ def kill_runs(folder: Path, count: int, seed: int, staged: bool = False) -> Iter
         left = sorted(path.name for path in output.glob("*") if path.name.startswith(("checkpoint", "model")))
         weights = finish(name)
         equal = weights.keys() == expected.keys() and all((weights[key] == expected[key]).all() for key in expected)
+        equal = equal and log(name) == log("whole")
         yield Outcome(moment, killed, left, equal)
 
 
@@ -149,8 +161,9 @@ def main() -> int:
         for outcome in kill_runs(Path(folder), arguments.count, arguments.seed, arguments.staged):
             outcomes.append(outcome)
             print(f"{len(outcomes):3} {outcome}", flush=True)
-    print(f"{sum(outcome.equal for outcome in outcomes)} of {len(outcomes)} ended with the same weights, bit for bit")
-    return 0 if all(outcome.equal for outcome in outcomes) else 1
+    equal = sum(outcome.equal for outcome in outcomes)
+    print(f"{equal} of {len(outcomes)} ended with the same weights and log, bit for bit")
+    return 0 if equal == len(outcomes) else 1
 
 
 if __name__ == "__main__":

@@ -474,6 +474,9 @@ def _training(training: dict[str, Any], noun: str) -> str:
         lines.append(
             f"- Versions: {', '.join(f'{name} {version}' for name, version in training['versions'].items())}."
         )
+    if "dev_cider" in training:
+        images = training.get("dev_cider_images", "some")
+        lines.append(f"- Chosen by CIDEr: {100 * training['dev_cider']:.1f} on {images} of the images watched.")
     if "dev_loss" in training:
         line = f"- Loss at the end: {training['dev_loss']:.3f} nats a token on the {noun} watched"
         if "dev_loss_shuffled" in training:

@@ -165,7 +165,11 @@ class TrainingSection:
             weights must be trained.
         objective: Learn all tokens of a caption in each epoch, or one "random_token" of it, which then counts as many
             times as the caption has tokens: on average the same gradient. The dev loss is always taken on all.
-        patience: So many dev losses in a row that are no better than the best end the run; 0: none does.
+        eval_captions: So many of the dev images are captioned whenever the dev loss is taken, and scored with CIDEr,
+            which then says which weights are best; 0: none are, and the dev loss says it.
+        patience: So many times in a row no better than the best end the run; 0: no number does.
+        report_to: A program that gets the log beside `metrics.jsonl`: tensorboard, trackio, wandb, or another that
+            transformers' Trainer knows.
     """
 
     output_dir: str = "runs/captioner"
@@ -187,10 +191,12 @@ class TrainingSection:
     compile: bool = False
     eval_steps: int = 250
     eval_images: int = 200
+    eval_captions: int = 0
     save_steps: int = 250
     patience: int = 0
     logging_steps: int = 25
     samples: int = 3
+    report_to: str = "none"
     seed: int = 0
     resume: bool = True
 
@@ -414,7 +420,8 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
             check_prompt(value)
         except ValueError as error:
             raise ConfigError(f"{name} {value!r}: {error}") from error
-    if name in ("training.patience", "generation.no_repeat_ngram_size") and value is not None and value < 0:
+    counts = ("training.patience", "training.eval_captions", "training.samples", "generation.no_repeat_ngram_size")
+    if name in counts and value is not None and value < 0:
         raise ConfigError(f"{name} must be at least 0, and {value} is not.")
     if name in ("data.dev_share", "data.max_bad_share") and not 0 <= value < 1:
         raise ConfigError(f"{name} must be at least 0 and below 1, and {value} is not.")

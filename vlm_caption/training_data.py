@@ -1,5 +1,7 @@
 """What a run trains on: its config's splits, the images as the model gets them, and the choice of captions."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,6 +139,18 @@ class CaptionSplits:
             len(self.dev),
         )
 
+    def describe(self) -> dict[str, Any]:
+        """What tells these rows from others: of each split the number of images and of captions, and a fingerprint of
+        the images' names and the captions. What is in a picture's file does not count."""
+        return {
+            name: {
+                "images": len(dataset),
+                "captions": count_captions(dataset),
+                "fingerprint": _fingerprint(dataset),
+            }
+            for name, dataset in (("train", self.train), ("dev", self.dev))
+        }
+
 
 class TrainingData:
     """A run's two splits as a model gets them.
@@ -191,3 +205,10 @@ class TrainingData:
             processor, self.images, choose=self.choice, choose_targets=self.choose_targets, **options
         )
         self.dev_collator = CaptionCollator(processor, dev_images, **options)
+
+
+def _fingerprint(dataset: Dataset) -> str:
+    digest = hashlib.sha256()
+    for batch in dataset.select_columns(["image", "captions"]).iter(10_000):
+        digest.update(json.dumps([batch["image"], batch["captions"]]).encode())
+    return f"sha256:{digest.hexdigest()}"
