@@ -23,7 +23,7 @@ from .checkpoints import (
 from .console import is_first_process
 from .files import write_text
 from .run_config import ConfigError, RunConfig, field_types
-from .stages import STAGE_PATTERN, holds_progress
+from .stages import STAGE_PATTERN, holds_progress, plan_stages
 
 logger = logging.getLogger(__name__)
 
@@ -193,5 +193,7 @@ def prepare_folder(config: RunConfig, data: dict[str, Any]) -> None:
             for folder in folders[1:]:
                 logger.info("Starting afresh: removing %s", folder)
                 shutil.rmtree(folder)
+        for stage in plan_stages(config):
+            stage.folder.mkdir(parents=True, exist_ok=True)
         write_text(output_dir / RUN_DATA_NAME, json.dumps(data, indent=2) + "\n")
         write_text(output_dir / RUN_CONFIG_NAME, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
