@@ -144,7 +144,7 @@ def ours(language: str) -> Step:
 
     trainer = CaptionTrainer(
         model=model,
-        args=training_arguments(config),
+        args=training_arguments(config.training),
         train_dataset=dataset,
         eval_dataset=dataset,
         data_collator=collator,

@@ -22,7 +22,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--feature-column", metavar="NAME", help="of a .parquet file with several columns of vectors")
     parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="a folder or a Hub id")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="json: an object a line")
-    parser.add_argument("--prompt", default="", help="text that the captions go on from")
+    parser.add_argument(
+        "--prompt", default="", help="text around the picture, which may say <image>; default: as in training"
+    )
+    parser.add_argument("--question", metavar="TEXT", help="what fills the prompt's {question}")
+    parser.add_argument(
+        "--example",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("IMAGE", "CAPTION"),
+        help="show this picture with its caption before each; may be repeated",
+    )
     parser.add_argument("--num-beams", type=positive_int, metavar="N", help="default: the checkpoint's")
     parser.add_argument("--max-new-tokens", type=positive_int, metavar="N", help="default: the checkpoint's")
     parser.add_argument("--batch-size", type=positive_int, default=8, metavar="N", help="pictures at a time (8)")
@@ -32,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if bool(arguments.images) == (arguments.features is not None):
         parser.error("give pictures to caption, or --features FILE, and not both")
+    if arguments.example and arguments.features is not None:
+        parser.error("--example shows pictures, and --features has none: leave one out")
     setup_logging()
     stderr = sys.stderr  # the real one, while transformers is kept quiet
 
@@ -68,6 +81,7 @@ def main(argv: list[str] | None = None) -> int:
             captioner = Captioner.from_pretrained(arguments.checkpoint)
             settings: dict[str, Any] = {
                 "prompt": arguments.prompt,
+                "question": arguments.question,
                 "batch_size": arguments.batch_size,
                 "num_beams": arguments.num_beams,
                 "max_new_tokens": arguments.max_new_tokens,
@@ -76,6 +90,7 @@ def main(argv: list[str] | None = None) -> int:
             if vectors is not None:
                 results = captioner.caption_vectors(vectors, **settings)
             else:
+                settings["examples"] = [(image, caption) for image, caption in arguments.example]
                 limits = {"max_pixels": arguments.max_pixels, "max_bytes": arguments.max_bytes}
                 results = captioner.caption_each(pictures, **settings, **limits)
             for result in results:

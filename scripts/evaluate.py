@@ -105,6 +105,7 @@ def _parser() -> ArgumentParser:
 
 def _evaluate(captioner: Captioner, config: RunConfig, arguments: argparse.Namespace) -> Evaluation:
     data = config.data
+    data.prompt = data.prompt or captioner.processor.prompt  # whether questions are read depends on it
     corpus = open_data(data)
     split = arguments.split or data.dev_split
     of_pictures = data.features is None

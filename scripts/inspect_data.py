@@ -45,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer, no_tokens = None, "give the --config of the training, for its language model's tokenizer"
     if arguments.config:
         try:
-            tokenizer = local_tokenizer(config.model.language, config.model.language_revision)
+            model = config.model
+            tokenizer = local_tokenizer(model.language, model.language_revision, model.tokenizer)
         except BackboneError as error:
             no_tokens = str(error).rstrip(".")
     try:

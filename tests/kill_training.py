@@ -1,16 +1,19 @@
-"""Kills a tiny training run at seeded random moments and starts it again: it must end with the very same weights.
+"""Kills a tiny training run at seeded random moments and starts it again: it must end with the very same weights and
+the very same log.
 
-    python tests/kill_training.py --count 20 --seed 0
+    python tests/kill_training.py --count 20 --seed 0 [--staged]
 
 The moments are drawn in turn from four places: while image features are cached, between checkpoints, while a
-checkpoint is written, and from the last checkpoint on, where the bridge is saved. The exit code is 1 if any run ended
-with other weights.
+checkpoint is written, and from the last checkpoint on, where the bridge is saved; with `--staged`, in each of two
+stages in turn, the projector's and one of all modules. The exit code is 1 if any run ended with others.
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import random
+import re
 import sys
 import tempfile
 import time
@@ -22,12 +25,22 @@ from pathlib import Path
 from safetensors.numpy import load_file
 
 STEPS, SAVE_STEPS = 18, 3
+_TIMES = re.compile("second|runtime")  # what differs in the logs of equal runs
 PLACES = ("caching", "training", "checkpoint", "end")
+STAGES = [
+    {"name": "align"},
+    {
+        "name": "tune",
+        "train_vision": {"policy": "last_n", "layers": 1, "learning_rate": 1e-4},
+        "train_language": {"policy": "lora", "rank": 2, "dropout": 0.1, "learning_rate": 1e-3},
+    },
+]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one run ended: when it was killed, what its folder held then, and whether it ended with the same weights."""
+    """How one run ended: when it was killed, what its folder held then, and whether it ended with the same weights and
+    the same log."""
 
     moment: str
     killed: bool
@@ -36,10 +49,10 @@ class Outcome:
 
     def __str__(self) -> str:
         state = f"killed beside {', '.join(self.left) or 'nothing'}" if self.killed else "had ended"
-        return f"{self.moment}: {state}; then {'the same weights' if self.equal else 'OTHER WEIGHTS'}"
+        return f"{self.moment}: {state}; then {'the same weights and log' if self.equal else 'OTHERS'}"
 
 
-def train(folder: Path, name: str) -> None:
+def train(folder: Path, name: str, staged: bool) -> None:
     """The run: tiny towers, sampled captions, features cached for this run alone. Called in a process of its own."""
     from test_training import tiny_settings
 
@@ -54,17 +67,22 @@ def train(folder: Path, name: str) -> None:
         "training.max_steps": STEPS,
         "training.save_steps": SAVE_STEPS,
         "training.eval_steps": 2,
+        "training.eval_captions": 3,
+        "training.samples": 1,
     }
-    train(RunConfig.load(None, settings))
+    config = RunConfig.load(None, settings)
+    config.stages = STAGES if staged else []
+    train(config)
 
 
-def kill_runs(folder: Path, count: int, seed: int) -> Iterator[Outcome]:
+def kill_runs(folder: Path, count: int, seed: int, staged: bool = False) -> Iterator[Outcome]:
     """Runs the tiny training once in peace and `count` times with a kill −9 and a restart; yields each one's outcome.
 
     Args:
         folder: an empty one.
         count: how many runs are killed.
         seed: of the moments.
+        staged: whether the run has two stages.
     """
     from test_training import write_colours
 
@@ -76,9 +94,13 @@ def kill_runs(folder: Path, count: int, seed: int) -> Iterator[Outcome]:
     context.set_forkserver_preload(["vlm_caption.training"])
 
     def start(name: str):
-        process = context.Process(target=train, args=(folder, name))
+        process = context.Process(target=train, args=(folder, name, staged))
         process.start()
         return process
+
+    def log(name: str) -> list[dict]:
+        lines = map(json.loads, (folder / name / "metrics.jsonl").read_text().splitlines())
+        return [{key: value for key, value in line.items() if not _TIMES.search(key)} for line in lines]
 
     def finish(name: str) -> dict:
         process = start(name)
@@ -92,7 +114,9 @@ def kill_runs(folder: Path, count: int, seed: int) -> Iterator[Outcome]:
     for number, place in enumerate(islice(cycle(PLACES), count)):
         name = f"killed-{number}"
         output = folder / name
-        moment, is_there, delay = _draw_moment(draw, place, output, folder / f"cache-{name}")
+        stage = number % len(STAGES) + 1
+        at = output / f"stage-{stage}-{STAGES[stage - 1]['name']}" if staged else output
+        moment, is_there, delay = _draw_moment(draw, place, at, folder / f"cache-{name}")
         process = start(name)
         while process.is_alive() and not is_there():
             time.sleep(0.0005)
@@ -103,6 +127,7 @@ def kill_runs(folder: Path, count: int, seed: int) -> Iterator[Outcome]:
         left = sorted(path.name for path in output.glob("*") if path.name.startswith(("checkpoint", "model")))
         weights = finish(name)
         equal = weights.keys() == expected.keys() and all((weights[key] == expected[key]).all() for key in expected)
+        equal = equal and log(name) == log("whole")
         yield Outcome(moment, killed, left, equal)
 
 
@@ -129,14 +154,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--staged", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         outcomes = []
-        for outcome in kill_runs(Path(folder), arguments.count, arguments.seed):
+        for outcome in kill_runs(Path(folder), arguments.count, arguments.seed, arguments.staged):
             outcomes.append(outcome)
             print(f"{len(outcomes):3} {outcome}", flush=True)
-    print(f"{sum(outcome.equal for outcome in outcomes)} of {len(outcomes)} ended with the same weights, bit for bit")
-    return 0 if all(outcome.equal for outcome in outcomes) else 1
+    equal = sum(outcome.equal for outcome in outcomes)
+    print(f"{equal} of {len(outcomes)} ended with the same weights and log, bit for bit")
+    return 0 if equal == len(outcomes) else 1
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from towers import (
 from transformers import BitImageProcessorPil, CLIPConfig, CLIPModel
 
 from vlm_caption import BackboneError, compose
-from vlm_caption.composition import byte_tokenizer
+from vlm_caption.tokenization import byte_tokenizer
 
 CLIP, GPT2 = VISION["clip"]["vision_config"], LANGUAGE["gpt2"]
 

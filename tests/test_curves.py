@@ -1,57 +1,61 @@
-"""The loss curves' picture."""
+"""The curves' picture."""
 
-import xml.etree.ElementTree as ET
+import io
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from vlm_caption.curves import loss_curves
+from vlm_caption.curves import draw_curves
 
 LOG = [
-    {"step": 10, "loss": 6.0},
-    {"step": 20, "loss": 4.0},
+    {"step": 10, "loss": 6.0, "learning_rate": 1e-3},
+    {"step": 20, "loss": 4.0, "learning_rate": 5e-4},
     {"step": 20, "eval_loss": 4.5},
-    {"step": 30, "loss": float("nan")},
-    {"step": 40, "loss": 3.0},
+    {"step": 30, "loss": float("nan"), "learning_rate": 2e-4},
+    {"step": 40, "loss": 3.0, "learning_rate": 0.0},
     {"step": 40, "eval_loss": 3.25},
-    {"step": 40, "train_runtime": 3.0},
+    {"step": 40, "samples": []},
 ]
-SVG = "{http://www.w3.org/2000/svg}"
+WITH_CIDER = [entry | {"eval_cider": 0.5} if "eval_loss" in entry else entry for entry in LOG]
+DEV, CIDER = (194, 65, 12), (15, 118, 110)
 
 
-def parse(text: str) -> tuple[list[list[tuple[float, float]]], list[str], ET.Element]:
-    """The curves' points, the texts, and the picture."""
-    picture = ET.fromstring(text)
-    curves = [
-        [tuple(map(float, pair.split(","))) for pair in line.get("points").split()]
-        for line in picture.iter(f"{SVG}polyline")
-    ]
-    return curves, [" ".join("".join(text.itertext()).split()) for text in picture.iter(f"{SVG}text")], picture
+def draw(log, best_step=None) -> np.ndarray:
+    """The picture's pixels."""
+    picture = Image.open(io.BytesIO(draw_curves(log, best_step)))
+    assert picture.format == "PNG"
+    return np.asarray(picture.convert("RGB"))
 
 
-def test_both_curves_are_drawn_to_one_scale():
-    (train, dev), _, _ = parse(loss_curves(LOG, best_step=40))
-    assert len(train) == 3  # a loss that is none is left out
-    assert len(dev) == 2
-    (x10, y6), (x20, y4), (x40, y3) = train
-    assert (x20 - x10) * 2 == pytest.approx(x40 - x20, abs=0.3)
-    assert (y4 - y6) == pytest.approx(2 * (y3 - y4), abs=0.3)
-    assert y6 < y4 < y3  # a picture's y points down
-    assert dev[0][0] == x20
-    assert y4 > dev[0][1] > y6
+def count(pixels: np.ndarray, colour: tuple[int, int, int]) -> int:
+    return int((pixels == colour).all(axis=-1).sum())
 
 
-def test_axes_are_named_and_have_round_numbers():
-    _, texts, _ = parse(loss_curves(LOG, best_step=40))
-    assert {"step", "loss, nats a token", "0", "10", "40", "3", "4", "6"} <= set(texts)
-    assert "train dev, lowest 3.250 after step 40" in texts
+def test_dev_losses_are_drawn_where_there_are_any():
+    assert count(draw(LOG), DEV) > 500
+    assert count(draw([entry for entry in LOG if "eval_loss" not in entry]), DEV) == 0
 
 
-def test_everything_is_inside_the_picture():
-    curves, _, picture = parse(loss_curves(LOG))
-    width, height = map(float, picture.get("viewBox").split()[2:])
-    assert all(0 < x < width and 0 < y < height for curve in curves for x, y in curve)
+def test_cider_has_a_panel_of_its_own_once_it_is_taken():
+    without, with_cider = draw(LOG), draw(WITH_CIDER)
+    assert count(without, CIDER) == 0
+    assert count(with_cider, CIDER) > 500
+    assert with_cider.shape[0] > without.shape[0]
+
+
+def test_the_kept_step_is_marked():
+    unmarked, marked = draw(LOG), draw(LOG, best_step=40)
+    assert count(marked, DEV) > count(unmarked, DEV) + 100
+
+
+def test_loss_falls_from_left_to_right():
+    rows, columns = np.nonzero((draw(LOG) == DEV).all(axis=-1))
+    line = columns < columns.max() * 0.7  # without the legend
+    left, right = columns[line].min(), columns[line].max()
+    assert rows[line & (columns == left)].mean() < rows[line & (columns == right)].mean()  # a picture's y points down
 
 
 @pytest.mark.parametrize("log", [[], [{"step": 1, "loss": 5.0}], [{"step": 3, "eval_loss": 0.0}]])
 def test_a_short_log_is_no_trouble(log):
-    parse(loss_curves(log))
+    assert draw(log).shape[2] == 3

@@ -11,9 +11,9 @@ import pytest
 from commands import REPOSITORY, load_script
 from PIL import Image
 from test_gallery import Page
+from towers import tiny_config, tiny_processor
 
 from vlm_caption.backbones import BackboneError
-from vlm_caption.composition import byte_tokenizer
 from vlm_caption.data import open_corpus
 from vlm_caption.data.collator import CaptionCollator
 from vlm_caption.inspection import Spread, inspect_data, local_tokenizer, write_contact_sheet
@@ -119,13 +119,11 @@ class TestInspection:
         assert inspect(tmp_path / "any").odd_captions == []
 
     def test_tokens_are_those_that_training_counts(self, good):
-        class Processor:
-            tokenizer, start_token, image_token, image_seq_length = byte_tokenizer(), None, "", 0
-
+        processor = tiny_processor(tiny_config())
         settings = DataSection(path=str(good), prompt="It is", max_caption_tokens=12)
         corpus = open_corpus(good)
-        found = inspect_data(corpus, settings, tokenizer=Processor.tokenizer)
-        collator = CaptionCollator(Processor, lambda rows: {}, "It is", 1000)
+        found = inspect_data(corpus, settings, tokenizer=processor.tokenizer)
+        collator = CaptionCollator(processor, lambda rows: {}, "It is", 1000)
         lengths = [len(collator.caption_ids(text)) for row in corpus.load("train") for text in row["captions"]]
         tokens = found.splits["train"].tokens
         assert (tokens.min, tokens.max, tokens.mean) == (min(lengths), max(lengths), sum(lengths) / len(lengths))

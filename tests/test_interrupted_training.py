@@ -64,6 +64,12 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(tmp_path):
     assert any(outcome.killed for outcome in outcomes)
 
 
+def test_killed_in_each_of_two_stages_it_ends_with_the_same_weights(tmp_path):
+    outcomes = list(kill_runs(tmp_path, count=4, seed=2, staged=True))
+    assert [outcome.equal for outcome in outcomes] == [True] * 4, outcomes
+    assert any(outcome.killed for outcome in outcomes)
+
+
 class TestSignals:
     @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
     def test_a_signal_saves_a_checkpoint_and_the_run_goes_on_from_it(self, run, at_step, tmp_path, signum):

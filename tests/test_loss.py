@@ -68,3 +68,16 @@ def test_logits_that_need_no_gradient_get_none():
     logits, targets = draw()
     with torch.no_grad():
         assert not caption_loss(logits.requires_grad_(), targets).requires_grad
+
+
+def test_a_target_may_count_several_times():
+    logits, targets = draw()
+    weights = torch.arange(len(targets)).fmod(4)
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    loss = caption_loss(ours, targets, weights=weights)
+    weights = weights * (targets != -100)
+    expected = (functional.cross_entropy(theirs, targets, reduction="none") * weights).sum() / weights.sum()
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)

@@ -24,8 +24,8 @@ from towers import (
 from transformers import BitImageProcessorPil
 
 from vlm_caption import CaptionerProcessor
-from vlm_caption.composition import byte_tokenizer
 from vlm_caption.data.collator import CaptionCollator
+from vlm_caption.tokenization import byte_tokenizer
 
 
 @pytest.fixture

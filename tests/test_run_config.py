@@ -218,7 +218,7 @@ class TestCommandLine:
             "training.seed": 3,
         }
 
-    @pytest.mark.parametrize("prompt", ["Photo: a", "'s", "[INST]", "yes", "null", "Photo #1", "007", "{a}"])
+    @pytest.mark.parametrize("prompt", ["Photo: a", "'s", "[INST]", "yes", "null", "Photo #1", "007", "{a: 1}"])
     def test_leaves_text_as_it_is(self, prompt):
         _, overrides = parse("--prompt", prompt)
         assert RunConfig.load(None, overrides).data.prompt == prompt

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from vlm_caption import CaptionerConfig, CaptionerForConditionalGeneration, CaptionerProcessor
-from vlm_caption.composition import byte_tokenizer
+from vlm_caption.tokenization import byte_tokenizer
 
 VOCAB_SIZE = len(byte_tokenizer())  # 259
 PAD, BOS, EOS = 0, 1, 2
@@ -131,10 +131,76 @@ LANGUAGE: dict[str, dict[str, Any]] = {
     "qwen3": {"model_type": "qwen3", **_DECODER, "head_dim": 16},
 }
 
+_NAMED_OTHERWISE = {
+    name: _DECODER[name]
+    for name in ("vocab_size", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")
+}
+_GPT = {**_NAMED_OTHERWISE, "n_embd": TEXT_WIDTH, "n_layer": 2, "n_head": 2, "n_positions": POSITIONS}
+_LAYERS = {**_NAMED_OTHERWISE, "hidden_size": TEXT_WIDTH, "num_hidden_layers": 2}
+
+# Families that are tested in one place, tests/test_language_models.py.
+OTHER_LANGUAGE: dict[str, dict[str, Any]] = {
+    **{
+        family: {"model_type": family, **_DECODER}
+        for family in (
+            *("cohere", "gpt_neox", "granite", "mistral", "nemotron", "olmo2", "phi", "smollm3", "stablelm"),
+            "starcoder2",
+        )
+    },
+    **{family: {"model_type": family, **_DECODER, "head_dim": 16} for family in ("ernie4_5", "gemma", "glm4")},
+    "gemma2": {"model_type": "gemma2", **_DECODER, "head_dim": 16, "query_pre_attn_scalar": 16},
+    "falcon": {"model_type": "falcon", **_LAYERS, "num_attention_heads": 2},
+    "gpt_bigcode": {"model_type": "gpt_bigcode", **_GPT},
+    "gpt_oss": {"model_type": "gpt_oss", **_DECODER, "head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 1},
+    "gptj": {"model_type": "gptj", **_GPT, "rotary_dim": 8},
+    "mixtral": {"model_type": "mixtral", **_DECODER, "num_local_experts": 2},
+    "opt": {
+        "model_type": "opt",
+        **_LAYERS,
+        "word_embed_proj_dim": TEXT_WIDTH,
+        "ffn_dim": 48,
+        "num_attention_heads": 2,
+        "max_position_embeddings": POSITIONS,
+        "init_std": INITIALIZER_RANGE,
+    },
+    "qwen3_moe": {
+        "model_type": "qwen3_moe",
+        **_DECODER,
+        "head_dim": 16,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "moe_intermediate_size": 16,
+    },
+}
+
+# Families that cannot be trained on packed captions.
+REFUSED_LANGUAGE: dict[str, dict[str, Any]] = {
+    "bloom": {"model_type": "bloom", **_NAMED_OTHERWISE, "hidden_size": TEXT_WIDTH, "n_layer": 2, "n_head": 2},
+    "gpt_neo": {
+        "model_type": "gpt_neo",
+        **_NAMED_OTHERWISE,
+        "hidden_size": TEXT_WIDTH,
+        "num_layers": 2,
+        "num_heads": 2,
+        "attention_types": [[["global", "local"], 1]],
+        "max_position_embeddings": POSITIONS,
+    },
+    "lfm2": {
+        "model_type": "lfm2",
+        **_DECODER,
+        "layer_types": ["conv", "full_attention"],
+    },
+    "mamba": {"model_type": "mamba", **_LAYERS, "state_size": 4},
+    "mpt": {"model_type": "mpt", **_NAMED_OTHERWISE, "d_model": TEXT_WIDTH, "n_layers": 2, "n_heads": 2},
+    "rwkv": {"model_type": "rwkv", **_LAYERS, "attention_hidden_size": TEXT_WIDTH},
+}
+
 
 def tiny_config(vision: str = "clip", language: str = "gpt2", **settings: Any) -> CaptionerConfig:
     """A config of two tiny towers; `text_config` and `vision_config` among the settings change fields of theirs."""
-    fields = copy.deepcopy(VISION[vision]) | {"text_config": copy.deepcopy(LANGUAGE[language])}
+    fields = copy.deepcopy(VISION[vision]) | {
+        "text_config": copy.deepcopy((LANGUAGE | OTHER_LANGUAGE | REFUSED_LANGUAGE)[language])
+    }
     for part in ("vision_config", "text_config"):
         fields[part] |= settings.pop(part, {})
     return CaptionerConfig(**(fields | settings))

@@ -8,14 +8,15 @@
 `caption_vectors` captions what an encoder of any kind has made of its inputs.
 """
 
+import itertools
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import huggingface_hub
 import numpy as np
@@ -62,11 +63,15 @@ class Caption:
 
 @dataclass(frozen=True)
 class _Input:
-    """A picture made ready: `input_ids` int64 [1, T], `pixel_values` float [1, 3, H, W]."""
+    """A picture made ready: its prompt's token ids, and `pixel_values` float [1, 3, H, W]."""
 
     image: str
-    input_ids: torch.Tensor
+    input_ids: list[int]
     pixel_values: torch.Tensor
+
+
+# A picture and its caption; or a picture, a question about it, and the answer.
+Example = tuple[ImageSource, str] | tuple[ImageSource, str, str]
 
 
 class Captioner:
@@ -107,7 +112,7 @@ class Captioner:
                 model = CaptionerForConditionalGeneration.from_pretrained(directory, **settings)
         except BackboneError:
             raise
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
                 f"The checkpoint {str(checkpoint)!r} cannot be loaded: {_first_line(error)}"
             ) from error
@@ -151,6 +156,8 @@ class Captioner:
         images: ImageSource | Iterable[ImageSource],
         *,
         prompt: str = "",
+        question: str | Sequence[str] | None = None,
+        examples: Sequence[Example] = (),
         batch_size: int = 8,
         num_beams: int | None = None,
         max_new_tokens: int | None = None,
@@ -165,12 +172,14 @@ class Captioner:
 
         Raises:
             ImageError: A picture cannot be opened.
-            ValueError: A setting is out of range.
+            ValueError: As of `caption_each`.
         """
         captions = []
         for result in self.caption_each(
             images,
             prompt=prompt,
+            question=question,
+            examples=examples,
             batch_size=batch_size,
             num_beams=num_beams,
             max_new_tokens=max_new_tokens,
@@ -188,6 +197,8 @@ class Captioner:
         images: ImageSource | Iterable[ImageSource],
         *,
         prompt: str = "",
+        question: str | Sequence[str] | None = None,
+        examples: Sequence[Example] = (),
         batch_size: int = 8,
         num_beams: int | None = None,
         max_new_tokens: int | None = None,
@@ -199,7 +210,11 @@ class Captioner:
 
         Args:
             images: Anything that `open_image` takes, or an iterable of such, read only as far as needed.
-            prompt: Text between the picture and the caption, which goes on from it.
+            prompt: Text around the picture, `<image>` where it goes (in front, if that is not said); the caption goes
+                on from it. By default as the model was trained.
+            question: What fills the prompt's `{question}`, for all pictures; or one for each.
+            examples: Pictures with their captions, shown to the model before each picture ("few-shot"); with a prompt
+                that asks a question, pictures with question and answer.
             batch_size: Pictures at a time.
             num_beams, max_new_tokens: Instead of the settings in the checkpoint's `generation_config.json`.
             max_pixels, max_bytes: The limits of `open_image`.
@@ -209,7 +224,9 @@ class Captioner:
             A picture's caption, or the ImageError that says why it has none.
 
         Raises:
-            ValueError: A setting is out of range, or the captioner takes vectors and no pictures.
+            ImageError: An example's picture cannot be opened.
+            ValueError: A setting is out of range, the prompt is wrong or lacks its question, the questions are not as
+                many as the pictures, or the captioner takes vectors and no pictures.
         """
         if self.model.config.feature_size is not None:
             raise ValueError(
@@ -219,14 +236,18 @@ class Captioner:
         settings = _checked_settings(
             batch_size, num_beams=num_beams, max_new_tokens=max_new_tokens, max_pixels=max_pixels, max_bytes=max_bytes
         )
-        inputs = (self._prepare(source, prompt, max_pixels, max_bytes) for source in _as_iterable(images))
-        return self._caption_batches(inputs, batch_size, generate_kwargs | settings)
+        turns = [(rest[0] if len(rest) == 2 else None, rest[-1]) for _, *rest in examples]
+        prompts = _pair(_as_iterable(images), self._encode_prompts(prompt, question, turns))
+        inputs = (self._prepare(source, ids, max_pixels, max_bytes) for source, ids in prompts)
+        shown = self._encode_examples([image for image, *_ in examples], max_pixels, max_bytes)
+        return self._caption_batches(inputs, shown, batch_size, generate_kwargs | settings)
 
     def caption_vectors(
         self,
         vectors: Vectors | torch.Tensor | np.ndarray,
         *,
         prompt: str = "",
+        question: str | Sequence[str] | None = None,
         batch_size: int = 8,
         num_beams: int | None = None,
         max_new_tokens: int | None = None,
@@ -236,14 +257,14 @@ class Captioner:
 
         Args:
             vectors: As of `vlm_caption.data.open_vectors`; or numbers [inputs, D] or [inputs, N, D].
-            prompt, batch_size, num_beams, max_new_tokens, **generate_kwargs: As of `caption_each`.
+            prompt, question, batch_size, num_beams, max_new_tokens, **generate_kwargs: As of `caption_each`.
 
         Yields:
             An input's caption; its `image` is the row's name.
 
         Raises:
-            ValueError: A setting is out of range, the captioner was made for vectors of another shape, or a number in
-                an array is not finite.
+            ValueError: A setting is out of range, the prompt is wrong or lacks its question, the captioner was made
+                for vectors of another shape, or a number in an array is not finite.
             DataError: A number in a file of vectors is not finite.
         """
         settings = _checked_settings(batch_size, num_beams=num_beams, max_new_tokens=max_new_tokens)
@@ -253,7 +274,9 @@ class Captioner:
         self.check_vectors(vectors)
         if isinstance(vectors, torch.Tensor) and not vectors.isfinite().all():
             raise ValueError("A number in the vectors is not finite (NaN or infinite): correct it.")
-        return self._caption_rows(vectors, prompt, batch_size, generate_kwargs | settings)
+        return self._caption_rows(
+            vectors, self._encode_prompts(prompt, question), batch_size, generate_kwargs | settings
+        )
 
     def check_vectors(self, vectors: Vectors | torch.Tensor) -> None:
         """Sees that vectors [inputs, N, D] have the shape that the captioner was made for.
@@ -272,30 +295,58 @@ class Captioner:
             )
 
     def _caption_rows(
-        self, vectors: Vectors | torch.Tensor, prompt: str, batch_size: int, generate_kwargs: dict[str, Any]
+        self,
+        vectors: Vectors | torch.Tensor,
+        prompts: Iterable[list[int]],
+        batch_size: int,
+        generate_kwargs: dict[str, Any],
     ) -> Iterator[Caption]:
-        # As in training, the space after the prompt belongs to the caption's first word.
-        prefix = self.processor.image_prefix(prompt.rstrip())
-        ids = self.processor.tokenizer([prefix], add_special_tokens=False, return_tensors="pt")["input_ids"]
-        for start in range(0, len(vectors), batch_size):
-            features = vectors[start : start + batch_size]
-            rows = range(start, start + len(features))
+        pairs = _pair(range(len(vectors)), prompts)
+        while batch := list(itertools.islice(pairs, batch_size)):
+            rows, input_ids = zip(*batch, strict=True)
             names = [vectors.name(row) if isinstance(vectors, Vectors) else str(row) for row in rows]
-            yield from self._generate(names, ids.repeat(len(features), 1), features, generate_kwargs)
+            yield from self._generate(names, input_ids, vectors[rows[0] : rows[-1] + 1], generate_kwargs)
+
+    def _encode_prompts(
+        self,
+        prompt: str,
+        question: str | Sequence[str] | None,
+        examples: Sequence[tuple[str | None, str]] = (),
+    ) -> Iterable[list[int]]:
+        """Token ids of what stands before each caption: one for each of several questions, else the same for ever."""
+        one_for_all = question is None or isinstance(question, str)
+        questions = cast(Sequence[str | None], [question] if one_for_all else question)
+        head, tails = self.processor.encode_prompts(questions, prompt, examples)
+        prompts = [head + tail for tail in tails]
+        return itertools.repeat(prompts[0]) if one_for_all else prompts
+
+    @torch.inference_mode()
+    def _encode_examples(self, images: list[ImageSource], max_pixels: int, max_bytes: int) -> torch.Tensor | None:
+        """What the vision tower says of the examples' pictures, float [K, N, D_vision]; None without any."""
+        if not images:
+            return None
+        pixel_values = torch.cat([self._pixels(open_image(image, max_pixels, max_bytes)) for image in images])
+        return self.model.core.encode_images(pixel_values).pooler_output
 
     def _caption_batches(
-        self, inputs: Iterable[_Input | ImageError], batch_size: int, generate_kwargs: dict[str, Any]
+        self,
+        inputs: Iterable[_Input | ImageError],
+        shown: torch.Tensor | None,
+        batch_size: int,
+        generate_kwargs: dict[str, Any],
     ) -> Iterator[Caption | ImageError]:
         batch: list[_Input | ImageError] = []
         for entry in inputs:
             batch.append(entry)
             # An error waits only for the captions before it.
             if len(batch) == batch_size or isinstance(batch[0], ImageError):
-                yield from self._caption_batch(batch, generate_kwargs)
+                yield from self._caption_batch(batch, shown, generate_kwargs)
                 batch = []
-        yield from self._caption_batch(batch, generate_kwargs)
+        yield from self._caption_batch(batch, shown, generate_kwargs)
 
-    def _prepare(self, source: ImageSource, prompt: str, max_pixels: int, max_bytes: int) -> _Input | ImageError:
+    def _prepare(
+        self, source: ImageSource, input_ids: list[int], max_pixels: int, max_bytes: int
+    ) -> _Input | ImageError:
         # One picture at a time, so that no more than one is ever held in full size.
         try:
             image = open_image(source, max_pixels, max_bytes)
@@ -303,53 +354,73 @@ class Captioner:
             # What led to it holds on to the half-decoded picture.
             error.__cause__ = error.__context__ = None
             return error.with_traceback(None)
-        # As in training, the space after the prompt belongs to the caption's first word.
-        inputs = self.processor(images=image, text=prompt.rstrip(), return_tensors="pt")
-        return _Input(describe(source), inputs["input_ids"], inputs["pixel_values"])
+        return _Input(describe(source), input_ids, self._pixels(image))
+
+    def _pixels(self, image: Image.Image) -> torch.Tensor:
+        return self.processor.image_processor(image, return_tensors="pt")["pixel_values"]
 
     def _caption_batch(
-        self, batch: list[_Input | ImageError], generate_kwargs: dict[str, Any]
+        self, batch: list[_Input | ImageError], shown: torch.Tensor | None, generate_kwargs: dict[str, Any]
     ) -> Iterator[Caption | ImageError]:
         inputs = [entry for entry in batch if isinstance(entry, _Input)]
-        captions = iter(self._encode_and_generate(inputs, generate_kwargs) if inputs else [])
+        captions = iter(self._encode_and_generate(inputs, shown, generate_kwargs) if inputs else [])
         for entry in batch:
             yield next(captions) if isinstance(entry, _Input) else entry
 
     @torch.inference_mode()
-    def _encode_and_generate(self, inputs: list[_Input], generate_kwargs: dict[str, Any]) -> list[Caption]:
+    def _encode_and_generate(
+        self, inputs: list[_Input], shown: torch.Tensor | None, generate_kwargs: dict[str, Any]
+    ) -> list[Caption]:
         pixel_values = torch.cat([entry.pixel_values for entry in inputs])  # [B, 3, H, W]
-        prompt_ids = torch.cat([entry.input_ids for entry in inputs])  # [B, P], no padding
         # Encoded once, for the beams and for the scores.
         features = self.model.core.encode_images(pixel_values).pooler_output  # [B, N, D_vision]
-        return self._generate([entry.image for entry in inputs], prompt_ids, features, generate_kwargs)
+        if shown is not None:  # before each picture: [B · (K + 1), N, D_vision]
+            features = torch.cat([shown.expand(len(features), *shown.shape), features[:, None]], dim=1).flatten(0, 1)
+        input_ids = [entry.input_ids for entry in inputs]
+        return self._generate([entry.image for entry in inputs], input_ids, features, generate_kwargs)
 
     @torch.inference_mode()
     def _generate(
-        self, names: list[str], prompt_ids: torch.Tensor, features: torch.Tensor, generate_kwargs: dict[str, Any]
+        self,
+        names: list[str],
+        input_ids: Sequence[list[int]],
+        features: torch.Tensor,
+        generate_kwargs: dict[str, Any],
     ) -> list[Caption]:
-        """Captions of inputs of these names; `prompt_ids` int64 [B, P], no padding; `features` [B, N, D_vision]."""
-        prompt_ids = prompt_ids.to(self.model.device)
+        """Captions of inputs of these names; `features` float [I, N, D_vision], those of examples among them."""
+        prompts = self.processor.tokenizer.pad({"input_ids": list(input_ids)}, return_tensors="pt")  # on the left
+        prompt_ids, mask = (prompts[name].to(self.model.device) for name in ("input_ids", "attention_mask"))  # [B, P]
         token_ids = self.model.generate(
             prompt_ids,
-            attention_mask=torch.ones_like(prompt_ids),
+            attention_mask=mask,
             image_features=features,
             num_return_sequences=1,
             return_dict_in_generate=False,
             **generate_kwargs,
         )  # [B, P + M], short rows padded on the right
         new_ids = token_ids[:, prompt_ids.shape[1] :]
-        scores = self._scores(token_ids, new_ids, features)
+        scores = self._scores(token_ids, new_ids, mask, features)
         texts = self.processor.batch_decode(new_ids, skip_special_tokens=True)
         return [
             Caption(name, " ".join(text.split()), score)
             for name, text, score in zip(names, texts, scores, strict=True)
         ]
 
-    def _scores(self, token_ids: torch.Tensor, new_ids: torch.Tensor, features: torch.Tensor) -> list[float]:
+    def _scores(
+        self, token_ids: torch.Tensor, new_ids: torch.Tensor, mask: torch.Tensor, features: torch.Tensor
+    ) -> list[float]:
         """The mean log-probability of each row's `new_ids` (int64 [B, M], the end of `token_ids`), padding aside."""
+        places: dict[str, torch.Tensor] = {}
+        if not mask.all():  # prompts of different lengths, padded on the left
+            mask = nn.functional.pad(mask, (0, new_ids.shape[1] - 1), value=1)
+            places = {"attention_mask": mask, "position_ids": (mask.cumsum(dim=1) - 1).clamp_min(0)}
         logits = self.model(
-            input_ids=token_ids[:, :-1], image_features=features, logits_to_keep=new_ids.shape[1], use_cache=False
-        ).logits  # [B, M, V]; padding stands on the right, where nothing before it looks
+            input_ids=token_ids[:, :-1],
+            image_features=features,
+            logits_to_keep=new_ids.shape[1],
+            use_cache=False,
+            **places,
+        ).logits  # [B, M, V]; padding on the right stands where nothing before it looks
         settings = self.model.generation_config
         end_ids = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
         is_end = torch.isin(new_ids, torch.tensor(end_ids, device=new_ids.device))
@@ -381,6 +452,17 @@ def _as_iterable(images: Any) -> Iterable[ImageSource]:
         images, "read"
     )
     return [images] if single else images
+
+
+def _pair(sources: Iterable[Any], prompts: Iterable[list[int]]) -> Iterator[tuple[Any, list[int]]]:
+    """Each input with its prompt; `itertools.repeat` is one for all."""
+    if isinstance(prompts, itertools.repeat):
+        yield from zip(sources, prompts, strict=False)
+        return
+    for source, prompt in itertools.zip_longest(sources, prompts):
+        if source is None or prompt is None:
+            raise ValueError("There are not as many questions as inputs: give one for all, or one for each.")
+        yield source, prompt
 
 
 def _default_device() -> str:

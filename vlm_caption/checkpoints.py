@@ -25,6 +25,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
 from .captioner import CheckpointError
+from .modeling_captioner import read_safetensors
 from .run_config import ConfigError
 
 OPTIMIZER_NAME = "optimizer.safetensors"
@@ -160,7 +161,8 @@ class CheckpointTrainer(Trainer):
     def _save(self, output_dir=None, state_dict=None):
         # Trainer's own puts a pickle of its arguments beside the model.
         if self.args.should_save and output_dir is not None:
-            self.model.save_pretrained(output_dir, state_dict=state_dict)
+            # Under the names of the model at hand: resuming looks for no others.
+            self.model.save_pretrained(output_dir, state_dict=state_dict, save_original_format=False)
             self.processing_class.save_pretrained(output_dir)
 
     def _save_optimizer_and_scheduler(self, output_dir):
@@ -198,11 +200,28 @@ class CheckpointTrainer(Trainer):
                 states = json.loads(Path(checkpoint, RNG_STATES_NAME).read_text())
             _set_random_state(states[self.args.process_index], self.args.device)
 
+    def _issue_warnings_after_load(self, load_result):
+        # What is missing are frozen towers. What is not known would be left out without a word.
+        if unknown := load_result.unexpected_keys:
+            raise ValueError(f"it holds {unknown[0]}, which is no part of the model")
+
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         with _reading(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             if (best := Path(resume_from_checkpoint, BEST_NAME)).exists():
                 self.best_weights = load_file(best)
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Puts the weights of a saved bridge into a model of the same parts.
+
+    Raises:
+        CheckpointError: if they are damaged, or not of this model.
+    """
+    with _reading(folder):
+        unknown = model.load_state_dict(read_safetensors(folder), strict=False).unexpected_keys
+        if unknown:
+            raise ValueError(f"it holds {unknown[0]}, which is no part of the model")
 
 
 def count_processes(checkpoint: Path) -> int:

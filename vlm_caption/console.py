@@ -76,6 +76,16 @@ def _progress_lines(iterable: Iterable[Item], total: int | None, desc: str) -> G
         say(time.monotonic())
 
 
+def describe_seconds(seconds: float) -> str:
+    """How long something takes, for people: "45 s", "3 min 20 s", "2 h 05 min"."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
 @contextlib.contextmanager
 def quiet_transformers() -> Generator[None]:
     """Keep the progress bars and warnings of transformers off the terminal; errors are raised as ever.

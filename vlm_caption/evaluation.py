@@ -21,7 +21,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from .captioner import Captioner
-from .data import BadImages, Corpus, DataError, PictureOpener, Place, Vectors, drop_rows
+from .data import BadImages, Corpus, DataError, PictureOpener, Place, Vectors, ask_one_by_one, drop_rows
 from .data.collator import CaptionCollator
 from .evaluation_table import evaluation_lines
 from .feature_shards import FeatureTable
@@ -54,6 +54,7 @@ from .unfinished_captions import (
     UnfinishedCaptions,
     caption_settings,
     picture_settings,
+    question_settings,
     vector_settings,
     write_captions,
 )
@@ -264,7 +265,8 @@ def evaluate(
 
     Args:
         captioner: the one to score.
-        dataset: columns `image` and `captions`.
+        dataset: columns `image` and `captions`; and `questions`, each of which is then asked and scored on its own,
+            with the answers to it as references.
         name, data: what captioner and images are called in tables and reports.
         generation: settings of `generate` in place of the checkpoint's own.
         training_captions: all that the captioner learnt from, for the share of captions that are none of them.
@@ -272,7 +274,8 @@ def evaluate(
         clip_model: of CLIPScore, a name on the Hub or a folder; None: it is not computed.
         compare_with: a results file, or a folder with `results.json`, of the same images.
         allow_missing: compare on the images that both have.
-        prompt, max_caption_tokens: as in training.
+        prompt: around the image; by default as the captioner was trained.
+        max_caption_tokens: as in training.
         features_dir: where the images' features are kept.
         open_picture: by default within the limits of `open_image`.
         vectors: what the captions are of, where that is no pictures; `image` is then the name of a row of them.
@@ -289,6 +292,9 @@ def evaluate(
     other = None if compare_with is None else _read_other(compare_with)
     open_picture = open_picture or PictureOpener()
     generation = dict(generation or {})
+    asks = "questions" in dataset.column_names
+    if asks:
+        dataset = ask_one_by_one(dataset)
     failed: list[int] = []
     on_error = None
     if bad is not None and vectors is None:
@@ -319,6 +325,9 @@ def evaluate(
     dataset = with_index(dataset)
     references = list(dataset["captions"])
     image_ids: list[ImageId] = _image_ids(dataset["image"]) if vectors is None else list(dataset["image"])
+    if asks:
+        names = [Place.parse(row["image"]).short_name for row in dataset]
+        image_ids = [f"{image}: {row['questions'][0]}" for image, row in zip(names, dataset, strict=True)]
     if other is not None:
         _pair(other, image_ids, references, allow_missing)  # what is wrong with them, before the work
 
@@ -333,7 +342,8 @@ def evaluate(
             picture_settings(captioner, dataset["image"], features_dir, open_picture)
             if isinstance(features, FeatureTable)
             else vector_settings(features)
-        ),
+        )
+        | question_settings(dataset),
     )
     captions = write_captions(captioner, dataset, collator, generation, kept)
     loss = caption_nll(model, dataset, collator, BATCH_SIZE)

@@ -16,6 +16,7 @@ import torch
 import transformers
 
 from .files import write_text
+from .freezing import PARTS, describe_policy, holds_trained_weights, is_adapter, module_of, policies_of
 from .modeling_captioner import CaptionerForConditionalGeneration, CaptionerPreTrainedModel
 from .run_config import RunConfig
 
@@ -29,13 +30,11 @@ _FACTS_BY_HAND = ("summary", "licence", "language", "limits")
 
 def weights_fingerprint(model: CaptionerPreTrainedModel) -> str:
     """What identifies the weights that are not a frozen tower's: "sha256:" and 64 hex digits."""
-    frozen = (
-        *(("vision_tower.",) if model.config.freeze_vision else ()),
-        *(("language_model.",) if model.config.freeze_language else ()),
-    )
+    core: Any = model.base_model
+    trained = tuple(f"{tower}." for tower in PARTS if holds_trained_weights(core, tower))
     digest = sha256()
-    for name, tensor in sorted(model.base_model.state_dict().items()):
-        if not name.startswith(frozen):
+    for name, tensor in sorted(core.state_dict().items()):
+        if module_of(name) == "projector" or is_adapter(name) or name.startswith(trained):
             digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return f"sha256:{digest.hexdigest()}"
@@ -132,6 +131,7 @@ def training_facts(
             "dev": {"split": config.data.dev_split, "images": dev_images},
         },
         "prompt": config.data.prompt or None,
+        "chat": config.data.chat or None,
         "steps": steps,
         "images_a_step": settings.batch_size * settings.accumulation * processes,
         "images_seen": round(epochs * train_images),
@@ -142,6 +142,13 @@ def training_facts(
         "max_grad_norm": settings.max_grad_norm,
         "seed": settings.seed,
         "precision": {name: str(weight.dtype).removeprefix("torch.") for name, weight in parts.items()},
+        "trained": {
+            module: describe_policy(policy)
+            for module, policy in policies_of(model.config).items()
+            if module != "projector" and policy.train != "frozen"
+        }
+        or None,
+        "stages": [stage["name"] for stage in config.stages] or None,
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "versions": {"torch": str(torch.__version__), "transformers": transformers.__version__},

@@ -11,11 +11,12 @@ from transformers import set_seed
 from .composition import NO_TOWER
 from .data import BadImages, PictureOpener
 from .features import image_features
+from .freezing import TOWERS
 from .hardware import hold_frozen
 from .images import ImageError
 from .interruption import StopSignals
 from .run_config import ConfigError, RunConfig
-from .training_data import open_data
+from .training_data import each_caption, open_data
 from .training_model import compose_captioner
 
 logger = logging.getLogger(__name__)
@@ -43,16 +44,18 @@ def cache_features(config: RunConfig) -> dict[str, int]:
         set_seed(config.training.seed)  # of a tower with random weights, the one that training will have
         corpus = open_data(config.data)
         bad = BadImages(None, config.data.max_bad_share) if config.data.on_bad_image == "skip" else None
-        splits = {
-            split: corpus.load(split, config.data.limit, on_missing=None if bad is None else bad.add_missing)["image"]
+        datasets = {
+            split: corpus.load(split, config.data.limit, on_missing=None if bad is None else bad.add_missing)
             for split in dict.fromkeys((config.data.train_split, config.data.dev_split))
         }
+        splits = {split: dataset["image"] for split, dataset in datasets.items()}
         if bad is not None:
             bad.expect(sum(map(len, splits.values())))
         open_picture = PictureOpener(config.data.max_pixels, config.data.max_bytes)
-        model, processor = compose_captioner(config.model)
+        model, processor = compose_captioner(config.model, each_caption(datasets[config.data.train_split]))
         model.core.vision_tower.to(state.device)
-        hold_frozen(model, config.training.precision)  # the tower's dtype is a part of the setting
+        # The tower's dtype is a part of the setting.
+        hold_frozen(model, config.training.precision, [m for m in TOWERS if config.trains_weights_of(m)])
         for split, images in splits.items():
             logger.info("%s: %d images", split, len(images))
             on_error = None if bad is None else _adder(bad, images)

@@ -1,4 +1,4 @@
-"""Text files that are written whole or not at all."""
+"""Files that are written whole or not at all."""
 
 import os
 from pathlib import Path
@@ -15,9 +15,18 @@ def write_text(path: Path, text: str, errors: str = "strict") -> None:
     Raises:
         OSError: if it cannot be written; then nothing is left behind, and the old file stays.
     """
+    write_bytes(path, text.encode("utf-8", errors))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file as `write_text` does.
+
+    Raises:
+        OSError: if it cannot be written; then nothing is left behind, and the old file stays.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8", errors=errors)
+        partial.write_bytes(content)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -1,13 +1,16 @@
 """What fits the machine: the dtype of frozen weights, attention kernels, its cores, and how a run was launched."""
 
+import itertools
 import logging
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers.activations import NewGELUActivation
 
+from .freezing import TOWERS, holds_trained_weights, is_adapter
 from .modeling_captioner import CaptionerForConditionalGeneration
 from .run_config import ConfigError
 
@@ -42,17 +45,25 @@ def use_all_cores() -> None:
         torch.set_num_threads(os.cpu_count() or 1)
 
 
-def hold_frozen(model: CaptionerForConditionalGeneration, precision: str) -> None:
+def hold_frozen(model: CaptionerForConditionalGeneration, precision: str, but: Collection[str] = ()) -> None:
     """Puts frozen towers into bfloat16 where `use_bf16(precision)`; what is trained stays in float32.
 
-    What is frozen needs no precision beyond its use.
+    What is frozen needs no precision beyond its use. A tower any of whose own weights are trained, or were, is left
+    as it is: they would be rounded, and layers of two dtypes do not go together. Adapters stay in float32 beside it.
+
+    Args:
+        model: with its parts frozen as they are to be trained.
+        precision: as of `use_bf16`.
+        but: modules (`"vision"`, `"language"`) that are frozen now and trained in a later stage.
     """
     if not use_bf16(precision):
         return
-    if model.config.freeze_vision and model.core.vision_tower is not None:
-        model.core.vision_tower.to(torch.bfloat16)
-    if model.config.freeze_language:
-        model.core.language_model.to(torch.bfloat16)
+    for module, name in TOWERS.items():
+        tower = getattr(model.core, name)
+        if tower is not None and module not in but and not holds_trained_weights(model.core, name):
+            for key, tensor in itertools.chain(tower.named_parameters(), tower.named_buffers()):
+                if tensor.is_floating_point() and not is_adapter(key):
+                    tensor.data = tensor.data.to(torch.bfloat16)
 
 
 def choose_kernels(model: CaptionerForConditionalGeneration, compiled: bool) -> None:

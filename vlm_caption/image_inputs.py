@@ -59,7 +59,7 @@ class ImageInputs:
 
         if vectors is not None:
             self.features = vectors.select(images)
-        elif cache and model.config.freeze_vision:
+        elif cache and not any(parameter.requires_grad for parameter in model.core.vision_tower.parameters()):
             self.features = image_features(
                 model, processor, images, features_dir, open_picture=self.open_picture, on_error=on_error
             )

@@ -24,7 +24,6 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .backbones import BackboneError, resolve_backbone
-from .composition import byte_tokenizer
 from .console import progress, quiet_transformers
 from .data import BadImages, Corpus, DataError, Place, Problem, drop_rows, open_place
 from .data.captions import count_words
@@ -33,6 +32,7 @@ from .data.places import NamedBytes
 from .gallery import write_gallery
 from .images import MAX_BYTES, MAX_PIXELS, ImageError, ImageSource, open_image
 from .run_config import DataSection
+from .tokenization import new_tokenizer
 from .training_data import check_left, load_splits
 
 # Pictures with a shorter side than this (pixels), or a longer side of more times the shorter one, are listed.
@@ -210,7 +210,8 @@ def inspect_data(
         split: corpus.load(split, settings.limit, on_problem=lambda problem: None, on_missing=miss)
         for split in corpus.splits
     }
-    separator = " " if settings.prompt.rstrip() else ""  # as of CaptionCollator
+    prompt = settings.prompt.rstrip()
+    separator = " " if prompt and not prompt.endswith("<image>") else ""  # as of CaptionCollator
     tallies, odd = {}, []
     for split, dataset in datasets.items():
         tallies[split] = tally = _Tally(len(dataset))
@@ -262,17 +263,24 @@ def inspect_data(
     )
 
 
-def local_tokenizer(language: str | dict, revision: str | None = None) -> PreTrainedTokenizerBase:
+def local_tokenizer(
+    language: str | dict, revision: str | None = None, tokenizer_name: str | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer that training would take for a language model, if it can be had without fetching anything.
+
+    Of "characters", one that knows none: it parts text as the one made of the captions does.
 
     Args:
         language, revision: As of `compose`.
+        tokenizer_name: As of `compose`, its `tokenizer`.
 
     Raises:
         BackboneError: It cannot.
     """
     if isinstance(language, dict):
-        return byte_tokenizer()
+        if tokenizer_name in (None, "bytes", "characters"):
+            return new_tokenizer(tokenizer_name or "bytes", captions=())
+        language = tokenizer_name
     directory = resolve_backbone(language, revision, fetch=False)
     if not any(found for pattern in _TOKENIZER_FILES for found in directory.glob(pattern)):
         # transformers would make one that knows no words.

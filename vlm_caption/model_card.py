@@ -20,6 +20,7 @@ from .backbones import WHEELS, is_hub_id
 from .configuration_captioner import CaptionerConfig
 from .facts import FACTS_NAME, read_facts, weights_fingerprint
 from .files import write_text
+from .freezing import describe_policy, has_adapter, holds_trained_weights, module_of, policies_of
 from .metrics import METRIC_NAMES
 from .modeling_captioner import CaptionerPreTrainedModel
 
@@ -372,8 +373,7 @@ def _parts(model: CaptionerPreTrainedModel, facts: dict[str, Any]) -> str:
 def _tower_row(model: CaptionerPreTrainedModel, part: str) -> list[str]:
     backbone = _backbone(model, part)
     tower = getattr(model.base_model, part)
-    frozen = model.config.freeze_vision if part == "vision_tower" else model.config.freeze_language
-    frozen = frozen and not any(p.requires_grad for p in tower.parameters())
+    policy = policies_of(model.config)[module_of(part)]
     name, fingerprint = backbone.get("name"), backbone.get("fingerprint")
     licence = _NOT_STATED
     if name is None:
@@ -388,7 +388,10 @@ def _tower_row(model: CaptionerPreTrainedModel, part: str) -> list[str]:
         else:
             source = f"a local folder, `{Path(name).name}`"
         source += f", `{fingerprint[:19]}…`" if fingerprint else ", then trained on; here"
-    state = "frozen" if frozen else "trained"
+    state = describe_policy(policy)
+    if policy.train == "frozen":
+        state = "trained" if holds_trained_weights(model.base_model, part) else "frozen"
+        state += " beside a LoRA adapter" if has_adapter(tower) else ""
     label = f"{_tower_label(model, part)} ({type(tower).__name__})"
     return [_PART_NAMES[part], label, source, licence, state, _count(tower.parameters())]
 
@@ -447,7 +450,8 @@ def _training(training: dict[str, Any], noun: str) -> str:
             line += f"; the loss was watched on {dev['images']:,} {noun} of the split {dev['split']}"
         lines.append(f"{line}.")
     if "prompt" in training:
-        lines.append(f"- Prompt before each caption: `{training['prompt']}`.")
+        where = ", in the language model's chat template" if training.get("chat") else ""
+        lines.append(f"- Prompt before each caption{where}: `{training['prompt']}`.")
     if "steps" in training:
         lines.append(
             f"- {training['steps']:,} steps of {training['images_a_step']} {noun}, each with all its captions: "
@@ -470,6 +474,9 @@ def _training(training: dict[str, Any], noun: str) -> str:
         lines.append(
             f"- Versions: {', '.join(f'{name} {version}' for name, version in training['versions'].items())}."
         )
+    if "dev_cider" in training:
+        images = training.get("dev_cider_images", "some")
+        lines.append(f"- Chosen by CIDEr: {100 * training['dev_cider']:.1f} on {images} of the images watched.")
     if "dev_loss" in training:
         line = f"- Loss at the end: {training['dev_loss']:.3f} nats a token on the {noun} watched"
         if "dev_loss_shuffled" in training:

@@ -9,7 +9,7 @@ import copy
 import functools
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -37,6 +37,16 @@ from transformers.utils.generic import TransformersKwargs, can_return_tuple
 from transformers.utils.hub import create_and_tag_model_card
 
 from .configuration_captioner import CaptionerConfig
+from .freezing import (
+    PARTS,
+    freeze,
+    is_adapter,
+    merge_adapter,
+    merged_state,
+    plain_name,
+    remember_trained,
+    set_train_mode,
+)
 from .loss import IGNORE_INDEX, caption_loss
 from .projectors import MultiModalProjector, build_projector
 
@@ -48,6 +58,7 @@ SOFT_TOKENS_PATTERN = r"(?:core\.)?(?:image_start|image_end|query_tokens)"
 # What a self-contained checkpoint carries of the code, and where the Auto classes find it there.
 CODE_FILES = (
     "configuration_captioner.py",
+    "freezing.py",
     "loss.py",
     "modeling_captioner.py",
     "processing_captioner.py",
@@ -134,14 +145,27 @@ class CaptionerPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
     def freeze_towers(self) -> None:
-        """Takes the towers that the config calls frozen out of training: no gradient, and eval mode for good."""
-        for tower, frozen in (
-            (self._core.vision_tower, self.config.freeze_vision),
-            (self._core.language_model, self.config.freeze_language),
-        ):
-            for parameter in () if tower is None else tower.parameters():  # quantised ones are integers
-                parameter.requires_grad_(not frozen and parameter.is_floating_point())
+        """Freezes and trains what the config says, and adds the adapters that it names.
+
+        What is frozen gets no gradient and stays in eval mode for good. Which weights of towers are trained is written
+        into the config, so that every later checkpoint holds them. `set_policies` of `freezing.py` sets the config.
+
+        Raises:
+            ImportError: for an adapter, where peft is not installed.
+        """
+        freeze(self._core)
         self.train(self.training)
+
+    def merge_adapters(self) -> None:
+        """Adds all adapters to the weights that they stand beside, and takes them out; outputs stay the same.
+
+        Raises:
+            ValueError: if these weights are quantised.
+        """
+        for tower in PARTS:
+            if getattr(self.config, f"{PARTS[tower]}_adapter") is not None:
+                merge_adapter(self._core, tower)
+        self.freeze_towers()
 
     def _set_gradient_checkpointing(self, enable: bool = True, **kwargs):  # ty: ignore[incompatible-method-override]
         super()._set_gradient_checkpointing(enable, **kwargs)
@@ -166,39 +190,51 @@ class CaptionerPreTrainedModel(PreTrainedModel):
             "it. To add tokens of your own, resize the language model before composing it."
         )
 
-    def _tower_keys(self, towers: list[str]) -> set[str]:
+    def _keys_left_out(self, towers: list[str]) -> set[str]:
+        """Names of the weights of these towers that are neither adapters nor trained here."""
         core = self._core
         prefix = "" if core is self else f"{self.base_model_prefix}."
-        return {f"{prefix}{tower}.{key}" for tower in towers for key in getattr(core, tower).state_dict()}
+        trained = set(self.config.trained_weights)
+        left_out = set()
+        for tower in towers:
+            state = getattr(core, tower).state_dict(keep_vars=True)
+            # By identity: a tied weight has two names.
+            carried = {
+                id(tensor)
+                for key, tensor in state.items()
+                if is_adapter(key) or plain_name(f"{tower}.{key}") in trained
+            }
+            left_out |= {f"{prefix}{tower}.{key}" for key, tensor in state.items() if id(tensor) not in carried}
+        return left_out
 
     def _external_towers(self) -> list[str]:
-        """The towers that a bridge checkpoint leaves out: frozen, and to be had again from a named backbone.
+        """The towers that a bridge checkpoint leaves out, but for what was trained: those of a named backbone.
 
-        A backbone without a fingerprint is where a tower came from before it was trained: it is not to be had again.
+        A backbone without a fingerprint is where a tower came from before it was trained as a whole: it is not to be
+        had again.
         """
-        towers = (
-            ("vision_tower", self.config.freeze_vision, self.config.vision_backbone),
-            ("language_model", self.config.freeze_language, self.config.text_backbone),
-        )
-        return [
-            name
-            for name, frozen, backbone in towers
-            if frozen
-            and (backbone or {}).get("fingerprint")
-            and not any(p.requires_grad for p in getattr(self._core, name).parameters())
-        ]
+        backbones = {"vision_tower": self.config.vision_backbone, "language_model": self.config.text_backbone}
+        return [tower for tower, backbone in backbones.items() if (backbone or {}).get("fingerprint")]
+
+    def bridge_keys(self) -> list[str]:
+        """Names of the weights that a bridge checkpoint holds."""
+        remember_trained(self._core)
+        left_out = self._keys_left_out(self._external_towers())
+        return [key for key in self.state_dict() if key not in left_out]
 
     def save_pretrained(  # ty: ignore[incompatible-method-override]
         self, save_directory, full: bool = False, push_to_hub: bool = False, **kwargs
     ):
-        """Saves the bridge: what was trained, and the names and fingerprints of the frozen towers it stands between.
+        """Saves the bridge: what was trained, and the names and fingerprints of the towers it stands between.
 
-        Towers that were trained, or that came from no named backbone, are written as well.
+        That is the projector, adapters, and of each tower the weights that were trained. Towers that came from no
+        named backbone are written as well.
 
         Args:
             save_directory: the checkpoint's folder.
-            full: write both towers too, and the code of these classes, so that the checkpoint needs nothing but
-                transformers: `trust_remote_code=True` loads it where this package is not installed.
+            full: write both towers too, adapters merged into them, and the code of these classes, so that the
+                checkpoint needs nothing but transformers: `trust_remote_code=True` loads it where this package is not
+                installed.
             push_to_hub: upload what was saved, as `push_to_hub` does.
             **kwargs: as of `PreTrainedModel.save_pretrained`, and for an upload those of `upload_checkpoint` and
                 `repo_id` (by default the folder's name).
@@ -206,23 +242,40 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         hub_kwargs = {name: kwargs.pop(name) for name in _HUB_KWARGS if name in kwargs}
         folder = Path(save_directory)
         before = {file: file.stat().st_mtime_ns for file in folder.glob("*")} if push_to_hub else {}
-        untouched = self._external_towers()
-        for part, tower in (("vision_backbone", "vision_tower"), ("text_backbone", "language_model")):
-            if tower not in untouched and (backbone := getattr(self.config, part)):
-                setattr(self.config, part, {**backbone, "fingerprint": None})
-        self.config.external_towers = [] if full else untouched
+        remember_trained(self._core)
+        self.config.external_towers = [] if full else self._external_towers()
         # Exact names, on the instance: Trainer checkpoints and `push_to_hub` go through this list as well.
-        self._keys_to_ignore_on_save = self._tower_keys(self.config.external_towers)
+        self._keys_to_ignore_on_save = self._keys_left_out(self.config.external_towers)
         vars(self.config).pop("auto_map", None)
         if full:
             self.config.auto_map = dict(AUTO_MAP)
             if kwargs.get("is_main_process", True):
                 _copy_code(Path(save_directory))
-        super().save_pretrained(save_directory, **kwargs)
+        with self._merged_config() if full else contextlib.nullcontext() as merged:
+            if merged is not None:
+                kwargs["state_dict"] = merged
+            super().save_pretrained(save_directory, **kwargs)
         if push_to_hub and kwargs.get("is_main_process", True):
             repo_id = hub_kwargs.pop("repo_id", None) or folder.resolve().name
             saved = [file.name for file in folder.glob("*") if before.get(file) != file.stat().st_mtime_ns]
             self.upload_checkpoint(folder, repo_id, saved, **hub_kwargs)
+
+    @contextlib.contextmanager
+    def _merged_config(self) -> Generator[dict[str, torch.Tensor] | None]:
+        """Gives the weights as they are with adapters merged, None without adapters, beside a config that says so."""
+        if self.config.vision_adapter is None and self.config.text_adapter is None:
+            yield None
+            return
+        core = self._core
+        state, fields = merged_state(core, "" if core is self else f"{self.base_model_prefix}.")
+        before = {name: getattr(self.config, name) for name in fields}
+        try:
+            for name, value in fields.items():
+                setattr(self.config, name, value)
+            yield state
+        finally:
+            for name, value in before.items():
+                setattr(self.config, name, value)
 
     def push_to_hub(  # ty: ignore[incompatible-method-override]
         self, repo_id: str, *, full: bool = False, max_shard_size: int | str = "50GB", **kwargs
@@ -331,9 +384,9 @@ class CaptionerPreTrainedModel(PreTrainedModel):
                     f"{pretrained_model_name_or_path} holds its {tower} itself: leave out {part}={name!r}, or load a "
                     "bridge."
                 )
-        if not config.external_towers:
+        if not config.external_towers and config.vision_adapter is None and config.text_adapter is None:
             return cls._load_whole(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
-        if cls.load_towers is None:
+        if config.external_towers and cls.load_towers is None:
             raise ImportError(
                 f"{pretrained_model_name_or_path} holds the bridge alone, without "
                 f"{' and '.join(config.external_towers)}: install and import vlm_caption, which fetches them, or use "
@@ -343,13 +396,41 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         for part, name in (("vision_backbone", vision_backbone), ("text_backbone", text_backbone)):
             if name is not None:
                 setattr(config, part, {**(getattr(config, part) or {}), "name": name, "revision": None})
-        weights = _read_safetensors(pretrained_model_name_or_path, **hub_kwargs)
-        weights |= cls.load_towers(config, check=not allow_different_backbone)
+        own, adapters = _split_adapters(read_safetensors(pretrained_model_name_or_path, **hub_kwargs))
+        towers = tuple(f"core.{tower}." for tower in config.external_towers)
+        absent = [
+            name for name in config.trained_weights if f"core.{name}".startswith(towers) and f"core.{name}" not in own
+        ]
+        if absent:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} lacks {len(absent)} weights of towers that were trained "
+                f"({', '.join(absent[:3])}, …): load it with the config.json that was saved with it."
+            )
+        weights = {}
+        if config.external_towers and cls.load_towers is not None:
+            weights = cls.load_towers(config, check=not allow_different_backbone)
+            unknown = [name for name in own if name.startswith(towers) and name not in weights]
+            if unknown:
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} holds weights that its towers have not ({unknown[0]}): load it "
+                    "with the version of transformers that it was saved with, which config.json names."
+                )
+        # What was trained here goes before what the backbone holds, under all names that a tied weight has there.
+        replaced = {weights[name].data_ptr() for name in own if name in weights}
+        weights = {name: tensor for name, tensor in weights.items() if tensor.data_ptr() not in replaced} | own
         config.external_towers = []
         for name in hub_names:
             kwargs.pop(name, None)
+        # Adapters come when the towers have their dtype, device and quantisation.
+        fields = {}
+        for adapter, frozen in (("vision_adapter", "freeze_vision"), ("text_adapter", "freeze_language")):
+            if getattr(config, adapter) is not None:
+                fields |= {name: getattr(config, name) for name in (adapter, frozen)}
+                setattr(config, adapter, None)
+                setattr(config, frozen, True)
         loaded = cls._load_whole(None, *model_args, config=config, state_dict=weights, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model._load_adapters(fields, adapters, pretrained_model_name_or_path)
         model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
         if model.can_generate():
             with contextlib.suppress(OSError):  # a bridge written by hand may lack one
@@ -357,6 +438,24 @@ class CaptionerPreTrainedModel(PreTrainedModel):
                     pretrained_model_name_or_path, **hub_kwargs
                 )
         return loaded
+
+    def _load_adapters(self, fields: dict[str, Any], weights: dict[str, torch.Tensor], name_or_path) -> None:
+        """Adds the adapters that these fields of a checkpoint's config name, with their weights.
+
+        Raises:
+            ValueError: if these are not all there.
+        """
+        for name, value in fields.items():
+            setattr(self.config, name, value)
+        self.freeze_towers()
+        expected = {f"core.{key}" for key in self._core.state_dict() if is_adapter(key)}
+        if expected != weights.keys():
+            raise ValueError(
+                f"{name_or_path} holds other weights of adapters than its config names "
+                f"({', '.join(sorted(expected ^ weights.keys())[:3])}, …): load it with the config.json that was "
+                "saved with it."
+            )
+        self._core.load_state_dict({key.removeprefix("core."): w for key, w in weights.items()}, strict=False)
 
     @classmethod
     def _quantize_language_only(cls, quantization_config: Any, config: CaptionerConfig) -> Any:
@@ -385,7 +484,7 @@ class CaptionerPreTrainedModel(PreTrainedModel):
                 f"({', '.join(missing[:3])}, …): load it with the config.json that was saved with it."
             )
         model.freeze_towers()  # loading puts fresh parameters in place, all of them trainable
-        model._keys_to_ignore_on_save = model._tower_keys(model._external_towers())
+        model._keys_to_ignore_on_save = model._keys_left_out(model._external_towers())
         return (model, info) if output_loading_info else model
 
 
@@ -416,7 +515,17 @@ def _copy_code(directory: Path) -> None:
             shutil.copyfile(source, directory / name)
 
 
-def _read_safetensors(name_or_path, **hub_kwargs) -> dict[str, torch.Tensor]:
+def _split_adapters(weights: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The weights of a checkpoint that are no adapters', as named without adapters, and those that are.
+
+    All names then begin with `core.`, as they do in a checkpoint of the model with its head.
+    """
+    weights = {name if name.startswith("core.") else f"core.{name}": tensor for name, tensor in weights.items()}
+    own = {plain_name(name): tensor for name, tensor in weights.items() if not is_adapter(name)}
+    return own, {name: tensor for name, tensor in weights.items() if is_adapter(name)}
+
+
+def read_safetensors(name_or_path, **hub_kwargs) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint's safetensors file or shards."""
     import json
 
@@ -463,11 +572,13 @@ class CaptionerModel(CaptionerPreTrainedModel):
         self.freeze_towers()
 
     def train(self, mode: bool = True):
-        """Train mode for what is trained: a wholly frozen tower stays in eval mode, its dropout silent."""
+        """Train mode for what is trained: what is frozen of a tower stays in eval mode, its dropout silent."""
         super().train(mode)
-        for tower in (self.vision_tower, self.language_model):
-            if tower is not None and not any(parameter.requires_grad for parameter in tower.parameters()):
-                tower.eval()
+        if mode:
+            remember_trained(self)  # what somebody thawed by hand
+            for module in (self.vision_tower, self.multi_modal_projector, self.language_model):
+                if module is not None:
+                    set_train_mode(module, mode)
         return self
 
     def soft_tokens(self) -> dict[str, nn.Parameter]:
@@ -762,11 +873,12 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             num_items_in_batch: number of targets in the whole accumulated batch; see [`caption_loss`].
             **kwargs: for the language model; and `shift_labels`, int64 [B, M], targets already aligned with the
                 positions that `logits_to_keep` names (packed rows: one position may have several targets). `labels`
-                are not looked at then.
+                are not looked at then. `target_weights`, float [B, M]: how often each of these targets counts.
         """
         # Not in the signature: Trainer wants all arguments there that are called labels.
         language_kwargs: dict[str, Any] = dict(kwargs)
         shift_labels = language_kwargs.pop("shift_labels", None)
+        target_weights = language_kwargs.pop("target_weights", None)
         inputs, image_embeds = self.core.prepare_language_inputs(
             input_ids,
             pixel_values,
@@ -785,7 +897,9 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             targets = labels.masked_fill(placeholders, IGNORE_INDEX)
             next_ids = nn.functional.pad(targets[:, 1:], (0, 1), value=IGNORE_INDEX)  # position t predicts token t + 1
             shift_labels = slice_logits_to_keep(next_ids.unsqueeze(-1), logits_to_keep).squeeze(-1)
-        loss = None if shift_labels is None else caption_loss(outputs.logits, shift_labels, num_items_in_batch)
+        loss = None
+        if shift_labels is not None:
+            loss = caption_loss(outputs.logits, shift_labels, num_items_in_batch, target_weights)
         return CaptionerCausalLMOutputWithPast(
             loss=loss,
             logits=outputs.logits,

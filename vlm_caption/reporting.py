@@ -1,4 +1,4 @@
-"""What a run leaves at its end: the bridge, its curves, its losses, and its card."""
+"""What a run leaves at its end: the bridge, its log and curves, sample captions, its losses, and its card."""
 
 import logging
 from pathlib import Path
@@ -6,22 +6,42 @@ from pathlib import Path
 from transformers import TrainerState
 
 from .callbacks import SampleCaptions
-from .checkpoints import writing_to
-from .curves import loss_curves
+from .checkpoints import find_checkpoints, remove_checkpoint, writing_to
+from .curves import draw_curves
 from .data import count_captions
 from .facts import record_training, training_facts
-from .files import write_text
+from .files import write_bytes
+from .images import ImageError
+from .metrics_log import write_metrics
 from .model_card import write_model_card
 from .modeling_captioner import CaptionerForConditionalGeneration
 from .nll import caption_nll
 from .processing_captioner import CaptionerProcessor
 from .run_config import RunConfig
+from .samples_page import write_samples_page
 from .training_data import TrainingData
 from .training_model import save_captioner
 
 logger = logging.getLogger(__name__)
 
-CURVES_NAME = "loss.svg"
+CURVES_NAME = "curves.png"
+SAMPLES_NAME = "samples.html"
+
+
+def save_stage(
+    model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, folder: Path, state: TrainerState
+) -> None:
+    """Writes what a stage, not the last, trained to its folder. Its checkpoints are no longer needed. For one process.
+
+    Raises:
+        ConfigError: if the folder cannot be written to.
+    """
+    with writing_to(folder):
+        write_bytes(folder / CURVES_NAME, draw_curves(state.log_history, state.best_global_step))
+        save_captioner(model, processor, folder, save_original_format=False)  # for `load_weights`
+        for checkpoint in find_checkpoints(folder):
+            remove_checkpoint(checkpoint)
+    logger.info("Saved this stage's bridge to %s", folder)
 
 
 def report(
@@ -44,7 +64,7 @@ def report(
         samples: the dev images whose captions are shown.
         state: Trainer's, at the end.
         processes: how many trained together.
-        seconds: how long the training took; None is not known.
+        seconds: that the training took, all stages together; None is not known.
 
     Raises:
         ConfigError: if the folder cannot be written to.
@@ -53,9 +73,26 @@ def report(
     output_dir = Path(settings.output_dir)
     with writing_to(output_dir):
         save_captioner(model, processor, output_dir)
-        write_text(output_dir / CURVES_NAME, loss_curves(state.log_history, state.best_global_step))
+        write_metrics(output_dir, state.log_history)
+        write_bytes(output_dir / CURVES_NAME, draw_curves(state.log_history, state.best_global_step))
     logger.info("Saved the bridge to %s", output_dir)
-    loss = caption_nll(model, data.dev, data.dev_collator, settings.batch_size)
+    last_samples = None
+    if samples is not None:
+        last_samples = samples.captions(model)
+    if samples is not None and not samples.has_vectors:
+        log = state.log_history
+        if not any("samples" in entry for entry in log):
+            log = [{"step": state.global_step, "samples": last_samples}]
+        path = output_dir / SAMPLES_NAME
+        try:
+            with writing_to(output_dir):
+                kept_step = state.best_global_step or state.global_step
+                write_samples_page(path, samples.rows, log, kept_step, data.images.open_picture)
+        except ImageError as error:  # the features are cached: its training did not need it any more
+            logger.warning("%s was not written: %s", path, error)
+    loss = _kept(state, "eval_loss")
+    if loss is None:
+        loss = caption_nll(model, data.dev, data.dev_collator, settings.batch_size)
     logger.info("Dev loss: %.4f nats a token", loss)
     shuffled = None
     if len(data.dev) > 1:
@@ -72,12 +109,20 @@ def report(
         train_images=len(data.train),
         train_captions=count_captions(data.train),
         dev_images=len(data.dev),
-        seconds=seconds,
+        seconds=None if seconds is None else round(seconds),
         dev_loss=loss,
         dev_loss_shuffled=shuffled,
-        samples=None if samples is None else samples.captions(model),
+        dev_cider=_kept(state, "eval_cider"),
+        dev_cider_images=min(settings.eval_captions, len(data.dev)) or None,
+        samples=last_samples,
     )
     model.name_or_path = str(output_dir)  # where an upload looks for them
     with writing_to(output_dir):
         record_training(model, output_dir, facts)
         write_model_card(model, output_dir)
+
+
+def _kept(state: TrainerState, name: str) -> float | None:
+    """What was measured of the weights that are kept, where they were evaluated; nothing has changed them since."""
+    at_step = [entry[name] for entry in state.log_history if entry["step"] == state.best_global_step and name in entry]
+    return at_step[-1] if at_step else None

@@ -1,10 +1,11 @@
-"""The settings of a training run: a YAML file in sections, each field overridable on the command line."""
+"""A training run's settings: a YAML file in sections and a list of stages, fields overridable on the command line."""
 
 import argparse
 import contextlib
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Collection
@@ -14,7 +15,9 @@ from typing import Any, Literal
 
 import yaml
 
+from .freezing import MODULES, ModulePolicy
 from .images import MAX_BYTES, MAX_PIXELS
+from .processing_captioner import check_prompt
 
 # Nothing would be learnt, or told, with 0 of these.
 _POSITIVE = {"data.max_caption_tokens", "data.max_pixels", "data.max_bytes"} | {
@@ -22,6 +25,10 @@ _POSITIVE = {"data.max_caption_tokens", "data.max_pixels", "data.max_bytes"} | {
     for name in ("batch_size", "accumulation", "epochs", "eval_steps", "eval_images", "save_steps", "logging_steps")
 }
 _POSITIVE |= {f"generation.{name}" for name in ("max_new_tokens", "num_beams", "repetition_penalty")}
+
+
+# Of a whole run: a stage cannot have these otherwise.
+_NOT_A_STAGES = ("output_dir", "output_scale", "precision", "eval_images", "samples", "seed", "resume")
 
 
 class ConfigError(ValueError):
@@ -34,7 +41,8 @@ class ModelSection:
 
     Attributes:
         vision: "none" where `data.features` gives vectors in place of pictures.
-        freeze_language: Whether the language model stays as it is; one with random weights must be trained.
+        tokenizer: Of a language model given by its config: "bytes" (None: this), "characters" of the captions to train
+            on, or where a pretrained one is.
         query_text: Text whose embeddings the learned query vectors start from; `query_tokens` is then their number.
     """
 
@@ -42,6 +50,7 @@ class ModelSection:
     language: str | dict = "openai-community/gpt2"
     vision_revision: str | None = None
     language_revision: str | None = None
+    tokenizer: str | None = None
     image_tokens: Literal["pooled", "patches", "all"] = "pooled"
     image_grid: int | None = None
     pooled_in_front: bool = False
@@ -58,7 +67,6 @@ class ModelSection:
     projector_expansion: int | None = None
     projector_hidden_act: str | None = None
     projector_dropout: float = 0.0
-    freeze_language: bool = True
 
 
 @dataclass
@@ -70,6 +78,7 @@ class DataSection:
         format: A name in `vlm_caption.data.FORMATS`; None: recognised from what is there.
         images: The folder that image paths are relative to; None: found beside the captions.
         image_column, caption_column: Of a table, a dataset or tar shards; None: found by name.
+        question_column: Likewise, of the questions.
         subset: Of a Hub dataset.
         features: A file of vectors that the captions are of, instead of pictures.
         feature_column: Of such a file, if it is Parquet and has several columns of vectors.
@@ -81,7 +90,10 @@ class DataSection:
         final_stop: A full stop at the end of captions: "add" it, "remove" it, or "keep" what is there.
         lower_case: Whether captions become small letters.
         min_words, max_words: Captions with fewer or more words are left out.
-        prompt: Text between the image and the caption; not learnt.
+        prompt: Text around the image, `<image>` where it goes (in front, if that is not said); the caption follows,
+            and the text is not learnt. With `{question}` in it, the data's questions are asked there, and their
+            answers are learnt. Captioning asks in the same way.
+        chat: Whether the prompt is the user's turn in the language model's chat template, the caption the answer.
         max_caption_tokens: Longer captions are cut here.
         on_bad_image: What a picture that is missing or cannot be opened does: "error" stops the run; with "skip" it is
             left out, counted, and written to `bad_images.jsonl` in the output folder.
@@ -94,6 +106,7 @@ class DataSection:
     images: str | None = None
     image_column: str | None = None
     caption_column: str | None = None
+    question_column: str | None = None
     subset: str | None = None
     features: str | None = None
     feature_column: str | None = None
@@ -107,6 +120,7 @@ class DataSection:
     min_words: int | None = None
     max_words: int | None = None
     prompt: str = ""
+    chat: bool = False
     max_caption_tokens: int = 64
     on_bad_image: Literal["error", "skip"] = "error"
     max_bad_share: float = 0.05
@@ -114,12 +128,48 @@ class DataSection:
     max_bytes: int = MAX_BYTES
 
 
+@dataclass(frozen=True)
+class ModuleSettings:
+    """What of a module is trained, and how fast.
+
+    Attributes:
+        policy, layers, rank, alpha, dropout, targets: as of `ModulePolicy`.
+        learning_rate, weight_decay: None: the training's.
+    """
+
+    policy: Literal["frozen", "lora", "last_n", "full"] = "frozen"
+    layers: int | None = None
+    rank: int = 16
+    alpha: float | None = None
+    dropout: float = 0.0
+    targets: list | None = None
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+
+    def as_policy(self) -> ModulePolicy:
+        """The part that is about the model."""
+        names = {f.name for f in dataclasses.fields(ModulePolicy)} - {"train"}
+        return ModulePolicy(train=self.policy, **{name: getattr(self, name) for name in names})
+
+
+ModuleField = Literal["frozen", "lora", "last_n", "full"] | dict
+
+
 @dataclass
 class TrainingSection:
     """How long, how fast, and what is told on the way. A batch counts images, each with all its captions.
 
     Attributes:
-        patience: So many dev losses in a row that are no better than the best end the run; 0: none does.
+        train_vision, train_projector, train_language: What of a module is trained: the name of a policy, or a mapping
+            of fields of `ModuleSettings`, `{policy: lora, rank: 64, learning_rate: 2.0e-5}`. A tower with random
+            weights must be trained.
+        objective: Learn all tokens of a caption in each epoch, or one "random_token" of it, which then counts as many
+            times as the caption has tokens: on average the same gradient. The dev loss is always taken on all.
+        eval_captions: So many of the dev images are captioned whenever the dev loss is taken, and scored with CIDEr,
+            which then says which weights are best; 0: none are, and the dev loss says it.
+        patience: So many times in a row no better than the best end the run; 0: no number does.
+        report_to: A program that gets the log beside `metrics.jsonl`: tensorboard, trackio, wandb, or another that
+            transformers' Trainer knows.
     """
 
     output_dir: str = "runs/captioner"
@@ -127,6 +177,10 @@ class TrainingSection:
     accumulation: int = 1
     epochs: float = 3.0
     max_steps: int = -1
+    objective: Literal["all", "random_token"] = "all"
+    train_vision: ModuleField = "frozen"
+    train_projector: ModuleField = "full"
+    train_language: ModuleField = "frozen"
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     weight_decay: float = 0.0
@@ -137,12 +191,19 @@ class TrainingSection:
     compile: bool = False
     eval_steps: int = 250
     eval_images: int = 200
+    eval_captions: int = 0
     save_steps: int = 250
     patience: int = 0
     logging_steps: int = 25
     samples: int = 3
+    report_to: str = "none"
     seed: int = 0
     resume: bool = True
+
+    def module(self, module: str) -> ModuleSettings:
+        """The settings of `"vision"`, `"projector"` or `"language"`."""
+        given = getattr(self, f"train_{module}")
+        return ModuleSettings(**given) if isinstance(given, dict) else ModuleSettings(policy=given)
 
 
 @dataclass
@@ -172,12 +233,18 @@ class GenerationSection:
 
 @dataclass
 class RunConfig:
-    """All settings of one training run, and of what is done with its checkpoint."""
+    """All settings of one training run, and of what is done with its checkpoint.
+
+    Attributes:
+        stages: Trained one after the other; of each, its `name` and the fields of `training` that it has otherwise.
+            None: the training is one stage.
+    """
 
     model: ModelSection = field(default_factory=ModelSection)
     data: DataSection = field(default_factory=DataSection)
     training: TrainingSection = field(default_factory=TrainingSection)
     generation: GenerationSection = field(default_factory=GenerationSection)
+    stages: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def load(cls, path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> "RunConfig":
@@ -190,6 +257,7 @@ class RunConfig:
             ConfigError: for a file that cannot be read, an unknown field, or a value of the wrong kind.
         """
         values: dict[str, Any] = {}
+        stages: Any = []
         if path is not None:
             try:
                 loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
@@ -199,8 +267,9 @@ class RunConfig:
                 raise ConfigError(f"{path}: the config is not valid YAML: {' '.join(str(error).split())}.") from error
             if not isinstance(loaded, dict):
                 raise ConfigError(f"{path}: a config is made of the sections {', '.join(_sections())}.")
+            stages = loaded.pop("stages", None) or []
             for section, fields in loaded.items():
-                _check_name(str(section), list(_sections()), f"{path}: there is no section")
+                _check_name(str(section), [*_sections(), "stages"], f"{path}: there is no section")
                 if not isinstance(fields, dict):
                     raise ConfigError(f"{path}: the section {section} holds no fields.")
                 for name, value in fields.items():
@@ -216,7 +285,22 @@ class RunConfig:
             _check_name(name, known, "there is no setting")
             section, _, attribute = name.partition(".")
             setattr(getattr(config, section), attribute, _checked(name, value, field_types()[name]))
+        config.stages = _checked_stages(stages, overrides or {})
+        for settings in config.stage_settings():
+            for module in MODULES:
+                _check_module(f"training.train_{module}", settings.module(module), module)
         return config
+
+    def stage_settings(self) -> list[TrainingSection]:
+        """The settings of each stage in full, in their order; of a training that is one stage, those."""
+        changes = [{name: value for name, value in stage.items() if name != "name"} for stage in self.stages]
+        return [dataclasses.replace(self.training, **change) for change in changes or [{}]]
+
+    def trains_weights_of(self, module: str) -> bool:
+        """Whether a tower's own weights change in any stage: by training them, or by merging an adapter into them."""
+        policies = [settings.module(module).as_policy() for settings in self.stage_settings()]
+        adapters = {(p.rank, tuple(p.targets or ())) for p in policies if p.train == "lora"}
+        return any(p.train in ("last_n", "full") for p in policies) or len(adapters) > 1
 
 
 def field_types() -> dict[str, Any]:
@@ -266,7 +350,44 @@ def parse_arguments(parser: argparse.ArgumentParser, argv: list[str] | None = No
 
 
 def _sections() -> dict[str, type]:
-    return {f.name: typing.cast(type, f.default_factory) for f in dataclasses.fields(RunConfig)}
+    return {f.name: typing.cast(type, f.default_factory) for f in dataclasses.fields(RunConfig) if f.name != "stages"}
+
+
+def _checked_stages(stages: Any, overrides: dict[str, Any]) -> list[dict[str, Any]]:
+    """The stages of a file; what the command line says of the training goes before what a stage says."""
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        raise ConfigError("stages must be a list of mappings, each a name and settings of the training.")
+    known = ["name", *(name.removeprefix("training.") for name in field_types() if name.startswith("training."))]
+    known = [name for name in known if name not in _NOT_A_STAGES]
+    checked = []
+    for number, stage in enumerate(stages, 1):
+        where = f"stages[{number}]"
+        for name in stage:
+            if name in _NOT_A_STAGES:
+                raise ConfigError(f"{where}: {name} is the same in all stages: set it in training.")
+            _check_name(str(name), known, f"{where}: there is no setting")
+        title = stage.get("name")
+        if not isinstance(title, str) or not re.fullmatch(r"\w[\w-]*", title):
+            raise ConfigError(f"{where}: a stage needs a name of letters, digits, _ and -, and {title!r} is none.")
+        if title in (before["name"] for before in checked):
+            raise ConfigError(f"{where}: another stage is called {title!r} too.")
+        types_by_name = field_types()
+        checked.append(
+            {"name": title}
+            | {
+                name: _checked(f"training.{name}", value, types_by_name[f"training.{name}"])
+                for name, value in stage.items()
+                if name != "name" and f"training.{name}" not in overrides
+            }
+        )
+    return checked
+
+
+def _check_module(name: str, settings: ModuleSettings, module: str) -> None:
+    if module == "projector" and settings.policy not in ("frozen", "full"):
+        raise ConfigError(f"{name}: {settings.policy} is for towers; the projector is frozen or trained in full.")
+    if settings.policy == "last_n" and settings.layers is None:
+        raise ConfigError(f"{name}: last_n needs layers, how many of the last blocks are trained.")
 
 
 def _check_name(name: str, known: list[str], complaint: str) -> None:
@@ -290,13 +411,34 @@ def _parse(name: str, text: str, hint: Any) -> Any:
 
 def _checked(name: str, value: Any, hint: Any) -> Any:
     value = _converted(name, value, hint)
+    if name.startswith("training.train_") and isinstance(value, dict):
+        return _checked_module(name, value)
     if name in _POSITIVE and value is not None and value <= 0:
         raise ConfigError(f"{name} must be above 0, and {value} is not.")
-    if name in ("training.patience", "generation.no_repeat_ngram_size") and value is not None and value < 0:
+    if name == "data.prompt":
+        try:
+            check_prompt(value)
+        except ValueError as error:
+            raise ConfigError(f"{name} {value!r}: {error}") from error
+    counts = ("training.patience", "training.eval_captions", "training.samples", "generation.no_repeat_ngram_size")
+    if name in counts and value is not None and value < 0:
         raise ConfigError(f"{name} must be at least 0, and {value} is not.")
     if name in ("data.dev_share", "data.max_bad_share") and not 0 <= value < 1:
         raise ConfigError(f"{name} must be at least 0 and below 1, and {value} is not.")
     return value
+
+
+def _checked_module(name: str, value: dict) -> dict[str, Any]:
+    hints = typing.get_type_hints(ModuleSettings)
+    for key in value:
+        _check_name(str(key), list(hints), f"{name}: there is no setting")
+    checked = {key: _converted(f"{name}.{key}", given, hints[key]) for key, given in value.items()}
+    for key in ("layers", "rank"):
+        if checked.get(key) is not None and checked[key] < 1:
+            raise ConfigError(f"{name}.{key} must be at least 1, and {checked[key]} is not.")
+    if not 0 <= checked.get("dropout", 0) < 1:
+        raise ConfigError(f"{name}.dropout must be at least 0 and below 1, and {checked['dropout']} is not.")
+    return checked
 
 
 def _converted(name: str, value: Any, hint: Any) -> Any:

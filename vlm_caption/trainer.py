@@ -1,9 +1,14 @@
 """The training loop: transformers' Trainer, with batches of like length, an exact dev loss, and an end to runs that
 have nothing more to learn."""
 
+import contextlib
+import importlib.util
+import logging
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +16,8 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import TrainerState, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
@@ -18,15 +25,45 @@ from .checkpoints import CheckpointTrainer
 from .data import Place
 from .data.batches import LengthBatchSampler
 from .data.collator import CaptionCollator
+from .dev_captions import score_cider
+from .freezing import TOWERS, module_of
+from .loss import IGNORE_INDEX
 from .nll import sum_nll
-from .run_config import RunConfig
+from .run_config import ConfigError, TrainingSection
+
+logger = logging.getLogger(__name__)
 
 _NAMES_TOLD = 8
 
 
-def training_arguments(config: RunConfig) -> TrainingArguments:
-    """Trainer's settings for a run: AdamW with warm-up and cosine decay, its checkpoints in the output folder."""
-    settings = config.training
+def check_logging(settings: TrainingSection) -> None:
+    """Sees that what a run is to be told and chosen by can be had, before anything is begun.
+
+    Raises:
+        ConfigError: if not.
+    """
+    if settings.report_to != "none":
+        if settings.report_to not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise ConfigError(f"training.report_to must be none or one of {known}, and {settings.report_to!r} is not.")
+        if settings.report_to not in get_available_reporting_integrations():
+            raise ConfigError(
+                f"training.report_to {settings.report_to} needs a package that is not installed: pip install "
+                f"{settings.report_to.replace('_', '-')}, or choose none."
+            )
+    if settings.eval_captions:
+        if settings.eval_captions > settings.eval_images:
+            raise ConfigError(
+                f"training.eval_captions {settings.eval_captions} must be at most training.eval_images, "
+                f"{settings.eval_images}."
+            )
+        if importlib.util.find_spec("pycocoevalcap") is None:
+            raise ConfigError("training.eval_captions needs pycocoevalcap: pip install 'vlm-caption[metrics]'.")
+
+
+def training_arguments(settings: TrainingSection) -> TrainingArguments:
+    """Trainer's settings: AdamW with warm-up and cosine decay, checkpoints in the output folder."""
+    policies = {settings.module(module).policy for module in TOWERS}
     return TrainingArguments(
         output_dir=settings.output_dir,
         per_device_train_batch_size=settings.batch_size,
@@ -44,18 +81,27 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         eval_steps=settings.eval_steps,
         save_strategy="steps",
         save_steps=settings.save_steps,
-        metric_for_best_model="loss",
+        metric_for_best_model="cider" if settings.eval_captions else "loss",
+        greater_is_better=bool(settings.eval_captions),
         logging_steps=settings.logging_steps,
         logging_nan_inf_filter=False,  # such a loss ends the run
         remove_unused_columns=False,
         disable_tqdm=not sys.stderr.isatty(),
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=settings.seed,
-        report_to="none",
-        ddp_find_unused_parameters=False,
+        report_to=settings.report_to,
+        run_name=Path(settings.output_dir).name,
+        project="vlm-caption",
+        # A tower may have weights that no image token comes from, such as a pooler's.
+        ddp_find_unused_parameters=bool(policies & {"full", "last_n"}),
         use_cpu=not torch.accelerator.is_available(),  # unsaid, several processes on CPUs would each train alone
         ddp_timeout=24 * 3600,  # seconds; other processes wait while the first one computes the image features
     )
+
+
+def training_seconds(state: TrainerState) -> float | None:
+    """How long a run has trained, also before it was taken up again; None is not known."""
+    return next((entry["seconds"] for entry in reversed(state.log_history) if "seconds" in entry), None)
 
 
 class CaptionTrainer(CheckpointTrainer):
@@ -64,7 +110,10 @@ class CaptionTrainer(CheckpointTrainer):
     Args:
         *args: as of Trainer.
         eval_collator: of the dev images: their features are another table.
-        patience: so many dev losses in a row that are no better than the best end the training; 0: none does.
+        patience: so many evaluations in a row that are no better than the best end the training; 0: none does.
+        rates: learning rate and weight decay of each module that has its own; by default those of the arguments.
+        autocast: compute losses in bfloat16 where torch.autocast does, with all weights as they are.
+        eval_captions: so many of the first dev images are captioned and scored with CIDEr at each evaluation.
         **kwargs: as of Trainer; datasets have the columns `image`, `captions` and `index`.
     """
 
@@ -72,9 +121,19 @@ class CaptionTrainer(CheckpointTrainer):
     eval_dataset: Dataset
     data_collator: CaptionCollator
 
-    def __init__(self, *args, eval_collator: CaptionCollator, patience: int = 0, **kwargs):
+    def __init__(
+        self,
+        *args,
+        eval_collator: CaptionCollator,
+        patience: int = 0,
+        eval_captions: int = 0,
+        rates: dict[str, tuple[float, float]] | None = None,
+        autocast: bool = False,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
-        self.eval_collator, self.patience = eval_collator, patience
+        self.eval_collator, self.patience, self.eval_captions = eval_collator, patience, eval_captions
+        self.rates, self.autocast = rates or {}, autocast
         self.batch_sampler = LengthBatchSampler(
             len(self.train_dataset),
             self.args.per_device_train_batch_size,
@@ -83,6 +142,9 @@ class CaptionTrainer(CheckpointTrainer):
             self.args.seed,
         )
         self._step_rows: list[int] = []  # the images of the step that is being made
+        self._trained_on = torch.zeros(2, dtype=torch.long, device=self.args.device)  # captions, tokens since a log
+        self._since_log = self._since_start = 0.0  # seconds of the clock: without what is no step, and with all
+        self._seconds_before = 0.0  # of the run's parts before this one
 
     def _lengths(self, rows: list[int]) -> list[int]:
         columns = self.train_dataset[rows]
@@ -91,10 +153,16 @@ class CaptionTrainer(CheckpointTrainer):
         )
 
     def get_train_dataloader(self) -> DataLoader:
-        """As of Trainer. A batch also has `rows`, int64 [B]: where its images stand in the dataset."""
+        """As of Trainer. A batch also has `rows`, int64 [B]: where its images stand in the dataset; and `amount`,
+        int64 [B, 2]: how many captions of an image there are, and how many tokens to learn.
+        """
 
         def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
-            return self.data_collator(rows) | {"rows": torch.tensor([row["index"] for row in rows])}
+            batch = self.data_collator(rows)
+            captions = torch.tensor([len(self.data_collator.choose(row)) for row in rows])
+            tokens = (batch["labels"] != IGNORE_INDEX).sum(dim=1)
+            places = torch.tensor([row["index"] for row in rows])
+            return batch | {"rows": places, "amount": torch.stack([captions, tokens], dim=1)}
 
         return self.accelerator.prepare(
             DataLoader(
@@ -115,17 +183,54 @@ class CaptionTrainer(CheckpointTrainer):
         """
         if resume_from_checkpoint is not None:
             state = TrainerState.load_from_json(str(Path(resume_from_checkpoint, TRAINER_STATE_NAME)))
+            self._seconds_before = training_seconds(state) or 0.0
             *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
             # Trainer would first make one step and then look whether it was one too many.
             if state.global_step >= max_steps or self._is_out_of_patience(state):
                 self._load_from_checkpoint(resume_from_checkpoint)
                 self.state = state
                 return TrainOutput(state.global_step, 0.0, {})
+        self._since_log = self._since_start = time.perf_counter()
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """As of Trainer, with a learning rate and a weight decay for each module; norms and biases do not decay."""
+        opt_model = self.model if model is None else model
+        if self.optimizer is None:
+            decaying = set(self.get_decay_parameter_names(opt_model))
+            groups: dict[tuple[str, bool], dict[str, Any]] = {}
+            for name, parameter in opt_model.named_parameters():
+                if not parameter.requires_grad:
+                    continue
+                module = module_of(name)
+                rate, decay = self.rates.get(module, (self.args.learning_rate, self.args.weight_decay))
+                group = {"params": [], "lr": rate, "weight_decay": decay if name in decaying else 0.0}
+                groups.setdefault((module, name in decaying), group)["params"].append(parameter)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, opt_model)
+            self.optimizer = optimizer_class(list(groups.values()), **options)
+            for (module, _), group in groups.items():
+                logger.info(
+                    "%s: %s parameters in %d tensors, learning rate %g, weight decay %g",
+                    module,
+                    f"{sum(parameter.numel() for parameter in group['params']):,}",
+                    len(group["params"]),
+                    group["lr"],
+                    group["weight_decay"],
+                )
+        return self.optimizer
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.autocast)
+
+    def compute_loss(self, *args, **kwargs):
+        """As of Trainer."""
+        with self._autocast():
+            return super().compute_loss(*args, **kwargs)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """As of Trainer."""
         rows = inputs.pop("rows").tolist()
+        self._trained_on += inputs.pop("amount").sum(dim=0).to(self._trained_on.device)
         self._step_rows += rows
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._check_finite(loss, "loss", rows)
@@ -147,6 +252,40 @@ class CaptionTrainer(CheckpointTrainer):
             "these images and their captions, or lower training.learning_rate; no checkpoint was made of it."
         )
 
+    def log(self, logs, start_time=None):
+        """As of Trainer. Entries also have `captions_per_second` and `tokens_per_second` of the steps since the one
+        before, and `seconds`, how long the run has trained by now, also before it was taken up again.
+
+        Trainer's summary at the end, of the last part of a run alone, is left out.
+        """
+        if "train_runtime" in logs:
+            return
+        now = time.perf_counter()
+        if "loss" in logs:
+            captions, tokens = self.accelerator.reduce(self._trained_on, "sum").tolist()
+            seconds = max(now - self._since_log, 1e-9)
+            logs |= {"captions_per_second": captions / seconds, "tokens_per_second": tokens / seconds}
+            self._trained_on.zero_()
+            self._since_log = now
+        logs["seconds"] = self._seconds_before + now - self._since_start
+        super().log(logs, start_time)
+
+    def evaluate(self, *args, **kwargs):
+        """As of Trainer."""
+        with self._no_step():
+            return super().evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, model, trial):
+        with self._no_step():
+            super()._save_checkpoint(model, trial)
+
+    @contextlib.contextmanager
+    def _no_step(self) -> Generator[None]:
+        """Keeps the time of what is no step out of the captions a second."""
+        begin = time.perf_counter()
+        yield
+        self._since_log += time.perf_counter() - begin
+
     def _determine_best_metric(self, metrics, trial):
         is_best = super()._determine_best_metric(metrics, trial)
         if self._is_out_of_patience(self.state):
@@ -160,18 +299,24 @@ class CaptionTrainer(CheckpointTrainer):
         return 0 < self.patience <= len(worse)
 
     def evaluation_loop(self, dataloader, description, *args, metric_key_prefix="eval", **kwargs) -> EvalLoopOutput:
-        """As of Trainer, but the loss is the mean over tokens, not over batches; each process takes its share."""
+        """As of Trainer, but the loss is the mean over tokens, not over batches; each process takes its share. With
+        `eval_captions` there is also `eval_cider`.
+        """
         rows = range(self.args.process_index, len(self.eval_dataset), self.args.world_size)
         size = self.args.per_device_eval_batch_size
         batches = (
             self.eval_collator([self.eval_dataset[row] for row in rows[start : start + size]])
             for start in range(0, len(rows), size)
         )
-        sums = gather_object([sum_nll(self.model, batches)])
-        loss = sum(total for total, _ in sums) / sum(count for _, count in sums)
+        with self._autocast():
+            sums = gather_object([sum_nll(self.model, batches)])
+            metrics = {"loss": sum(total for total, _ in sums) / sum(count for _, count in sums)}
+            if self.eval_captions:
+                first = list(self.eval_dataset.select(range(min(self.eval_captions, len(self.eval_dataset)))))
+                metrics["cider"] = score_cider(self.model, self.eval_collator, first, size)
         return EvalLoopOutput(
             predictions=np.empty(0),
             label_ids=None,
-            metrics={f"{metric_key_prefix}_loss": loss},
+            metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
             num_samples=len(self.eval_dataset),
         )

@@ -1,6 +1,9 @@
 """What a run trains on: its config's splits, the images as the model gets them, and the choice of captions."""
 
+import hashlib
+import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from .data import (
     Corpus,
     DataError,
     PictureOpener,
+    TargetChoice,
     Vectors,
     count_captions,
     open_corpus,
@@ -24,8 +28,8 @@ from .data import (
 from .data.collator import CaptionCollator
 from .image_inputs import ImageInputs, with_index
 from .modeling_captioner import CaptionerForConditionalGeneration
-from .processing_captioner import CaptionerProcessor
-from .run_config import ConfigError, DataSection, RunConfig
+from .processing_captioner import QUESTION, CaptionerProcessor
+from .run_config import ConfigError, DataSection, RunConfig, TrainingSection
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +47,8 @@ def open_data(settings: DataSection) -> Corpus:
         image_column=settings.image_column,
         caption_column=settings.caption_column,
         subset=settings.subset,
+        question_column=settings.question_column,
+        questions=QUESTION in settings.prompt,
         features=settings.features,
         feature_column=settings.feature_column,
         cleaning=Cleaning(settings.final_stop, settings.lower_case, settings.min_words, settings.max_words),
@@ -83,6 +89,12 @@ def load_splits(
     return train_set, dev_set
 
 
+def each_caption(dataset: Dataset) -> Iterator[str]:
+    """All captions of a dataset with the column `captions`, one after the other."""
+    for captions in dataset["captions"]:
+        yield from captions
+
+
 def check_left(settings: DataSection, train_set: Dataset, dev_set: Dataset) -> None:
     """Sees that leaving out bad images has not emptied a split.
 
@@ -98,9 +110,9 @@ class CaptionSplits:
     """The rows of a run's two splits, before any picture is opened.
 
     Attributes:
-        train, dev: rows to train on and to watch the loss on, with `image` and `captions`.
+        train, dev: rows to train on and to watch the loss on, with `image` and `captions`, and `questions` where the
+            prompt asks them.
         bad: where bad images are left out, these; else None.
-        choice: which captions of an image are trained on.
         vectors: what the captions are of, where that is no pictures; `image` is then the name of a row of them.
 
     Raises:
@@ -118,14 +130,26 @@ class CaptionSplits:
             path = Path(config.training.output_dir) / BAD_IMAGES_NAME if is_first_process() else None
             self.bad = BadImages(path, config.data.max_bad_share)
         self.train, self.dev = load_splits(corpus, config.data, config.training.eval_images, self.bad)
-        self.choice = CaptionChoice(config.data.captions_per_image, config.training.seed)
+        chosen = config.data.captions_per_image
         logger.info(
             "Data: %d images with %d captions to train on%s, %d images to watch the loss on",
             len(self.train),
             count_captions(self.train),
-            "" if self.choice.captions_per_image == "all" else f" ({self.choice.captions_per_image} of each image's)",
+            "" if chosen == "all" else f" ({chosen} of each image's)",
             len(self.dev),
         )
+
+    def describe(self) -> dict[str, Any]:
+        """What tells these rows from others: of each split the number of images and of captions, and a fingerprint of
+        the images' names and the captions. What is in a picture's file does not count."""
+        return {
+            name: {
+                "images": len(dataset),
+                "captions": count_captions(dataset),
+                "fingerprint": _fingerprint(dataset),
+            }
+            for name, dataset in (("train", self.train), ("dev", self.dev))
+        }
 
 
 class TrainingData:
@@ -133,6 +157,7 @@ class TrainingData:
 
     Args:
         splits: their rows.
+        settings: of the training, or of the stage.
         model: on its device, its parts frozen or not as they are to be trained.
         processor: the model's.
 
@@ -141,16 +166,23 @@ class TrainingData:
         images: of the rows to train on.
         collator, dev_collator: make batches of the rows.
         choice: which captions of an image are trained on.
+        choose_targets: which token of each; None: all.
 
     Raises:
         DataError: if too many images are bad, or a vector holds a number that is not finite.
         ImageError: if one is, and bad images are not left out.
     """
 
-    def __init__(self, splits: CaptionSplits, model: CaptionerForConditionalGeneration, processor: CaptionerProcessor):
+    def __init__(
+        self,
+        splits: CaptionSplits,
+        settings: TrainingSection,
+        model: CaptionerForConditionalGeneration,
+        processor: CaptionerProcessor,
+    ):
         config, bad = splits.config, splits.bad
         options: dict[str, Any] = {
-            "cache": config.training.cache_features,
+            "cache": settings.cache_features,
             "open_picture": PictureOpener(config.data.max_pixels, config.data.max_bytes),
             "bad": bad,
             "vectors": splits.vectors,
@@ -166,7 +198,17 @@ class TrainingData:
                 logger.info("Left out %d bad images: %s", len(bad.reasons), path)
             check_left(config.data, train, dev)
         self.train, self.dev = with_index(train), with_index(dev)
-        options = {"prompt": config.data.prompt, "max_caption_tokens": config.data.max_caption_tokens}
-        self.choice = splits.choice
-        self.collator = CaptionCollator(processor, self.images, choose=self.choice, **options)
+        options = {"max_caption_tokens": config.data.max_caption_tokens}
+        self.choice = CaptionChoice(config.data.captions_per_image, settings.seed)
+        self.choose_targets = TargetChoice(settings.seed) if settings.objective == "random_token" else None
+        self.collator = CaptionCollator(
+            processor, self.images, choose=self.choice, choose_targets=self.choose_targets, **options
+        )
         self.dev_collator = CaptionCollator(processor, dev_images, **options)
+
+
+def _fingerprint(dataset: Dataset) -> str:
+    digest = hashlib.sha256()
+    for batch in dataset.select_columns(["image", "captions"]).iter(10_000):
+        digest.update(json.dumps([batch["image"], batch["captions"]]).encode())
+    return f"sha256:{digest.hexdigest()}"

@@ -2,7 +2,9 @@
 
 import dataclasses
 import logging
+import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
@@ -10,20 +12,23 @@ from huggingface_hub.errors import StrictDataclassError
 from .checkpoints import save_files
 from .composition import compose
 from .data import Vectors
+from .freezing import check_policies
 from .modeling_captioner import CaptionerForConditionalGeneration
 from .processing_captioner import CaptionerProcessor
-from .run_config import ConfigError, ModelSection
+from .run_config import ConfigError, DataSection, ModelSection
+from .stages import Stage
 
 logger = logging.getLogger(__name__)
 
 
 def compose_captioner(
-    settings: ModelSection, vectors: Vectors | None = None
+    settings: ModelSection, captions: Iterable[str], vectors: Vectors | None = None
 ) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
     """Builds the captioner that the settings describe.
 
     Args:
         settings: the config's.
+        captions: those to train on; read only where the tokenizer is made of them.
         vectors: what it will caption, where that is no pictures.
 
     Raises:
@@ -32,27 +37,69 @@ def compose_captioner(
     """
     sizes = {} if vectors is None else {"feature_tokens": vectors.shape[1], "feature_size": vectors.shape[2]}
     try:
-        return compose(**dataclasses.asdict(settings), **sizes)
+        return compose(**dataclasses.asdict(settings), captions=captions, **sizes)
     except (ValueError, StrictDataclassError) as error:
         raise ConfigError(f"The settings in model do not go together: {' '.join(str(error).split())}") from error
 
 
+def set_prompt(model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, settings: DataSection) -> None:
+    """Makes the settings' prompt the processor's, to be saved with it, and the end of its answers one for `generate`.
+
+    Raises:
+        ConfigError: if it is to be a chat, and the language model has no chat template for it.
+    """
+    processor.prompt, processor.chat = settings.prompt, settings.chat
+    try:
+        end_token_id = processor.end_token_id
+    except ValueError as error:
+        raise ConfigError(f"data.chat: {error}") from error
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    if end_token_id not in ends:
+        model.generation_config.eos_token_id = [*ends, end_token_id]
+
+
+def check_stages(model: CaptionerForConditionalGeneration, stages: list[Stage]) -> None:
+    """Sees, before the first of them is trained, that the stages fit the model.
+
+    Raises:
+        ConfigError: if one does not.
+    """
+    for stage in stages:
+        where = "training" if stage.name is None else f"The stage {stage.name}"
+        try:
+            check_policies(model, stage.policies)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"{where}: {error}") from error
+        if all(policy.train == "frozen" for policy in stage.policies.values()):
+            raise ConfigError(f"{where} trains nothing: vision, projector and language are all frozen.")
+
+
 def log_parts(model: CaptionerForConditionalGeneration) -> None:
-    """Says of every part of the model whether it is frozen or trained, and how large it is."""
+    """Says of every part of the model whether it is frozen or trained, and how large it is; of parts, by names."""
     for name, part in model.core.named_children():
-        parameters = list(part.parameters())
-        trained = sum(p.numel() for p in parameters if p.requires_grad)
-        total = sum(p.numel() for p in parameters)
-        state = "frozen" if trained == 0 else "trained" if trained == total else f"{trained:,} trained"
-        dtype = str(parameters[0].dtype).removeprefix("torch.")
+        parameters = dict(part.named_parameters())
+        trained = {key: p.numel() for key, p in parameters.items() if p.requires_grad}
+        total = sum(p.numel() for p in parameters.values())
+        count = sum(trained.values())
+        state = "frozen" if not trained else "trained" if count == total else f"{count:,} trained"
+        dtype = str(next(iter(parameters.values())).dtype).removeprefix("torch.")
         logger.info("%-22s %-28s %12s parameters  %-8s %s", name, type(part).__name__, f"{total:,}", dtype, state)
+        if trained and count < total:
+            groups: dict[str, list[int]] = {}
+            for key, size in trained.items():
+                groups.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", key), []).append(size)
+            for key, sizes in groups.items():
+                logger.info("  trained: %s.%s  %d of %s parameters", name, key, len(sizes), f"{sum(sizes):,}")
     logger.info("Trained in all: %s parameters", f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}")
 
 
-def save_captioner(model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, directory: Path) -> None:
-    """Writes a captioner's checkpoint, each file whole or not at all."""
+def save_captioner(
+    model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, directory: Path, **options
+) -> None:
+    """Writes a captioner's checkpoint, each file whole or not at all; `options` are of `save_pretrained`."""
     with save_files(directory) as partial:
-        model.save_pretrained(partial)
+        model.save_pretrained(partial, **options)
         processor.save_pretrained(partial)
         for weights in partial.glob("*.safetensors"):
             shutil.copymode(partial / "config.json", weights)  # safetensors lets only the owner read it

@@ -108,6 +108,13 @@ def picture_settings(
     }
 
 
+def question_settings(dataset: Dataset) -> dict[str, Any]:
+    """Which questions are asked, if any are."""
+    if "questions" not in dataset.column_names:
+        return {}
+    return {"questions": xxhash.xxh3_128_hexdigest(json.dumps([row[0] for row in dataset["questions"]]).encode())}
+
+
 def vector_settings(vectors: Vectors) -> dict[str, Any]:
     """Which vectors are captioned."""
     digest = xxhash.xxh3_128()
@@ -157,18 +164,18 @@ def _generate(
 ) -> list[str]:
     model = captioner.model
     images = {name: tensor.to(model.device) for name, tensor in collator.encode_images(rows).items()}
-    ids = torch.tensor([collator.prefix] * len(rows), device=model.device)
+    prompts = {"input_ids": [collator.prompt_ids(row) for row in rows]}
+    inputs = captioner.processor.tokenizer.pad(prompts, return_tensors="pt").to(model.device)  # on the left
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)  # so that what is drawn does not depend on where a killed evaluation goes on
         outputs = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
+            **inputs,
             num_return_sequences=1,
             return_dict_in_generate=False,
             **images,
             **generation,
         )
-    texts = captioner.processor.batch_decode(outputs[:, ids.shape[1] :], skip_special_tokens=True)
+    texts = captioner.processor.batch_decode(outputs[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return [" ".join(text.split()) for text in texts]
 
 

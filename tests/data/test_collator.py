@@ -1,5 +1,7 @@
 """Batches: how captions are packed, and what is and is not a target."""
 
+import itertools
+
 import pytest
 import torch
 from towers import (
@@ -17,7 +19,7 @@ from towers import (
 )
 
 from vlm_caption import CaptionerProcessor
-from vlm_caption.data import DataError
+from vlm_caption.data import DataError, TargetChoice
 from vlm_caption.data.collator import CaptionCollator
 
 
@@ -176,3 +178,50 @@ def test_training_on_packed_rows_is_reproduced_by_generation():
         " hi",
         " oh no",
     ]
+
+
+# One random target a caption
+
+
+def gradients(model, batch: dict) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    model(**batch, num_items_in_batch=(batch["labels"] != -100).sum()).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("language", ["gpt2", "llama"])
+def test_one_random_target_a_caption_has_on_average_the_gradient_of_all(language):
+    model = tiny_model("vit_cls", language)
+    processor, rows = tiny_processor(model.config), [{"captions": ["ab", "c"]}, {"captions": ["d"]}]
+
+    def encode(rows: list[dict]) -> dict[str, torch.Tensor]:
+        return {"pixel_values": pixels(len(rows))}
+
+    whole = gradients(model, CaptionCollator(processor, encode)(rows))
+    lengths = [[3, 2], [2]]  # with their end tokens
+    draws = list(itertools.product(*(range(length) for length in itertools.chain(*lengths))))
+    mean = {name: torch.zeros_like(gradient) for name, gradient in whole.items()}
+    for draw in draws:
+        given = iter(draw)
+        collator = CaptionCollator(processor, encode, choose_targets=lambda row, own, g=given: [next(g) for _ in own])
+        batch = collator(rows)
+        assert (batch["shift_labels"] != -100).sum(1).tolist() == [2, 1]
+        assert batch["target_weights"].tolist() == [[3, 2], [2, 0]]
+        for name, gradient in gradients(model, batch).items():
+            mean[name] += gradient / len(draws)
+    for name, gradient in whole.items():
+        torch.testing.assert_close(mean[name], gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_targets_are_drawn_evenly_and_by_seed_epoch_and_image():
+    choice = TargetChoice(seed=3)
+    row = {"image": "a.jpg"}
+    drawn = []
+    for epoch in range(600):
+        choice.epoch = epoch
+        drawn.append(choice(row, [3, 1, 5]))
+        assert drawn[-1] == choice(row, [3, 1, 5])
+    for number, length in enumerate([3, 1, 5]):
+        counts = torch.bincount(torch.tensor([draw[number] for draw in drawn]), minlength=length)
+        assert counts.min() > 0.75 * 600 / length
+    assert TargetChoice(seed=4)(row, [50] * 9) != choice(row, [50] * 9) != choice({"image": "b.jpg"}, [50] * 9)

@@ -22,10 +22,20 @@ from datasets import Dataset
 
 from .arrow import find_dataset, list_dataset_files, read_dataset
 from .bad_images import BAD_IMAGES_NAME, BadImages, PictureOpener, check_pictures
-from .captions import CaptionChoice, Cleaning, clean_caption
-from .corpus import Corpus, count_captions, drop_rows
+from .captions import CaptionChoice, Cleaning, TargetChoice, clean_caption
+from .corpus import Corpus, ask_one_by_one, count_captions, drop_rows
 from .flickr8k import find_results, find_tokens, list_token_files, read_results, read_tokens
-from .json_corpora import find_coco, find_karpathy, find_llava, read_coco, read_karpathy, read_llava
+from .json_corpora import (
+    find_coco,
+    find_karpathy,
+    find_llava,
+    find_vqa,
+    list_vqa_files,
+    read_coco,
+    read_karpathy,
+    read_llava,
+    read_vqa,
+)
 from .places import Place, open_place
 from .records import DataError, Format, Problem, Reader, Record, Source
 from .shards import find_shards, read_shards
@@ -57,7 +67,9 @@ __all__ = [
     "Reader",
     "Record",
     "Source",
+    "TargetChoice",
     "Vectors",
+    "ask_one_by_one",
     "check_pictures",
     "clean_caption",
     "count_captions",
@@ -75,16 +87,19 @@ _SAVED_SIGN = "a folder of save_to_disk, a folder of .parquet files, or a Hub da
 FORMATS: dict[str, Format] = {
     "coco": Format("COCO's captions_*.json, in a folder or its annotations", find_coco, read_coco),
     "karpathy": Format("Karpathy's dataset_*.json", find_karpathy, read_karpathy),
-    "llava": Format("a .json of LLaVA conversations", find_llava, read_llava),
+    "llava": Format("a .json of LLaVA conversations", find_llava, read_llava, questions="maybe"),
     "flickr8k": Format("Flickr8k.token.txt, or a file of its kind", find_tokens, read_tokens, files=list_token_files),
     "flickr30k": Format("Flickr30k's results.csv, with | between the fields", find_results, read_results),
-    "imagefolder": Format(f"a folder with {', '.join(METADATA_NAMES)}", find_metadata, read_imagefolder),
-    "table": Format(_TABLE_SIGN, find_table, read_table, files=list_table_files),
-    "dataset": Format(_SAVED_SIGN, find_dataset, read_dataset, files=list_dataset_files),
-    "webdataset": Format("tar shards (.tar)", find_shards, read_shards),
+    "imagefolder": Format(
+        f"a folder with {', '.join(METADATA_NAMES)}", find_metadata, read_imagefolder, questions="maybe"
+    ),
+    "table": Format(_TABLE_SIGN, find_table, read_table, files=list_table_files, questions="maybe"),
+    "dataset": Format(_SAVED_SIGN, find_dataset, read_dataset, files=list_dataset_files, questions="maybe"),
+    "webdataset": Format("tar shards (.tar)", find_shards, read_shards, questions="maybe"),
     "text_files": Format(
         "a folder with NAME.txt beside NAME.jpg", find_text_files, read_text_files, files=list_text_files
     ),
+    "vqa": Format("VQA's *_mscoco_*_questions.json", find_vqa, read_vqa, files=list_vqa_files, questions="always"),
 }
 
 
@@ -111,6 +126,8 @@ def open_corpus(
     subset: str | None = None,
     features: str | os.PathLike | None = None,
     feature_column: str | None = None,
+    question_column: str | None = None,
+    questions: bool = False,
     cleaning: Cleaning | None = None,
     dev_share: float = 0.05,
 ) -> Corpus:
@@ -127,13 +144,26 @@ def open_corpus(
         subset: Of a Hub dataset.
         features: A file of vectors that the captions are of, instead of pictures; `path` is then a table of captions.
         feature_column: The column of vectors, if that file is Parquet and has several.
+        question_column: The column of questions, likewise.
+        questions: Whether to read questions, for a column `questions` beside `captions`, which are then the answers.
         cleaning: What is done to the captions; by default only `clean_caption`.
         dev_share: The share of images, by a hash of each, that is "dev" where the corpus has no splits.
 
     Raises:
         DataError: The format is not known or not clear, or the corpus is malformed.
     """
-    source, name = _recognise(path, format, images, image_column, caption_column, subset, features, feature_column)
+    source, name = _recognise(
+        path,
+        format,
+        images,
+        image_column,
+        caption_column,
+        subset,
+        features,
+        feature_column,
+        question_column,
+        questions,
+    )
     return Corpus(source, name, _format(source, name), cleaning or Cleaning(), dev_share)
 
 
@@ -142,7 +172,8 @@ def read_records(path: str | os.PathLike, format: str | None = None, **settings)
 
     Args:
         path, format: As of `open_corpus`.
-        **settings: `images`, `image_column`, `caption_column`, `subset`, `features`, `feature_column`, likewise.
+        **settings: `images`, `image_column`, `caption_column`, `subset`, `features`, `feature_column`,
+            `question_column`, `questions`, likewise.
 
     Raises:
         DataError: The format is not known or not clear, or what follows cannot be read.
@@ -164,9 +195,14 @@ def _recognise(
     subset: str | None = None,
     features: str | os.PathLike | None = None,
     feature_column: str | None = None,
+    question_column: str | None = None,
+    questions: bool = False,
 ) -> tuple[Source, str]:
     folder, vectors = (None if given is None else Path(given) for given in (images, features))
-    source = Source(Path(path), folder, image_column, caption_column, subset, vectors, feature_column)
+    source = Source(
+        *(Path(path), folder, image_column, caption_column, subset),
+        *(vectors, feature_column, question_column, questions),
+    )
     if format is not None and format not in FORMATS:
         near = difflib.get_close_matches(format.lower(), FORMATS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(FORMATS)}"
@@ -176,15 +212,26 @@ def _recognise(
             raise DataError(
                 f"data.features goes with a table of captions, and data.format is {format!r}: leave it out"
             )
+        if questions:
+            raise DataError(
+                f"{source.path}: captions of vectors have no questions: take {{question}} out of data.prompt"
+            )
         if not source.path.exists() or not vectors.is_file():
             raise DataError(f"{vectors if source.path.exists() else source.path}: there is no such file")
         return source, "table"
     is_on_hub = bool(find_dataset(source.path)) if format is None else format == "dataset"
     if not source.path.exists() and not is_on_hub:
         raise DataError(f"{source.path}: there is no such file or folder")
+    unfit = "never" if questions else "always"
     if format is not None:
+        if FORMATS[format].questions == unfit:
+            raise DataError(_unfit(source.path, format, questions))
         return source, format
     found = {name: files for name, known in FORMATS.items() if (files := known.find(source.path))}
+    fit = {name: files for name, files in found.items() if FORMATS[name].questions != unfit}
+    if found and not fit:
+        raise DataError(_unfit(source.path, next(iter(found)), questions))
+    found = fit
     if len(found) > 1:
         signs = " and ".join(f"{files[0].name} ({name})" for name, files in found.items())
         raise DataError(f"{source.path}: its format could be any of several, for it has {signs}: set data.format")
@@ -194,6 +241,12 @@ def _recognise(
             f"{source.path}: the format is not recognised: looked for {looked_for}; found {_list_some(source.path)}"
         )
     return source, next(iter(found))
+
+
+def _unfit(path: Path, name: str, questions: bool) -> str:
+    if questions:
+        return f"{path}: data of the format {name} has no questions: take {{question}} out of data.prompt"
+    return f"{path}: data of the format {name} has questions: write {{question}} in data.prompt"
 
 
 def _list_some(source: Path) -> str:

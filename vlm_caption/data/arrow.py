@@ -21,7 +21,6 @@ from datasets import Dataset, DatasetDict
 from ..backbones import cache_dir, is_hub_id
 from .places import Place, digest_base64, find_base64
 from .records import (
-    CAPTION_COLUMNS,
     IMAGE_COLUMNS,
     SPLIT_COLUMN,
     DataError,
@@ -29,9 +28,11 @@ from .records import (
     Problem,
     Record,
     Source,
+    as_answers,
     as_captions,
     find_column,
     find_split,
+    find_texts,
     list_subfolders,
     settle_names,
 )
@@ -160,16 +161,17 @@ def _read_rows(
     given = source.image_column or (of_type_image[0] if len(of_type_image) == 1 else None)
     columns = dataset.column_names
     image_column = find_column(columns, given, IMAGE_COLUMNS, "image", name)
-    caption_column = find_column(columns, source.caption_column, CAPTION_COLUMNS, "caption", name)
+    caption_column, question_column = find_texts(columns, source, name)
     number = 0
     for file in dataset.cache_files:
         for buffer, batch in read_batches(Path(file["filename"]), name):
             pictures = _pictures(batch.column(image_column), buffer, file["filename"])
             captions = batch.column(caption_column).to_pylist()
+            asked = [None] * len(captions) if question_column is None else batch.column(question_column).to_pylist()
             splits = batch.column(SPLIT_COLUMN).to_pylist() if SPLIT_COLUMN in columns else [split] * len(captions)
-            for picture, texts, row_split in zip(pictures, captions, splits, strict=True):
+            for picture, texts, question, row_split in zip(pictures, captions, asked, splits, strict=True):
                 number += 1
-                yield _record(picture, texts, folder, row_split, name, number, caption_column)
+                yield _record(picture, texts, question, folder, row_split, name, number, caption_column)
     if number != len(dataset):
         raise DataError(f"{name}: it is a selection of the rows in its files: save it again with save_to_disk")
 
@@ -177,6 +179,7 @@ def _read_rows(
 def _record(
     picture: "_Picture | str | None",
     texts: object,
+    question: object,
     folder: ImageFolder,
     split: str | None,
     name: str,
@@ -184,15 +187,16 @@ def _record(
     caption_column: str,
 ) -> Record | Problem:
     where = f"{name}, row {number}"
-    if not (captions := as_captions(texts)):
+    questions, captions = ([], as_captions(texts)) if question is None else as_answers(question, texts)
+    if not captions:
         reason = f"the column {caption_column!r} must hold a caption or a list of captions, and holds {texts!r:.80}"
         return Problem(where, reason, split=split)
     if picture is None:
         return Problem(where, "there is no picture", split=split)
     if isinstance(picture, str):
-        return folder.record(picture, captions, where, split)
+        return folder.record(picture, captions, where, split, questions)
     place = picture.place if picture.place.is_whole_file else replace(picture.place, name=f"row {number}")
-    return Record(str(place), tuple(captions), picture.digest, where, split)
+    return Record(str(place), tuple(captions), picture.digest, where, split, tuple(questions))
 
 
 def read_batches(file: Path, name: str) -> Iterator[tuple[pa.Buffer, pa.RecordBatch]]:

@@ -93,3 +93,27 @@ class CaptionChoice:
             return captions[:1]
         draw = hashlib.sha256(f"{self.seed} {self.epoch} {row['image']}".encode()).digest()
         return [captions[int.from_bytes(draw[:8]) % len(captions)]]
+
+
+class TargetChoice:
+    """Draws one target of each caption: "one random next token a caption".
+
+    A caption of n tokens has n targets, each drawn with probability 1/n by a hash of seed, epoch and image, so that a
+    resumed run draws the same ones. The drawn one counts n times: on average, loss and gradient are those of all
+    targets.
+
+    Args:
+        seed: Of the draw.
+
+    Attributes:
+        epoch: The epoch to draw for, from 0; the training loop sets it.
+    """
+
+    def __init__(self, seed: int = 0):
+        self.seed, self.epoch = seed, 0
+
+    def __call__(self, row: dict, lengths: list[int]) -> list[int]:
+        """For each caption of a row with `image`, which of its tokens is the target; `lengths` counts these."""
+        stem = f"target {self.seed} {self.epoch} {row['image']}"
+        draws = (hashlib.sha256(f"{stem} {number}".encode()).digest() for number in range(len(lengths)))
+        return [int.from_bytes(draw[:8]) % length for draw, length in zip(draws, lengths, strict=True)]

@@ -4,6 +4,9 @@ A row is `[start token] [image tokens] [prompt] caption 1 <eos> caption 2 <eos> 
 prompt for every caption, and the attention mask lets a caption see the prompt, the image and itself alone, so each
 caption is predicted exactly as if it stood in a row of its own, and the prefix is computed once instead of once a
 caption.
+
+Where the prompt asks a question, a row is `[start token] [image tokens] question 1 answer 1 <eos> question 2 …`: each
+question stands with its answer, and the answer alone is learnt.
 """
 
 import itertools
@@ -12,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 from ..loss import IGNORE_INDEX
-from ..processing_captioner import CaptionerProcessor
+from ..processing_captioner import QUESTION, CaptionerProcessor
 from .captions import CaptionChoice
 from .records import DataError
 
@@ -20,13 +23,24 @@ from .records import DataError
 class CaptionCollator:
     """Turns rows of `{"captions": list[str], "image": …}` into a batch for the model.
 
+    Where the prompt has `{question}`, rows also have `questions`, list[str]: one for each of the captions, which are
+    the answers.
+
     Args:
         processor: the model's processor.
         encode_images: gets the rows and returns their images as model inputs: `{"pixel_values": float [B, 3, H, W]}`
             or `{"image_features": float [B, N, D_vision]}`.
-        prompt: text between the image and the caption; not learnt.
+        prompt: text around the image, instead of the processor's own prompt; not learnt.
         max_caption_tokens: longer captions are cut here, and then have no end token to learn.
         choose: gets a row and returns the captions of it that count; by default all.
+        choose_targets: gets a row and how many tokens each of its captions has, and returns for each caption the one
+            token that is learnt; it then counts as many times as the caption has tokens. By default all are.
+
+    Attributes:
+        prefix: token ids that all rows begin with: the prompt, or as far as it is the same for all questions.
+
+    Raises:
+        ValueError: if the prompt is wrong.
     """
 
     def __init__(
@@ -35,17 +49,29 @@ class CaptionCollator:
         encode_images: Callable[[list[dict]], dict[str, torch.Tensor]],
         prompt: str = "",
         max_caption_tokens: int = 64,
-        choose: Callable[[dict], list[str]] | None = None,
+        choose: Callable[[dict], list] | None = None,
+        choose_targets: Callable[[dict, list[int]], list[int]] | None = None,
     ):
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.encode_images = encode_images
+        self.prompt = prompt or processor.prompt
+        self.asks = QUESTION in self.prompt
+        # GPT-2 has one token for what it does not know and for the end, and knows all bytes.
+        unknown = self.tokenizer.unk_token_id
+        self.unknown_token_id = None if unknown == self.tokenizer.eos_token_id else unknown
         self.max_caption_tokens = max_caption_tokens
         self.choose = choose or CaptionChoice("all")
-        prompt = prompt.rstrip()
-        # Byte-pair tokenizers keep a word's space with the word, so it belongs to the caption.
-        self.separator = " " if prompt else ""
-        self.prefix: list[int] = self.tokenizer(processor.image_prefix(prompt), add_special_tokens=False).input_ids
+        self.choose_targets = choose_targets
+        # A space before the caption belongs to it: byte-pair tokenizers keep it with the first word.
+        self.separator = processor.answer_separator(self.prompt)
+        self.end_token_id = processor.end_token_id
+        self.prefix: list[int]
+        if self.asks:
+            self.prefix, _ = processor.encode_prompts(["?"], self.prompt)
+        else:
+            self.prefix, [behind] = processor.encode_prompts([None], self.prompt)
+            self.prefix += behind
 
     def caption_ids(self, caption: str) -> list[int]:
         """Token ids of one caption, its end token included.
@@ -55,14 +81,31 @@ class CaptionCollator:
         """
         return self._tokenize([caption])[0]
 
-    def count_tokens(self, rows: list[dict]) -> list[int]:
-        """How many tokens the captions of each row have together, end tokens included."""
-        return [sum(map(len, captions)) for captions in self._captions_ids(rows)]
+    def prompt_ids(self, row: dict) -> list[int]:
+        """Token ids of what stands before a row's first caption: the whole prompt, its question included."""
+        if not self.asks:
+            return self.prefix
+        _, [question] = self.processor.encode_prompts(row["questions"][:1], self.prompt)
+        return self.prefix + question
 
-    def _captions_ids(self, rows: list[dict]) -> list[list[list[int]]]:
-        captions = [self.choose(row) for row in rows]
-        ids = iter(self._tokenize([caption for texts in captions for caption in texts]))
-        return [list(itertools.islice(ids, len(texts))) for texts in captions]
+    def count_tokens(self, rows: list[dict]) -> list[int]:
+        """How many tokens each row has behind the prefix: captions with their end tokens, and questions."""
+        return [
+            sum(len(question) + len(caption) for question, caption in segments) for segments in self._segments(rows)
+        ]
+
+    def _segments(self, rows: list[dict]) -> list[list[tuple[list[int], list[int]]]]:
+        """Of each row the ids of its captions, each behind the ids of its question, if there are questions."""
+        if self.asks:
+            rows = [{**row, "captions": list(zip(row["questions"], row["captions"], strict=True))} for row in rows]
+        chosen = [self.choose(row) for row in rows]
+        captions = [caption for row in chosen for caption in row]
+        questions: list[list[int]] = [[]] * len(captions)
+        if self.asks:
+            _, questions = self.processor.encode_prompts([question for question, _ in captions], self.prompt)
+            captions = [answer for _, answer in captions]
+        segments = zip(questions, self._tokenize(captions), strict=True)
+        return [list(itertools.islice(segments, len(row))) for row in chosen]
 
     def _tokenize(self, captions: list[str]) -> list[list[int]]:
         """In one call: a fast tokenizer then works on all of them at once."""
@@ -71,48 +114,82 @@ class CaptionCollator:
         texts = [self.separator + caption for caption in captions]
         # Text that looks like a special token (`<image>`) is text here.
         encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
-        return [[*ids, self.tokenizer.eos_token_id][: self.max_caption_tokens] for ids in encoded]
+        return [[*ids, self.end_token_id][: self.max_caption_tokens] for ids in encoded]
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         """
         Returns:
             `input_ids`, `position_ids`: int64 [B, T]; `attention_mask`: bool [B, 1, T, T], True where a token may
             look; `logits_to_keep`: int64 [B, M], the positions that predict; `shift_labels` and `labels` (the same,
-            for Trainer's count of targets): int64 [B, M], what they predict, −100 at padding; and the images.
+            for Trainer's count of targets): int64 [B, M], what they predict, −100 at padding and for what the
+            tokenizer does not know; and the images. With `choose_targets`, `logits_to_keep` and `shift_labels` are
+            int64 [B, C], one target a caption, and `target_weights`, float [B, C], says how often each counts;
+            `labels` still are all.
         """
         start = len(self.prefix)
-        packed = self._captions_ids(rows)
-        width = max(sum(map(len, captions)) for captions in packed)  # M
-        length = start + width  # T
+        packed = self._segments(rows)
+        width = max(sum(len(caption) for _, caption in segments) for segments in packed)  # M
+        # T
+        length = start + max(sum(len(asked) + len(caption) for asked, caption in segments) for segments in packed)
         pad = self.tokenizer.pad_token_id
 
         input_ids = torch.full((len(rows), length), pad)
         input_ids[:, :start] = torch.tensor(self.prefix)
         position_ids = torch.zeros(len(rows), length, dtype=torch.long)
         position_ids[:, :start] = torch.arange(start)
-        segment = torch.full((len(rows), length), -1)  # which caption a token belongs to; −1 is padding
+        segment = torch.full((len(rows), length), -1)  # whose caption, or question, a token is; −1 is padding
         predictor = torch.zeros(len(rows), width, dtype=torch.long)
         targets = torch.full((len(rows), width), IGNORE_INDEX)
-        for b, captions in enumerate(packed):
-            at = start
-            for number, ids in enumerate(captions):
-                end = at + len(ids)
-                input_ids[b, at:end] = targets[b, at - start : end - start] = torch.tensor(ids)
-                position_ids[b, at:end] = torch.arange(start, start + len(ids))
+        for b, segments in enumerate(packed):
+            at, target = start, 0
+            for number, (asked, ids) in enumerate(segments):
+                first, end = at + len(asked), at + len(asked) + len(ids)
+                if asked:
+                    input_ids[b, at:first] = torch.tensor(asked)
+                input_ids[b, first:end] = targets[b, target : target + len(ids)] = torch.tensor(ids)
+                position_ids[b, at:end] = torch.arange(start, start + end - at)
                 segment[b, at:end] = number
-                predictor[b, at - start : end - start] = torch.arange(at - 1, end - 1)
-                predictor[b, at - start] = start - 1  # the last prefix token predicts every caption's first one
-                at = end
+                predictor[b, target : target + len(ids)] = torch.arange(first - 1, end - 1)
+                if not asked:
+                    predictor[b, target] = start - 1  # the last prefix token predicts every caption's first one
+                at, target = end, target + len(ids)
+
+        if self.unknown_token_id is not None:
+            # What cannot be written is not to be learnt: it would be written for all rare characters alike.
+            targets[targets == self.unknown_token_id] = IGNORE_INDEX
 
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         same_caption = segment[:, :, None] == segment[:, None, :]
         in_prefix = torch.arange(length) < start
+        chosen = {"logits_to_keep": predictor, "shift_labels": targets}
+        if self.choose_targets is not None:
+            captions = [[caption for _, caption in segments] for segments in packed]
+            chosen = self._draw_targets(rows, captions, predictor, targets)
         return {
             "input_ids": input_ids,
             "position_ids": position_ids,
             "attention_mask": ((same_caption | in_prefix) & causal)[:, None],
-            "logits_to_keep": predictor,
-            "shift_labels": targets,
             "labels": targets,
+            **chosen,
             **self.encode_images(rows),
+        }
+
+    def _draw_targets(
+        self, rows: list[dict], packed: list[list[list[int]]], predictor: torch.Tensor, targets: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """One target a caption, in place of `predictor` and `targets`, int64 [B, M]."""
+        assert self.choose_targets is not None
+        captions = max(map(len, packed))  # C
+        places = torch.zeros(len(rows), captions, dtype=torch.long)
+        weights = torch.zeros(len(rows), captions)
+        for b, (row, ids) in enumerate(zip(rows, packed, strict=True)):
+            lengths = [len(caption) for caption in ids]
+            starts = itertools.accumulate(lengths, initial=0)
+            drawn = self.choose_targets(row, lengths)
+            places[b, : len(ids)] = torch.tensor([start + at for start, at in zip(starts, drawn, strict=False)])
+            weights[b, : len(ids)] = torch.tensor(lengths, dtype=torch.float)
+        return {
+            "logits_to_keep": predictor.gather(1, places),
+            "shift_labels": targets.gather(1, places).masked_fill(weights == 0, IGNORE_INDEX),
+            "target_weights": weights,
         }

@@ -149,6 +149,20 @@ def count_captions(dataset: Dataset) -> int:
     return sum(len(chunk.flatten()) for _, batch in _batches(dataset) for chunk in batch.column("captions").chunks)
 
 
+def ask_one_by_one(dataset: Dataset) -> Dataset:
+    """A dataset with questions, as one row for each image and question, with the answers to it, held in memory."""
+    rows: list[dict] = []
+    for row in dataset:
+        answers: dict[str, list[str]] = {}
+        for question, answer in zip(row["questions"], row["captions"], strict=True):
+            answers.setdefault(question, []).append(answer)
+        rows += [
+            {"image": row["image"], "captions": texts, "questions": [question] * len(texts)}
+            for question, texts in answers.items()
+        ]
+    return Dataset.from_list(rows, features=dataset.features)
+
+
 def drop_rows(dataset: Dataset, rows: Collection[int]) -> Dataset:
     """A dataset without some of its rows; itself, if there are none to drop."""
     gone = set(rows)

@@ -125,7 +125,8 @@ def read_llava(source: Source) -> Iterator[Record | Problem]:
 
     A turn counts where a question of `human` mentions `<image>` and `gpt` answers it next: the answer is a caption.
     What is asked without `<image>`, later in the conversation, does not; conversations without a picture are passed
-    over. So LLaVA-Pretrain is read whole; of dialogues about pictures, the first answer is.
+    over. So LLaVA-Pretrain is read whole; of dialogues about pictures, the first answer is. Where questions are read,
+    every question counts with its answer, on its own.
 
     Raises:
         DataError: The file is not JSON, is not of this kind, or has no pictures.
@@ -143,20 +144,75 @@ def read_llava(source: Source) -> Iterator[Record | Problem]:
         elif not turns:
             yield Problem(where, "its conversations must be a list of turns")
         else:
-            answers = [
-                answer.get("value")
+            pairs = [
+                (str(question.get("value")), answer.get("value"))
                 for question, answer in pairwise(turns)
                 if question.get("from") == "human"
-                and "<image>" in str(question.get("value"))
+                and (source.questions or "<image>" in str(question.get("value")))
                 and answer.get("from") == "gpt"
             ]
-            if captions := as_captions(answers):
-                yield folder.record(name, captions, where)
+            if captions := as_captions([answer for _, answer in pairs]):
+                questions = [asked.replace("<image>", " ") for asked, _ in pairs] if source.questions else []
+                yield folder.record(name, captions, where, questions=questions)
+            elif source.questions:
+                yield Problem(where, "gpt must answer, in text, a question of human")
             else:
                 yield Problem(where, "gpt must answer, in text, a question of human that mentions <image>")
     if passed_over:
         logger.info("%s: passed over %d conversations without a picture", file, passed_over)
     folder.check()
+
+
+def find_vqa(path: Path) -> list[Path]:
+    """VQA's questions and annotations: those in a folder, or in its `annotations`; or beside the file of either."""
+    if path.is_dir():
+        folders = [folder for folder in (path / "annotations", path) if folder.is_dir()]
+        return next((files for folder in folders if (files := sorted(folder.glob("*mscoco_*_questions.json")))), [])
+    return [path] if path.name.endswith("_questions.json") else []
+
+
+def list_vqa_files(source: Source) -> list[Path]:
+    """The questions, and the annotations with their answers."""
+    questions = find_vqa(source.path)
+    return [*questions, *(file for file in map(_vqa_annotations, questions) if file.is_file())]
+
+
+def read_vqa(source: Source) -> Iterator[Record | Problem]:
+    """Yield each question of VQA and VQAv2 with its most common answer, `multiple_choice_answer`.
+
+    `v2_OpenEnded_mscoco_train2014_questions.json` stands beside `v2_mscoco_train2014_annotations.json`; pictures are
+    `train2014/COCO_train2014_000000000009.jpg`, as COCO names them.
+
+    Raises:
+        DataError: A file is not JSON, lacks its annotations, or has no pictures.
+    """
+    files = find_vqa(source.path)
+    for file, split in zip(files, settle_names([find_split(file.stem) for file in files]), strict=True):
+        annotations = _vqa_annotations(file)
+        if not annotations.is_file():
+            raise DataError(f"{file}: its answers are not beside it: {annotations.name} is missing")
+        subset = annotations.stem.split("_")[-2]  # "train2014"
+        root = file.parent.parent if file.parent.name == "annotations" else file.parent
+        folder = ImageFolder(source, [root / subset, root / "images" / subset, root / "images", root])
+        asked = {item.get("question_id"): item.get("question") for item in _items(file, "questions")}
+        for number, annotation in enumerate(_items(annotations, "annotations"), start=1):
+            where = f"{annotations}, annotation {number}"
+            question, answer = asked.get(annotation.get("question_id")), annotation.get("multiple_choice_answer")
+            image_id = annotation.get("image_id")
+            if not isinstance(question, str):
+                yield Problem(where, f"{file.name} has no question for it", split=split)
+            elif not isinstance(answer, str) or not isinstance(image_id, int):
+                yield Problem(where, "it must have an image_id and, in text, a multiple_choice_answer", split=split)
+            else:
+                yield folder.record(f"COCO_{subset}_{image_id:012d}.jpg", [answer], where, split, [question])
+        folder.check()
+
+
+def _vqa_annotations(questions: Path) -> Path:
+    """`v2_mscoco_train2014_annotations.json` of `v2_OpenEnded_mscoco_train2014_questions.json`."""
+    start, _, rest = questions.name.partition("mscoco_")
+    version = "v2_" if start.startswith("v2_") else ""
+    return questions.with_name(f"{version}mscoco_{rest.removesuffix('questions.json')}annotations.json")
 
 
 def _objects(value: object) -> list[dict[str, Any]]:

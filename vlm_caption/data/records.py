@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from .places import Place
 
@@ -19,6 +20,8 @@ IMAGE_COLUMNS = (
     *("b64string_images", "image_base64", "base64", "image_bytes", "bytes", "jpg", "png", "img", "path", "file"),
 )
 CAPTION_COLUMNS = ("caption", "captions", "text", "comment", "sentence", "sentences", "txt")
+QUESTION_COLUMNS = ("question", "questions", "query")
+ANSWER_COLUMNS = ("multiple_choice_answer", "answer", "answers", *CAPTION_COLUMNS)
 SPLIT_COLUMN = "split"
 
 # Folders of pictures beside a file of captions, as the well-known corpora name them.
@@ -47,6 +50,7 @@ class Record:
             with one key are one image, and a hash of it cuts the splits.
         where: File and row, for messages.
         split: As the corpus says, if it does.
+        questions: One for each of the captions, which are the answers, where questions are read.
     """
 
     image: str
@@ -54,6 +58,7 @@ class Record:
     key: str
     where: str
     split: str | None = None
+    questions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,8 @@ class Source:
         subset: Of a Hub dataset.
         features: A file of vectors that the captions are of, instead of pictures.
         feature_column: Of such a file, if it is Parquet.
+        question_column: Likewise, of the questions.
+        questions: Whether to read questions; captions are then the answers.
     """
 
     path: Path
@@ -97,6 +104,8 @@ class Source:
     subset: str | None = None
     features: Path | None = None
     feature_column: str | None = None
+    question_column: str | None = None
+    questions: bool = False
 
 
 Reader = Callable[[Source], Iterator[Record | Problem]]
@@ -111,12 +120,14 @@ class Format:
         find: The files and folders by which a path holds this format, empty if it does not.
         read: Its reader.
         files: The files that the records depend on, for the cache to notice a change; by default those of `find`.
+        questions: Whether it never has questions, always, or may have them.
     """
 
     sign: str
     find: Callable[[Path], list[Path]]
     read: Reader
     files: Callable[[Source], Iterable[Path]] | None = None
+    questions: Literal["never", "always", "maybe"] = "never"
 
 
 class ImageFolder:
@@ -143,7 +154,14 @@ class ImageFolder:
         self._chosen = source.images
         self._first: str | None = None
 
-    def record(self, name: str, captions: Sequence[str], where: str, split: str | None = None) -> Record | Problem:
+    def record(
+        self,
+        name: str,
+        captions: Sequence[str],
+        where: str,
+        split: str | None = None,
+        questions: Sequence[str] = (),
+    ) -> Record | Problem:
         """The record of the picture that the corpus calls `name`. Whether it is there is not said.
 
         Raises:
@@ -164,7 +182,7 @@ class ImageFolder:
             self._choose(name)
         path = _join(self._chosen or self._candidates[0], name)
         key = name if self._root is None else os.path.relpath(path, self._root)
-        return Record(str(Place(path)), tuple(captions), key, where, split)
+        return Record(str(Place(path)), tuple(captions), key, where, split, tuple(questions))
 
     def _choose(self, name: str) -> None:
         self._first = self._first or name
@@ -216,6 +234,14 @@ def as_captions(value: object) -> list[str]:
     return values if all(isinstance(caption, str) for caption in values) else []
 
 
+def as_answers(question: object, answers: object) -> tuple[list[str], list[str]]:
+    """Questions and as many answers: a question with each of several answers, or lists of both; else none."""
+    questions, texts = as_captions(question), as_captions(answers)
+    if isinstance(question, str):
+        questions = questions * len(texts)
+    return (questions, texts) if len(questions) == len(texts) else ([], [])
+
+
 def list_subfolders(folder: Path) -> list[Path]:
     """The visible folders in a folder, sorted."""
     return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
@@ -242,7 +268,7 @@ def find_column(columns: Iterable[str], given: str | None, names: Sequence[str],
         columns: Those that are there.
         given: The name in the setting `data.{what}_column`, if that is set.
         names: The names to look for; of several that are there, the first counts.
-        what: "image" or "caption".
+        what: "image", "caption" or "question".
         where: For the message.
 
     Raises:
@@ -253,7 +279,21 @@ def find_column(columns: Iterable[str], given: str | None, names: Sequence[str],
         if name in by_name:
             return by_name[name]
     looked_for = ", ".join(names) if given is None else given
+    asks = what == "caption" and not by_name.keys().isdisjoint(QUESTION_COLUMNS)
     raise DataError(
         f"{where}: there is no {what} column: looked for {looked_for} and found {', '.join(by_name) or 'none'}: "
-        f"set data.{what}_column"
+        f"set data.{what}_column{', or write {question} in data.prompt to train on questions' if asks else ''}"
     )
+
+
+def find_texts(columns: Iterable[str], source: Source, where: str) -> tuple[str, str | None]:
+    """The column of captions, and where questions are read that of questions.
+
+    Raises:
+        DataError: There is no such column.
+    """
+    columns = list(columns)
+    if not source.questions:
+        return find_column(columns, source.caption_column, CAPTION_COLUMNS, "caption", where), None
+    question_column = find_column(columns, source.question_column, QUESTION_COLUMNS, "question", where)
+    return find_column(columns, source.caption_column, ANSWER_COLUMNS, "caption", where), question_column

@@ -14,11 +14,14 @@ from pathlib import Path
 from ..images import IMAGE_SUFFIXES
 from .places import Place
 from .records import (
+    ANSWER_COLUMNS,
     CAPTION_COLUMNS,
+    QUESTION_COLUMNS,
     DataError,
     Problem,
     Record,
     Source,
+    as_answers,
     as_captions,
     find_split,
     list_subfolders,
@@ -52,7 +55,8 @@ def read_shards(source: Source) -> Iterator[Record | Problem]:
 
     Its caption is the member `.txt`, or else the field `caption` (or another of `CAPTION_COLUMNS`) of the member
     `.json`, a string or a list. `caption_column` names another ending or field. Shards or their folders whose names
-    speak of splits (`train-0000.tar`) are those splits, if all do and there are several.
+    speak of splits (`train-0000.tar`) are those splits, if all do and there are several. Where questions are read,
+    they and their answers are fields of the `.json`.
 
     Raises:
         DataError: A shard is compressed, damaged or no tar.
@@ -76,15 +80,18 @@ def _record(
     where = f"{shard}, {picture.name}"
     try:
         found = _find_captions(sample.texts, source)
+        questions, captions = _find_answers(sample.texts, source) if source.questions else ([], as_captions(found))
     except ValueError as error:
         return Problem(where, f"its text cannot be read ({error})", split=split)
-    if not (captions := as_captions(found)):
+    if not captions and source.questions:
+        return Problem(where, "NAME.json has no question with its answers, or no list of each", split=split)
+    if not captions:
         looked_for = source.caption_column or "NAME.txt, or a caption in NAME.json"
         reason = f"it has no caption: looked for {looked_for} and found only {', '.join(sorted(sample.endings))}"
         return Problem(where, reason, split=split)
     member = picture.name.encode(errors="surrogateescape").decode(errors="replace")  # a tar's names may be any bytes
     place = Place(str(shard), member, picture.offset_data, picture.size)
-    return Record(str(place), tuple(captions), f"{name}/{member}", where, split)
+    return Record(str(place), tuple(captions), f"{name}/{member}", where, split, tuple(questions))
 
 
 def _ending(source: Source) -> str:
@@ -112,6 +119,18 @@ def _find_captions(texts: dict[str, bytes], source: Source) -> object:
         ),
         None,
     )
+
+
+def _find_answers(texts: dict[str, bytes], source: Source) -> tuple[list[str], list[str]]:
+    """The questions and answers in the JSON of a sample."""
+    values = json.loads(texts.get("json", b"null"))
+    if not isinstance(values, dict):
+        return [], []
+    question, answers = (
+        next((values[column] for column in ([given] if given else names) if column in values), None)
+        for given, names in ((source.question_column, QUESTION_COLUMNS), (source.caption_column, ANSWER_COLUMNS))
+    )
+    return as_answers(question, answers)
 
 
 def _samples(shard: Path, text_endings: set[str]) -> Iterator[_Sample]:

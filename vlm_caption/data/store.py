@@ -6,6 +6,7 @@ there; and of several processes one writes it while the others wait.
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -25,12 +26,13 @@ from datasets import Dataset, Features, List, Value
 from filelock import FileLock
 
 from ..backbones import cache_dir
-from .captions import Cleaning, count_words
+from .captions import Cleaning, clean_caption, count_words
 from .records import DataError, Format, Problem, Record, Source
 
 logger = logging.getLogger(__name__)
 
 FEATURES = Features({"image": Value("string"), "captions": List(Value("string"))})
+ASKED_FEATURES = Features({**FEATURES, "questions": List(Value("string"))})
 
 # Raise it whenever a reader or this file gives other rows for the same corpus.
 _READER_VERSION = 1
@@ -42,7 +44,7 @@ _SECONDS_A_LINE = 10
 
 _TABLES = """
 CREATE TABLE images (id INTEGER PRIMARY KEY, key BLOB UNIQUE, image TEXT, split TEXT, place TEXT, rank REAL);
-CREATE TABLE captions (image INTEGER, text TEXT);
+CREATE TABLE captions (image INTEGER, text TEXT, question TEXT);
 """
 
 
@@ -100,7 +102,8 @@ def store(
                 built = Path(scratch, "built")
                 built.mkdir()
                 with closing(sqlite3.connect(Path(scratch, "records.sqlite"), isolation_level=None)) as rows:
-                    _write(rows, _tell(corpus_format.read(source), source), cleaning, dev_share, built)
+                    records = _tell(corpus_format.read(source), source)
+                    _write(rows, records, cleaning, dev_share, built, source.questions)
                 shutil.rmtree(target, ignore_errors=True)
                 built.rename(target)
             return _open(target), False
@@ -128,7 +131,12 @@ def _open(directory: Path) -> Stored:
 
 
 def _write(
-    rows: sqlite3.Connection, records: Iterable[Record | Problem], cleaning: Cleaning, dev_share: float, target: Path
+    rows: sqlite3.Connection,
+    records: Iterable[Record | Problem],
+    cleaning: Cleaning,
+    dev_share: float,
+    target: Path,
+    questions: bool,
 ) -> None:
     rows.execute("PRAGMA journal_mode = OFF")
     rows.execute("PRAGMA synchronous = OFF")
@@ -141,7 +149,7 @@ def _write(
     splits = [split for (split,) in rows.execute("SELECT split FROM images GROUP BY split ORDER BY min(id)")]
     files = {split: f"{number}.arrow" for number, split in enumerate(splits)}
     for split, name in files.items():
-        _write_split(rows, split, target / name)
+        _write_split(rows, split, target / name, questions)
     (target / _REPORT).write_text(json.dumps({"splits": files, "dropped": dropped}), encoding="utf-8")
 
 
@@ -166,17 +174,17 @@ def _gather(
             _put(problems, record)
             continue
         captions = []
-        for text in record.captions:
+        for text, question in itertools.zip_longest(record.captions, map(clean_caption, record.questions)):
             caption = cleaning.clean(text)
             words = count_words(caption)
             if cleaning.min_words is not None and words < cleaning.min_words:
                 short += 1
             elif cleaning.max_words is not None and words > cleaning.max_words:
                 long += 1
-            elif reason := _fault(caption):
+            elif reason := _fault(caption) or (_fault(question, "question") if question is not None else None):
                 _put(problems, Problem(record.where, reason, record.image, record.split))
             else:
-                captions.append(caption)
+                captions.append((caption, question))
         key = hashlib.sha256(record.key.encode()).digest()
         known = rows.execute("SELECT id, split FROM images WHERE key = ?", (key,)).fetchone()
         if known is None:
@@ -195,18 +203,20 @@ def _gather(
             )
             _put(problems, Problem(record.where, reason, record.image))
             continue
-        rows.executemany("INSERT INTO captions VALUES (?, ?)", [(image, caption) for caption in captions])
+        rows.executemany("INSERT INTO captions VALUES (?, ?, ?)", [(image, *caption) for caption in captions])
     bare = rows.execute("DELETE FROM images WHERE id NOT IN (SELECT image FROM captions)").rowcount
     return {"captions too short": short, "captions too long": long, "images without captions": bare}
 
 
-def _fault(caption: str) -> str | None:
-    if not caption:
+def _fault(text: str, what: str = "caption") -> str | None:
+    if not text and what == "question":
+        return "a question is empty: fill it or remove it"
+    if not text:
         return "a caption is empty: remove it, or leave such captions out with data.min_words 1"
     try:
-        caption.encode()
+        text.encode()
     except UnicodeEncodeError:
-        return f"a caption holds half a character (a lone surrogate): {caption!r:.80}"
+        return f"a {what} holds half a character (a lone surrogate): {text!r:.80}"
     return None
 
 
@@ -235,17 +245,20 @@ def _settle_splits(rows: sqlite3.Connection, dev_share: float, problems: TextIO)
         rows.execute("UPDATE images SET split = 'train' WHERE split IS NULL")
 
 
-def _write_split(rows: sqlite3.Connection, split: str, path: Path) -> None:
+def _write_split(rows: sqlite3.Connection, split: str, path: Path, questions: bool) -> None:
     found = rows.execute(
-        "SELECT images.id, images.image, captions.text FROM images JOIN captions ON captions.image = images.id "
+        "SELECT images.id, images.image, captions.text, captions.question "
+        "FROM images JOIN captions ON captions.image = images.id "
         "WHERE images.split = ? ORDER BY images.id, captions.rowid",
         (split,),
     )
-    schema = FEATURES.arrow_schema
+    schema = (ASKED_FEATURES if questions else FEATURES).arrow_schema
     with pa.ipc.new_stream(str(path), schema) as writer:
         batch: list[dict] = []
         for (_, image), entries in groupby(found, key=lambda entry: entry[:2]):
-            batch.append({"image": image, "captions": [text for _, _, text in entries]})
+            texts = [entry[2:] for entry in entries]
+            row = {"image": image, "captions": [caption for caption, _ in texts]}
+            batch.append(row | ({"questions": [question for _, question in texts]} if questions else {}))
             if len(batch) == _ROWS_A_BATCH:
                 writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
                 batch = []

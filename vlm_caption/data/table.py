@@ -9,7 +9,7 @@ from pathlib import Path
 from .arrow import read_parquet
 from .places import Place, digest_base64, find_base64
 from .records import (
-    CAPTION_COLUMNS,
+    ANSWER_COLUMNS,
     IMAGE_COLUMNS,
     SPLIT_COLUMN,
     DataError,
@@ -17,9 +17,11 @@ from .records import (
     Problem,
     Record,
     Source,
+    as_answers,
     as_captions,
     find_column,
     find_split,
+    find_texts,
     list_subfolders,
     settle_names,
     the_one,
@@ -69,8 +71,9 @@ def read_table(source: Source) -> Iterator[Record | Problem]:
 
     The columns are found by name (`IMAGE_COLUMNS`, `CAPTION_COLUMNS`), whatever the case, unless they are given. An
     image is a path, relative to the table's folder or the one folder in it that holds the pictures; or base64; or
-    bytes (Parquet). A caption is a string or, in JSON lines and Parquet, a list of strings as well. A column `split`
-    says which split a row is of. CSV and TSV quote alike: a field that starts with `"` ends with one.
+    bytes (Parquet). A caption is a string or, in JSON lines and Parquet, a list of strings as well. Where questions
+    are read, a column has them, beside one of answers (`ANSWER_COLUMNS`). A column `split` says which split a row is
+    of. CSV and TSV quote alike: a field that starts with `"` ends with one.
 
     Raises:
         DataError: The table cannot be read, or lacks a column.
@@ -121,7 +124,7 @@ def _read_one(table: Path, source: Source, folder: ImageFolder, split: str | Non
         yield from read_parquet([table], source, folder, split)
         return
     read_rows: Callable[[Path], Iterator[Row | Problem]] = read_jsonl if table.suffix.lower() == ".jsonl" else read_csv
-    columns: tuple[str, str] | None = None
+    columns: tuple[str, str, str | None] | None = None
     row = None
     for row in read_rows(table):
         if isinstance(row, Problem):
@@ -130,7 +133,7 @@ def _read_one(table: Path, source: Source, folder: ImageFolder, split: str | Non
         if columns is None:
             columns = (
                 find_column(row.values, source.image_column, IMAGE_COLUMNS, "image", row.where),
-                find_column(row.values, source.caption_column, CAPTION_COLUMNS, "caption", row.where),
+                *find_texts(row.values, source, row.where),
             )
         yield _record(row, *columns, folder, split)
     if row is None:
@@ -138,7 +141,12 @@ def _read_one(table: Path, source: Source, folder: ImageFolder, split: str | Non
 
 
 def _record(
-    row: Row, image_column: str, caption_column: str, folder: ImageFolder, split: str | None
+    row: Row,
+    image_column: str,
+    caption_column: str,
+    question_column: str | None,
+    folder: ImageFolder,
+    split: str | None,
 ) -> Record | Problem:
     if SPLIT_COLUMN in row.values:
         value = row.values[SPLIT_COLUMN]
@@ -149,7 +157,19 @@ def _record(
     if not isinstance(image, str) or not image.strip():
         reason = f"the column {image_column!r} must hold a path or base64 text, and holds {image!r:.80}"
         return Problem(row.where, reason, split=split)
-    if not (captions := as_captions(row.values.get(caption_column))):
+    questions: list[str] = []
+    if question_column is None:
+        captions = as_captions(row.values.get(caption_column))
+    else:
+        questions, captions = as_answers(row.values.get(question_column), row.values.get(caption_column))
+    if not captions and question_column is not None:
+        reason = (
+            f"the columns {question_column!r} and {caption_column!r} must hold a question and its answers, or as many "
+            f"questions as answers, and hold {row.values.get(question_column)!r:.80} and "
+            f"{row.values.get(caption_column)!r:.80}"
+        )
+        return Problem(row.where, reason, split=split)
+    if not captions:
         reason = (
             f"the column {caption_column!r} must hold a caption, or in JSON lines a list of captions, and holds "
             f"{row.values.get(caption_column)!r:.80}"
@@ -157,13 +177,14 @@ def _record(
         return Problem(row.where, reason, split=split)
     encoded = find_base64(image)
     if encoded is None:
-        return folder.record(image.strip(), captions, row.where, split)
+        return folder.record(image.strip(), captions, row.where, split, questions)
     # Some writers of JSON escape the slash; decoding passes over the backslash.
     for written in (encoded.encode(), encoded.replace("/", "\\/").encode()):
         start = row.content.find(written)
         if start >= 0:
             place = Place(str(row.table), row.name, row.offset + start, len(written), is_base64=True)
-            return Record(str(place), tuple(captions), digest_base64(encoded), row.where, split)
+            key = digest_base64(encoded)
+            return Record(str(place), tuple(captions), key, row.where, split, tuple(questions))
     reason = f"the base64 in the column {image_column!r} is written with escapes: write it plainly"
     return Problem(row.where, reason, split=split)
 
@@ -247,4 +268,4 @@ def _column(name: str) -> str:
 def _is_headed(path: Path) -> bool:
     """Whether a text file is a CSV with known columns: Kaggle's Flickr8k calls its table captions.txt."""
     columns = {_column(cell) for cell in first_line(path).split(",")}
-    return bool(columns & set(IMAGE_COLUMNS)) and bool(columns & set(CAPTION_COLUMNS))
+    return bool(columns & set(IMAGE_COLUMNS)) and bool(columns & set(ANSWER_COLUMNS))

@@ -1,0 +1,152 @@
+"""Questions with their answers, from the formats that have them."""
+
+import io
+import json
+import tarfile
+
+import pytest
+from datasets import Dataset
+from PIL import Image
+
+from vlm_caption.data import DataError, ask_one_by_one, count_captions, load_captions, open_corpus
+
+ROWS = [
+    {"image": "a.png", "questions": ["What is it?", "Where?"], "captions": ["a dog", "outside"]},
+    {"image": "b.png", "questions": ["How many?", "How many?"], "captions": ["2", "two"]},
+]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (4, 3), (ord(name[0]), 0, 0)).save(tmp_path / name)
+    return tmp_path
+
+
+def read(path, **options) -> list[dict]:
+    rows = list(load_captions(path, dev_share=0, questions=True, **options))
+    return [{**row, "image": row["image"].rpartition("/")[2]} for row in rows]
+
+
+def test_a_table_has_a_question_and_an_answer_a_row(photos):
+    lines = ["image,question,answer", "a.png,What is it?,a dog", "a.png,Where?,outside"]
+    (photos / "vqa.csv").write_text("\n".join([*lines, "b.png,How many?,2", "b.png,How many?,two"]) + "\n")
+    assert read(photos / "vqa.csv") == ROWS
+
+
+def test_json_lines_have_several_answers_or_several_questions(photos):
+    rows = [
+        {"image": "a.png", "question": ["What is it?", "Where?"], "answers": ["a dog", "outside"]},
+        {"image": "b.png", "question": "How many?", "answers": ["2", "two"]},
+    ]
+    (photos / "vqa.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert read(photos / "vqa.jsonl") == ROWS
+
+
+def test_a_dataset_of_questions_is_read(photos):
+    Dataset.from_list(
+        [
+            {"image": "a.png", "question": "What is it?", "multiple_choice_answer": "a dog", "answers": ["a cat"]},
+            {"image": "a.png", "question": "Where?", "multiple_choice_answer": "outside", "answers": ["no"]},
+        ]
+    ).save_to_disk(str(photos / "saved"))
+    assert read(photos / "saved", images=photos) == ROWS[:1]
+
+
+def test_shards_have_questions_in_their_json(photos):
+    with tarfile.open(photos / "0.tar", "w") as tar:
+        for name, content in (
+            ("0.png", (photos / "a.png").read_bytes()),
+            ("0.json", json.dumps({"question": "What is it?", "answer": "a dog"}).encode()),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    [row] = load_captions(photos / "0.tar", dev_share=0, questions=True)
+    assert (row["questions"], row["captions"]) == (["What is it?"], ["a dog"])
+
+
+def test_every_question_of_a_conversation_is_asked_on_its_own(photos):
+    turns = [
+        {"from": "human", "value": "<image>\nWhat is it?"},
+        {"from": "gpt", "value": "a dog"},
+        {"from": "human", "value": "Where?"},
+        {"from": "gpt", "value": "outside"},
+    ]
+    (photos / "llava.json").write_text(json.dumps([{"image": "a.png", "conversations": turns}]))
+    assert read(photos / "llava.json") == ROWS[:1]
+    [row] = load_captions(photos / "llava.json", dev_share=0)  # without questions: captions alone
+    assert (row["captions"], "questions" in row) == (["a dog"], False)
+
+
+@pytest.mark.parametrize("version", ["", "v2_"])
+def test_vqa_is_read_with_its_most_common_answers(photos, version):
+    folder = photos / "train2014"
+    folder.mkdir()
+    (photos / "a.png").rename(folder / "COCO_train2014_000000000009.jpg")
+    asked = [{"image_id": 9, "question_id": 1, "question": "What is it?"}]
+    asked += [{"image_id": 9, "question_id": 2, "question": "Where?"}]
+    answered = [{"image_id": 9, "question_id": 1, "multiple_choice_answer": "a dog", "answers": [{"answer": "cat"}]}]
+    answered += [{"image_id": 9, "question_id": 2, "multiple_choice_answer": "outside"}]
+    (photos / f"{version}OpenEnded_mscoco_train2014_questions.json").write_text(json.dumps({"questions": asked}))
+    annotations = photos / f"{version}mscoco_train2014_annotations.json"
+    annotations.write_text(json.dumps({"annotations": answered}))
+    assert open_corpus(photos, questions=True).format == "vqa"
+    assert read(photos) == [{**ROWS[0], "image": "COCO_train2014_000000000009.jpg"}]
+    with pytest.raises(DataError, match=r"the format vqa has questions: write \{question\} in data.prompt"):
+        open_corpus(photos)
+    annotations.unlink()
+    with pytest.raises(DataError, match=r"mscoco_train2014_annotations\.json is missing"):
+        read(photos)
+
+
+def test_questions_are_counted_with_their_answers_and_cleaned(photos):
+    (photos / "captions.csv").write_text("image,question,answer\na.png,What  is it ?,a dog .\n")
+    dataset = load_captions(photos, dev_share=0, questions=True)
+    assert count_captions(dataset) == 1
+    assert (dataset[0]["questions"], dataset[0]["captions"]) == (["What is it?"], ["a dog."])
+
+
+def test_an_empty_question_is_a_problem(photos):
+    (photos / "captions.csv").write_text('image,question,answer\na.png,"",a dog\nb.png,What?,two\n')
+    with pytest.raises(DataError, match="row 2: a question is empty"):
+        load_captions(photos, dev_share=0, questions=True)
+
+
+def test_questions_and_answers_that_do_not_match_in_number_are_a_problem(photos):
+    row = {"image": "a.png", "question": ["What?", "Where?"], "answer": ["a dog"]}
+    (photos / "captions.jsonl").write_text(json.dumps(row))
+    with pytest.raises(DataError, match="line 1: the columns 'question' and 'answer' must hold a question and its"):
+        load_captions(photos, dev_share=0, questions=True)
+
+
+def test_captions_without_questions_say_so(photos):
+    (photos / "captions.csv").write_text("image,caption\na.png,a dog\n")
+    with pytest.raises(DataError, match=r"there is no question column: .* set data.question_column$"):
+        load_captions(photos, dev_share=0, questions=True)
+    (photos / "captions.csv").unlink()
+    (photos / "a.txt").write_text("a dog")
+    with pytest.raises(DataError, match=r"the format text_files has no questions: take \{question\} out"):
+        load_captions(photos, dev_share=0, questions=True)
+
+
+def test_questions_without_a_place_in_the_prompt_say_so(photos):
+    (photos / "captions.csv").write_text("image,question,answer\na.png,What?,a dog\n")
+    with pytest.raises(DataError, match=r"no caption column: .*or write \{question\} in data.prompt"):
+        load_captions(photos, dev_share=0)
+
+
+def test_a_columns_name_may_be_given(photos):
+    (photos / "captions.csv").write_text(
+        "image,ask,question,say\na.png,What is it?,no,a dog\na.png,Where?,no,outside\n"
+    )
+    assert read(photos, question_column="ask", caption_column="say") == ROWS[:1]
+
+
+def test_one_row_a_question_has_its_answers():
+    dataset = Dataset.from_list([*ROWS, {"image": "c", "questions": ["A?", "B?", "A?"], "captions": ["1", "2", "3"]}])
+    assert list(ask_one_by_one(dataset))[2:] == [
+        {"image": "b.png", "questions": ["How many?", "How many?"], "captions": ["2", "two"]},
+        {"image": "c", "questions": ["A?", "A?"], "captions": ["1", "3"]},
+        {"image": "c", "questions": ["B?"], "captions": ["2"]},
+    ]
