@@ -33,9 +33,10 @@ th, td { padding: .4rem .5rem; text-align: right; border-bottom: 1px solid var(-
 th { color: var(--dim); font-weight: normal; }
 th:first-child, td:first-child { padding-left: 0; text-align: left; }
 td:first-child { overflow-wrap: anywhere; }
+.scores span { white-space: nowrap; }
 .spread { color: var(--dim); font-size: .875rem; white-space: nowrap; }
 table + p { margin: .75rem 0 0; max-width: 44rem; font-size: .875rem; color: var(--dim); overflow-wrap: anywhere; }
-.top { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 4rem; }
+.top { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1.5rem 4rem; }
 .histogram { display: block; width: 100%; max-width: 34rem; height: auto; }
 .sheet { margin-bottom: 1rem; }
 .sheet .caption b { display: block; font-size: .8rem; font-weight: normal; color: var(--dim); }
@@ -126,7 +127,7 @@ def _numbers(evaluation: Evaluation) -> str:
 <h2>Numbers</h2>
 <p>Scores times 100, as papers print them, with bootstrap intervals over the images.</p>
 <table>
-<tr><th>metric</th><th>value</th><th>95 % interval</th></tr>
+<tr><th>metric</th><th>value</th><th class="spread">95 % interval</th></tr>
 {_join(lines)}
 </table>
 {f"<p>Not computed: {html.escape(missing)}.</p>" if missing else ""}
@@ -245,7 +246,7 @@ class _Cards:
         """With the caption and its scores."""
         scores = self.evaluation.scores.per_image
         shown = [metric for metric in ("cider", "bleu_4", "rouge_l") if metric in scores]
-        values = " · ".join(f"{METRIC_NAMES[metric]} {100 * scores[metric][row]:.0f}" for metric in shown)
+        values = " · ".join(f"<span>{METRIC_NAMES[metric]} {100 * scores[metric][row]:.0f}</span>" for metric in shown)
         caption = f'<p class="caption">{html.escape(self.evaluation.captions[row])}</p>'
         return self._figure(row, f'{caption}\n<p class="scores">{values}</p>')
 
