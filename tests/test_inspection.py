@@ -11,6 +11,7 @@ import pytest
 from commands import REPOSITORY, load_script
 from PIL import Image
 from test_gallery import Page
+from towers import tiny_config, tiny_processor
 
 from vlm_caption.backbones import BackboneError
 from vlm_caption.data import open_corpus

@@ -112,7 +112,7 @@ def question_settings(dataset: Dataset) -> dict[str, Any]:
     """Which questions are asked, if any are."""
     if "questions" not in dataset.column_names:
         return {}
-    return {"questions": xxhash.xxh3_128_hexdigest(json.dumps([row[0] for row in dataset["questions"]]))}
+    return {"questions": xxhash.xxh3_128_hexdigest(json.dumps([row[0] for row in dataset["questions"]]).encode())}
 
 
 def vector_settings(vectors: Vectors) -> dict[str, Any]:
