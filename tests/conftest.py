@@ -1,5 +1,6 @@
 """What all tests share: no network, no noise, and no silent skips where the needs of a test are promised."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -36,3 +37,13 @@ def flickr8k_dir() -> Path:
     if not (directory / "Flickr8k.token.txt").is_file():
         pytest.skip(f"Flickr8k is not at {directory}: set VLM_CAPTION_FLICKR8K to its folder")
     return directory
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """A script that a test calls sets up the package's logger, and the next test is not to hear of it."""
+    logger = logging.getLogger("vlm_caption")
+    handlers, level = list(logger.handlers), logger.level
+    yield
+    logger.handlers = handlers
+    logger.setLevel(level)

@@ -99,7 +99,8 @@ def kill_runs(folder: Path, count: int, seed: int, staged: bool = False) -> Iter
         return process
 
     def log(name: str) -> list[dict]:
-        lines = map(json.loads, (folder / name / "metrics.jsonl").read_text().splitlines())
+        files = sorted((folder / name).glob("**/metrics.jsonl"))
+        lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
         return [{key: value for key, value in line.items() if not _TIMES.search(key)} for line in lines]
 
     def finish(name: str) -> dict:

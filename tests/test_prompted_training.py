@@ -51,12 +51,13 @@ def test_questions_are_trained_on_and_asked_again_by_the_same_commands(tmp_path,
     assert load_script("caption").main(["--checkpoint", str(run), str(photo)]) == 2
     assert "there is no question to fill it" in capsys.readouterr().err
 
-    scores = tmp_path / "scores.json"
-    arguments = ["--checkpoint", str(run), "--data.path", str(tmp_path), "--precision", "fp32", "--json", str(scores)]
+    arguments = ["--checkpoint", str(run), "--data.path", str(tmp_path), "--precision", "fp32"]
+    arguments += ["--output-dir", str(tmp_path / "scores")]
     assert load_script("evaluate").main(arguments) == 0
-    found = json.loads(scores.read_text())["captions"]
+    results = json.loads((tmp_path / "scores" / "results.json").read_text())
+    found = {entry["image_id"]: entry["caption"] for entry in results}
     assert len(found) == 16
-    assert found[f"{photo}: A dog?"] == answers[1]
+    assert found["dev_red.png: A dog?"] == answers[1]
 
 
 def test_a_chat_is_trained_on_and_captions_as_a_chat(tmp_path):

@@ -73,6 +73,16 @@ def test_images_that_were_not_shown_at_first_begin_later(page):
     assert lines(page(log, 20)) == [[("10 to 20", "x kept last")], [("step 20", "c kept last")]]
 
 
+def test_captions_of_vectors_stand_without_pictures(tmp_path):
+    rows = [{"image": "row 7", "captions": ["a seven"]}]
+    log = [{"step": 5, "samples": [{"image": "row 7", "caption": "a one"}]}]
+    write_samples_page(tmp_path / "samples.html", rows, log, 5, None)
+    text = (tmp_path / "samples.html").read_text()
+    assert "<img" not in text
+    assert '<p class="caption">a one</p>' in text
+    assert '<p class="file">row 7</p>' in text
+
+
 def test_a_picture_that_is_gone_is_named(page, tmp_path):
     (tmp_path / "blue.png").unlink()
     with pytest.raises(ImageError, match=r"blue\.png"):

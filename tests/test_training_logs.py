@@ -132,6 +132,24 @@ class TestMetricsLog:
         assert told() == first
         assert metrics(tmp_path / "run") == lines
 
+    def test_each_stage_has_its_own_and_the_seconds_are_those_of_all(self, tmp_path):
+        write_colours(tmp_path)
+        config = RunConfig.load(None, tiny_settings(tmp_path) | {"training.max_steps": 2, "training.samples": 1})
+        config.stages = [{"name": "first"}, {"name": "second", "max_steps": 3}]
+        train(config)
+        first, second = (metrics(tmp_path / "run" / name) for name in ("stage-1-first", "stage-2-second"))
+        assert [[line["step"] for line in lines if "loss" in line] for lines in (first, second)] == [[1, 2], [1, 2, 3]]
+        assert {"curves.png", "samples.html"} <= {path.name for path in (tmp_path / "run").iterdir()}
+        assert {"curves.png", "samples.html"} <= {path.name for path in (tmp_path / "run" / "stage-1-first").iterdir()}
+
+        def told():
+            return json.loads((tmp_path / "run" / "model_card.json").read_text())["training"]["seconds"]
+
+        seconds = told()
+        assert seconds == round(sum(lines[-2]["seconds"] for lines in (first, second)))
+        train(config)
+        assert told() == seconds
+
 
 class TestLines:
     STATE = SimpleNamespace(is_world_process_zero=True, global_step=10, max_steps=40)
@@ -375,6 +393,23 @@ class TestEvalCaptions:
         captions = caption_rows(*parts, batch_size=3)
         assert captions == caption_rows(*parts, batch_size=1)
         assert captions[1:] == caption_rows(*parts[:2], parts[2][1:], batch_size=2)
+
+    def test_an_answer_is_scored_by_the_answers_to_its_question(self, parts, monkeypatch):
+        model, collator, rows = parts
+        questions = ["what?", "where?", "what?"]
+        texts = ["a red square", "the blue sea", "snow on a roof"]
+        monkeypatch.setattr("vlm_caption.dev_captions.caption_rows", lambda *args: texts)
+
+        def cider(*answers: str) -> float:
+            asked = [
+                row
+                | {"questions": questions, "captions": [text if answer == "right" else answer for answer in answers]}
+                for row, text in zip(rows, texts, strict=True)
+            ]
+            return score_cider(model, collator, asked, 2)
+
+        assert cider("a", "right", "b") == 0
+        assert cider("a", "b", "right") > 1
 
     def test_references_written_by_the_model_have_the_highest_score(self, parts, monkeypatch):
         texts = ["a red square", "the blue sea", "snow on a roof"]

@@ -53,6 +53,9 @@ class SampleCaptions(TrainerCallback):
     """Writes the captions of a few dev images, beside a reference, whenever the dev loss is taken.
 
     They are added to Trainer's log as well, as `samples`, so that a run that is taken up again has them.
+
+    Attributes:
+        has_vectors: whether the captions are of vectors, in place of pictures.
     """
 
     def __init__(self, dataset: Dataset, collator: CaptionCollator):
@@ -69,7 +72,7 @@ class SampleCaptions(TrainerCallback):
             logger.info("  %s: %s  [reference: %s]", sample["image"], sample["caption"], sample["reference"])
 
     def captions(self, model: CaptionerForConditionalGeneration) -> list[dict[str, str]]:
-        """The name, the caption and a reference of each image."""
+        """The name, the caption and a reference of each image; greedy, of the model's usual length."""
         texts = caption_rows(model, self.collator, self.rows, len(self.rows))
         return [
             {

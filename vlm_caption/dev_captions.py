@@ -14,9 +14,10 @@ from .modeling_captioner import CaptionerForConditionalGeneration
 def caption_rows(
     model: CaptionerForConditionalGeneration, collator: CaptionCollator, rows: Sequence[dict], batch_size: int
 ) -> list[str]:
-    """A caption of each row, or an answer to its first question: greedy, as long as the generation settings let it be.
+    """A caption of each row, or an answer to its first question.
 
-    Nothing is drawn at random, and the model is in eval mode meanwhile: training goes on as if nobody had asked.
+    They are written greedily, as long as the model's generation settings let them be. Nothing is drawn at random, and
+    the model is in eval mode meanwhile: training goes on as if nobody had asked.
 
     Args:
         model: in any mode.
@@ -31,7 +32,7 @@ def caption_rows(
         batch = rows[start : start + batch_size]
         images = {name: tensor.to(model.device) for name, tensor in collator.encode_images(list(batch)).items()}
         prompts = {"input_ids": [collator.prompt_ids(row) for row in batch]}
-        inputs = collator.processor.tokenizer.pad(prompts, return_tensors="pt").to(model.device)  # on the left
+        inputs = collator.tokenizer.pad(prompts, return_tensors="pt").to(model.device)  # on the left
         with torch.compiler.set_stance("force_eager"):  # every new length would be compiled anew
             outputs = model.generate(
                 **inputs,
@@ -40,7 +41,8 @@ def caption_rows(
                 num_beams=1,
                 max_new_tokens=model.generation_config.max_new_tokens or MAX_NEW_TOKENS,
             )
-        texts += collator.processor.batch_decode(outputs[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        written = outputs[:, inputs["input_ids"].shape[1] :]
+        texts += collator.processor.batch_decode(written, skip_special_tokens=True)
     model.train(training)
     return [" ".join(text.split()) for text in texts]
 

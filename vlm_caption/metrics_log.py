@@ -6,7 +6,7 @@ file anew from there, so it has every step once, whatever the process that was k
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,17 @@ def write_metrics(output_dir: Path, log: Iterable[Mapping[str, Any]]) -> None:
     write_text(output_dir / METRICS_NAME, "".join(map(_line, log)))
 
 
+def read_metrics(output_dir: Path) -> list[dict[str, Any]]:
+    """A log that was written whole; [] where there is none."""
+    path = output_dir / METRICS_NAME
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def training_seconds(log: Sequence[Mapping[str, Any]]) -> float | None:
+    """How long the run of a log has trained, also before it was taken up again; None is not known."""
+    return next((entry["seconds"] for entry in reversed(log) if "seconds" in entry), None)
+
+
 class MetricsLog(TrainerCallback):
     """Adds each log entry to a run's `metrics.jsonl` as it comes; the first process does.
 
@@ -42,6 +53,7 @@ class MetricsLog(TrainerCallback):
         if state.is_world_process_zero:
             output_dir = Path(args.output_dir)
             with writing_to(output_dir):
+                output_dir.mkdir(parents=True, exist_ok=True)
                 write_metrics(output_dir, state.log_history)
             self._written = len(state.log_history)
 

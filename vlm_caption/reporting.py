@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainerState
 
@@ -12,7 +13,6 @@ from .data import count_captions
 from .facts import record_training, training_facts
 from .files import write_bytes
 from .images import ImageError
-from .metrics_log import write_metrics
 from .model_card import write_model_card
 from .modeling_captioner import CaptionerForConditionalGeneration
 from .nll import caption_nll
@@ -29,15 +29,20 @@ SAMPLES_NAME = "samples.html"
 
 
 def save_stage(
-    model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, folder: Path, state: TrainerState
+    model: CaptionerForConditionalGeneration,
+    processor: CaptionerProcessor,
+    data: TrainingData,
+    samples: SampleCaptions | None,
+    folder: Path,
+    state: TrainerState,
 ) -> None:
     """Writes what a stage, not the last, trained to its folder. Its checkpoints are no longer needed. For one process.
 
     Raises:
         ConfigError: if the folder cannot be written to.
     """
+    _write_pictures(folder, data, samples, state.log_history, state)
     with writing_to(folder):
-        write_bytes(folder / CURVES_NAME, draw_curves(state.log_history, state.best_global_step))
         save_captioner(model, processor, folder, save_original_format=False)  # for `load_weights`
         for checkpoint in find_checkpoints(folder):
             remove_checkpoint(checkpoint)
@@ -53,6 +58,7 @@ def report(
     state: TrainerState,
     processes: int,
     seconds: float | None,
+    dev_loss: float | None,
 ) -> None:
     """Writes all that a run leaves to its output folder, and says how good its model is. One process calls it.
 
@@ -64,7 +70,8 @@ def report(
         samples: the dev images whose captions are shown.
         state: Trainer's, at the end.
         processes: how many trained together.
-        seconds: that the training took, all stages together; None is not known.
+        seconds: how long the training took; None is not known.
+        dev_loss: of these weights; None is not known yet.
 
     Raises:
         ConfigError: if the folder cannot be written to.
@@ -73,31 +80,20 @@ def report(
     output_dir = Path(settings.output_dir)
     with writing_to(output_dir):
         save_captioner(model, processor, output_dir)
-        write_metrics(output_dir, state.log_history)
-        write_bytes(output_dir / CURVES_NAME, draw_curves(state.log_history, state.best_global_step))
     logger.info("Saved the bridge to %s", output_dir)
-    last_samples = None
+    log, last_samples = state.log_history, None
     if samples is not None:
         last_samples = samples.captions(model)
-    if samples is not None and not samples.has_vectors:
-        log = state.log_history
-        if not any("samples" in entry for entry in log):
-            log = [{"step": state.global_step, "samples": last_samples}]
-        path = output_dir / SAMPLES_NAME
-        try:
-            with writing_to(output_dir):
-                kept_step = state.best_global_step or state.global_step
-                write_samples_page(path, samples.rows, log, kept_step, data.images.open_picture)
-        except ImageError as error:  # the features are cached: its training did not need it any more
-            logger.warning("%s was not written: %s", path, error)
-    loss = _kept(state, "eval_loss")
-    if loss is None:
-        loss = caption_nll(model, data.dev, data.dev_collator, settings.batch_size)
-    logger.info("Dev loss: %.4f nats a token", loss)
+        if not any("samples" in entry for entry in log):  # they were asked for later than the steps were made
+            log = [*log, {"step": state.global_step, "samples": last_samples}]
+    _write_pictures(output_dir, data, samples, log, state)
+    if dev_loss is None:
+        dev_loss = caption_nll(model, data.dev, data.dev_collator, settings.batch_size)
+    logger.info("Dev loss: %.4f nats a token", dev_loss)
     shuffled = None
     if len(data.dev) > 1:
         shuffled = caption_nll(model, data.dev, data.dev_collator, settings.batch_size, shuffle_images=True)
-        verdict = "" if shuffled > loss else " (the model does not look at the images)"
+        verdict = "" if shuffled > dev_loss else " (the model does not look at the images)"
         logger.info("With the images shuffled among the captions: %.4f%s", shuffled, verdict)
     facts = training_facts(
         config,
@@ -110,9 +106,9 @@ def report(
         train_captions=count_captions(data.train),
         dev_images=len(data.dev),
         seconds=None if seconds is None else round(seconds),
-        dev_loss=loss,
+        dev_loss=dev_loss,
         dev_loss_shuffled=shuffled,
-        dev_cider=_kept(state, "eval_cider"),
+        dev_cider=kept_value(state, "eval_cider"),
         dev_cider_images=min(settings.eval_captions, len(data.dev)) or None,
         samples=last_samples,
     )
@@ -122,7 +118,27 @@ def report(
         write_model_card(model, output_dir)
 
 
-def _kept(state: TrainerState, name: str) -> float | None:
+def kept_value(state: TrainerState, name: str) -> float | None:
     """What was measured of the weights that are kept, where they were evaluated; nothing has changed them since."""
     at_step = [entry[name] for entry in state.log_history if entry["step"] == state.best_global_step and name in entry]
     return at_step[-1] if at_step else None
+
+
+def _write_pictures(
+    folder: Path,
+    data: TrainingData,
+    samples: SampleCaptions | None,
+    log: list[dict[str, Any]],
+    state: TrainerState,
+) -> None:
+    """Curves and sample captions of a stage."""
+    with writing_to(folder):
+        write_bytes(folder / CURVES_NAME, draw_curves(log, state.best_global_step))
+        if samples is None or not any("samples" in entry for entry in log):
+            return
+        kept_step = state.best_global_step or state.global_step
+        open_picture = None if samples.has_vectors else data.images.open_picture
+        try:
+            write_samples_page(folder / SAMPLES_NAME, samples.rows, log, kept_step, open_picture)
+        except ImageError as error:  # the features are cached: training did not need it any more
+            logger.warning("%s was not written: %s", folder / SAMPLES_NAME, error)

@@ -23,7 +23,7 @@ from .checkpoints import (
 from .console import is_first_process
 from .files import write_text
 from .run_config import ConfigError, RunConfig, field_types
-from .stages import STAGE_PATTERN, holds_progress
+from .stages import STAGE_PATTERN, holds_progress, plan_stages
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +36,8 @@ _FREE_ON_RESUME = {
     *(f"training.{name}" for name in ("output_dir", "epochs", "max_steps", "patience", "resume", "compile")),
     *(f"training.{name}" for name in ("eval_steps", "save_steps", "logging_steps", "samples", "report_to")),
     *("training.cache_features", "data.max_bad_share"),
+    *(name for name in field_types() if name.startswith("generation.")),
 }
-_FREE_ON_RESUME |= {name for name in field_types() if name.startswith("generation.")}
 
 
 def check_writable(output_dir: Path) -> None:
@@ -81,22 +81,15 @@ def holding(output_dir: Path) -> Generator[None]:
             output_dir.rmdir()
 
 
-def holds_run(config: RunConfig) -> bool:
-    """Whether the output folder holds a run that is to be taken up again."""
-    output_dir = Path(config.training.output_dir)
-    stages = output_dir.glob(STAGE_PATTERN)
-    return config.training.resume and (bool(find_checkpoints(output_dir)) or any(map(holds_progress, stages)))
-
-
 def check_same_run(config: RunConfig) -> None:
     """Sees that what the output folder holds was trained with the same config. Stages may have been added to it.
 
     Raises:
         ConfigError: if it was not.
     """
-    if not holds_run(config):
-        return
     output_dir = Path(config.training.output_dir)
+    if not _goes_on(config):
+        return
     before = RunConfig.load(output_dir / RUN_CONFIG_NAME)
     changes = [
         f"{section}.{name}: {old!r} → {new!r}"
@@ -120,6 +113,13 @@ def check_same_run(config: RunConfig) -> None:
             f"{output_dir} holds a run of another config ({'; '.join(changes)}): choose another "
             "training.output_dir, go back to its settings, or start afresh with training.resume false."
         )
+
+
+def _goes_on(config: RunConfig) -> bool:
+    """Whether a run takes up what its output folder holds."""
+    output_dir = Path(config.training.output_dir)
+    stages = output_dir.glob(STAGE_PATTERN)
+    return config.training.resume and bool(find_checkpoints(output_dir) or any(map(holds_progress, stages)))
 
 
 def check_processes(checkpoint: Path, now: int) -> None:
@@ -146,7 +146,7 @@ def check_data(config: RunConfig, data: dict[str, Any]) -> None:
         ConfigError: if it is not.
     """
     path = Path(config.training.output_dir) / RUN_DATA_NAME
-    if not holds_run(config) or not path.exists():  # a run of an earlier version has none
+    if not _goes_on(config) or not path.exists():  # there is none of a run of an earlier version
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -193,5 +193,7 @@ def prepare_folder(config: RunConfig, data: dict[str, Any]) -> None:
             for folder in folders[1:]:
                 logger.info("Starting afresh: removing %s", folder)
                 shutil.rmtree(folder)
+        for stage in plan_stages(config):
+            stage.folder.mkdir(parents=True, exist_ok=True)
         write_text(output_dir / RUN_DATA_NAME, json.dumps(data, indent=2) + "\n")
         write_text(output_dir / RUN_CONFIG_NAME, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))

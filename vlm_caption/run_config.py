@@ -24,11 +24,13 @@ _POSITIVE = {"data.max_caption_tokens", "data.max_pixels", "data.max_bytes"} | {
     f"training.{name}"
     for name in ("batch_size", "accumulation", "epochs", "eval_steps", "eval_images", "save_steps", "logging_steps")
 }
+_NOT_NEGATIVE = {f"training.{name}" for name in ("patience", "eval_captions", "samples")}
+_NOT_NEGATIVE |= {"generation.no_repeat_ngram_size"}
 _POSITIVE |= {f"generation.{name}" for name in ("max_new_tokens", "num_beams", "repetition_penalty")}
 
 
 # Of a whole run: a stage cannot have these otherwise.
-_NOT_A_STAGES = ("output_dir", "output_scale", "precision", "eval_images", "samples", "seed", "resume")
+_NOT_A_STAGES = ("output_dir", "output_scale", "precision", "eval_images", "samples", "report_to", "seed", "resume")
 
 
 class ConfigError(ValueError):
@@ -420,8 +422,7 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
             check_prompt(value)
         except ValueError as error:
             raise ConfigError(f"{name} {value!r}: {error}") from error
-    counts = ("training.patience", "training.eval_captions", "training.samples", "generation.no_repeat_ngram_size")
-    if name in counts and value is not None and value < 0:
+    if name in _NOT_NEGATIVE and value is not None and value < 0:
         raise ConfigError(f"{name} must be at least 0, and {value} is not.")
     if name in ("data.dev_share", "data.max_bad_share") and not 0 <= value < 1:
         raise ConfigError(f"{name} must be at least 0 and below 1, and {value} is not.")

@@ -13,6 +13,7 @@ _THUMBNAIL_SIZE = 720
 
 _TABLE_STYLE = """
 figure { align-items: start; }
+figure.bare { grid-template-columns: 1fr; }
 figcaption { align-self: start; }
 .references { margin: .9rem 0 0; padding: 0; list-style: none; color: var(--dim); font-size: .9rem; line-height: 1.4; }
 .references li + li { margin-top: .3rem; }
@@ -32,7 +33,7 @@ def write_samples_page(
     rows: Sequence[Mapping[str, Any]],
     log: Sequence[Mapping[str, Any]],
     kept_step: int,
-    open_picture: PictureOpener,
+    open_picture: PictureOpener | None,
 ) -> None:
     """Writes a page of dev images beside their captions at each step at which these were taken.
 
@@ -43,7 +44,7 @@ def write_samples_page(
         rows: the images, as `image` (a place) and `captions`, the references.
         log: Trainer's `log_history`; entries with `step` and `samples` count.
         kept_step: the step whose weights are kept; it and the last one are marked.
-        open_picture: within its limits.
+        open_picture: within its limits. None: the captions are of vectors, and there are no pictures.
 
     Raises:
         ImageError: if a picture cannot be opened.
@@ -51,7 +52,7 @@ def write_samples_page(
     """
     figures = []
     for number, row in enumerate(rows):
-        name = Place.parse(row["image"]).short_name
+        name = row["image"] if open_picture is None else Place.parse(row["image"]).short_name
         captions = [
             (entry["step"], entry["samples"][number]["caption"])
             for entry in log
@@ -76,7 +77,7 @@ def _figure(
     name: str,
     captions: list[tuple[int, str]],
     kept_step: int,
-    open_picture: PictureOpener,
+    open_picture: PictureOpener | None,
 ) -> str:
     kept = dict(captions).get(kept_step, captions[-1][1])
     lines = []
@@ -88,8 +89,10 @@ def _figure(
         kind = ' class="kept"' if "kept" in marks else ""
         lines.append(f'<tr{kind}><td class="step">{span}</td><td>{html.escape(caption)}{tags}</td></tr>')
     references = "".join(f"<li>{html.escape(text)}</li>" for text in row["captions"])
-    return f"""<figure>
-{picture_tag(open_picture(row["image"]), kept, _THUMBNAIL_SIZE)}
+    start = '<figure class="bare">'
+    if open_picture is not None:
+        start = "<figure>\n" + picture_tag(open_picture(row["image"]), kept, _THUMBNAIL_SIZE)
+    return f"""{start}
 <figcaption><p class="caption">{html.escape(kept)}</p>
 <ul class="references">{references}</ul>
 <table>

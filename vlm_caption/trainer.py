@@ -28,37 +28,38 @@ from .data.collator import CaptionCollator
 from .dev_captions import score_cider
 from .freezing import TOWERS, module_of
 from .loss import IGNORE_INDEX
+from .metrics_log import training_seconds
 from .nll import sum_nll
-from .run_config import ConfigError, TrainingSection
+from .run_config import ConfigError, RunConfig, TrainingSection
 
 logger = logging.getLogger(__name__)
 
 _NAMES_TOLD = 8
 
 
-def check_logging(settings: TrainingSection) -> None:
+def check_logging(config: RunConfig) -> None:
     """Sees that what a run is to be told and chosen by can be had, before anything is begun.
 
     Raises:
         ConfigError: if not.
     """
-    if settings.report_to != "none":
-        if settings.report_to not in INTEGRATION_TO_CALLBACK:
+    reporter = config.training.report_to
+    if reporter != "none":
+        if reporter not in INTEGRATION_TO_CALLBACK:
             known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
-            raise ConfigError(f"training.report_to must be none or one of {known}, and {settings.report_to!r} is not.")
-        if settings.report_to not in get_available_reporting_integrations():
+            raise ConfigError(f"training.report_to must be none or one of {known}, and {reporter!r} is not.")
+        if reporter not in get_available_reporting_integrations():
             raise ConfigError(
-                f"training.report_to {settings.report_to} needs a package that is not installed: pip install "
-                f"{settings.report_to.replace('_', '-')}, or choose none."
+                f"training.report_to {reporter} needs a package that is not installed: pip install "
+                f"{reporter.replace('_', '-')}, or choose none."
             )
-    if settings.eval_captions:
-        if settings.eval_captions > settings.eval_images:
-            raise ConfigError(
-                f"training.eval_captions {settings.eval_captions} must be at most training.eval_images, "
-                f"{settings.eval_images}."
-            )
-        if importlib.util.find_spec("pycocoevalcap") is None:
-            raise ConfigError("training.eval_captions needs pycocoevalcap: pip install 'vlm-caption[metrics]'.")
+    captions = max(settings.eval_captions for settings in config.stage_settings())
+    if captions > config.training.eval_images:
+        raise ConfigError(
+            f"training.eval_captions {captions} must be at most training.eval_images, {config.training.eval_images}."
+        )
+    if captions and importlib.util.find_spec("pycocoevalcap") is None:
+        raise ConfigError("training.eval_captions needs pycocoevalcap: pip install 'vlm-caption[metrics]'.")
 
 
 def training_arguments(settings: TrainingSection) -> TrainingArguments:
@@ -99,11 +100,6 @@ def training_arguments(settings: TrainingSection) -> TrainingArguments:
     )
 
 
-def training_seconds(state: TrainerState) -> float | None:
-    """How long a run has trained, also before it was taken up again; None is not known."""
-    return next((entry["seconds"] for entry in reversed(state.log_history) if "seconds" in entry), None)
-
-
 class CaptionTrainer(CheckpointTrainer):
     """Trains on one split of captioned images and takes the loss on another.
 
@@ -111,9 +107,9 @@ class CaptionTrainer(CheckpointTrainer):
         *args: as of Trainer.
         eval_collator: of the dev images: their features are another table.
         patience: so many evaluations in a row that are no better than the best end the training; 0: none does.
+        eval_captions: so many of the first dev images are captioned and scored with CIDEr at each evaluation.
         rates: learning rate and weight decay of each module that has its own; by default those of the arguments.
         autocast: compute losses in bfloat16 where torch.autocast does, with all weights as they are.
-        eval_captions: so many of the first dev images are captioned and scored with CIDEr at each evaluation.
         **kwargs: as of Trainer; datasets have the columns `image`, `captions` and `index`.
     """
 
@@ -183,7 +179,7 @@ class CaptionTrainer(CheckpointTrainer):
         """
         if resume_from_checkpoint is not None:
             state = TrainerState.load_from_json(str(Path(resume_from_checkpoint, TRAINER_STATE_NAME)))
-            self._seconds_before = training_seconds(state) or 0.0
+            self._seconds_before = training_seconds(state.log_history) or 0.0
             *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
             # Trainer would first make one step and then look whether it was one too many.
             if state.global_step >= max_steps or self._is_out_of_patience(state):

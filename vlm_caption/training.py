@@ -13,20 +13,19 @@ import torch
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments, set_seed
 
 from .callbacks import EpochTeller, LastLog, PlainLog, ProgressBar, SampleCaptions
-from .checkpoints import load_weights
-from .console import is_first_process
+from .checkpoints import load_weights, writing_to
 from .freezing import TOWERS, set_policies
 from .hardware import check_launcher, choose_kernels, hold_frozen, use_all_cores, use_bf16
 from .interruption import Interrupted, StopSignals
-from .metrics_log import MetricsLog
+from .metrics_log import MetricsLog, read_metrics, training_seconds, write_metrics
 from .modeling_captioner import CaptionerForConditionalGeneration
 from .packing_check import check_packing
 from .processing_captioner import CaptionerProcessor
-from .reporting import report, save_stage
+from .reporting import kept_value, report, save_stage
 from .resuming import check_data, check_processes, check_same_run, check_writable, holding, prepare_folder
 from .run_config import RunConfig
 from .stages import Stage, plan_stages
-from .trainer import CaptionTrainer, check_logging, training_arguments, training_seconds
+from .trainer import CaptionTrainer, check_logging, training_arguments
 from .training_data import CaptionSplits, TrainingData, each_caption
 from .training_model import check_stages, compose_captioner, log_parts, set_prompt
 
@@ -50,6 +49,7 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
     check_launcher()
     use_all_cores()
     output_dir = Path(config.training.output_dir)
+    check_logging(config)
     check_writable(output_dir)
     with StopSignals() as signals, holding(output_dir):
         return _train(config, signals)
@@ -58,12 +58,11 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
 def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGeneration:
     check_same_run(config)
     stages = plan_stages(config)
-    for stage in stages:
-        check_logging(stage.settings)
     set_seed(stages[0].settings.seed)
 
     splits = CaptionSplits(config)  # first: what is wrong with them is said before a tower is fetched
-    check_data(config, splits.describe())
+    data_found = splits.describe()
+    check_data(config, data_found)
     model, processor = compose_captioner(config.model, each_caption(splits.train), splits.vectors)
     check_stages(model, stages)
     set_prompt(model, processor, config.data)
@@ -83,7 +82,7 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
         if stage.is_finished:
             load_weights(model, stage.folder)
             logger.info("Stage %d of %d, %s, is finished: %s", stage.number, len(stages), stage.name, stage.folder)
-            seconds = None
+            seconds = _add(seconds, training_seconds(read_metrics(stage.folder)))
             continue
         if stage.name is not None:
             logger.info("Stage %d of %d: %s", stage.number, len(stages), stage.name)
@@ -102,22 +101,28 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
             rows = data.dev.select(range(min(config.training.samples, len(data.dev))))
             samples = SampleCaptions(rows, data.dev_collator)
         trainer = _stage_trainer(config, stage, arguments, model, processor, data, samples, signals)
-        if is_first_process() and not is_prepared:
-            prepare_folder(config, splits.describe())
+        if trainer.is_world_process_zero() and not is_prepared:
+            prepare_folder(config, data_found)
         is_prepared = True
         _train_stage(trainer, stage, signals)
-        taken = training_seconds(trainer.state)
-        seconds = None if seconds is None or taken is None else seconds + taken
-        if is_first_process():
+        state = trainer.state
+        seconds = _add(seconds, training_seconds(state.log_history))
+        if trainer.is_world_process_zero():
             if stage.is_last:
                 own = {"output_dir": config.training.output_dir, "seed": config.training.seed}
                 whole = dataclasses.replace(config, training=dataclasses.replace(stage.settings, **own))
-                report(whole, model, processor, data, samples, trainer.state, arguments.world_size, seconds)
+                # The loss is taken again where training rounded it.
+                dev_loss = None if trainer.autocast else kept_value(state, "eval_loss")
+                report(whole, model, processor, data, samples, state, arguments.world_size, seconds, dev_loss)
             else:
-                save_stage(model, processor, stage.folder, trainer.state)
+                save_stage(model, processor, data, samples, stage.folder, state)
         trainer.accelerator.wait_for_everyone()
         trainer.accelerator.free_memory()
     return model
+
+
+def _add(seconds: float | None, more: float | None) -> float | None:
+    return None if seconds is None or more is None else seconds + more
 
 
 def _stage_trainer(
@@ -176,3 +181,6 @@ def _train_stage(trainer: CaptionTrainer, stage: Stage, signals: StopSignals) ->
             state.best_global_step,
             state.global_step,
         )
+    if trainer.is_world_process_zero():
+        with writing_to(stage.folder):
+            write_metrics(stage.folder, state.log_history)

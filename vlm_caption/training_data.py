@@ -209,6 +209,7 @@ class TrainingData:
 
 def _fingerprint(dataset: Dataset) -> str:
     digest = hashlib.sha256()
-    for batch in dataset.select_columns(["image", "captions"]).iter(10_000):
-        digest.update(json.dumps([batch["image"], batch["captions"]]).encode())
+    columns = [name for name in ("image", "captions", "questions") if name in dataset.column_names]
+    for batch in dataset.select_columns(columns).iter(10_000):
+        digest.update(json.dumps([batch[name] for name in columns]).encode())
     return f"sha256:{digest.hexdigest()}"
