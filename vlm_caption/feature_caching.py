@@ -52,7 +52,7 @@ def cache_features(config: RunConfig) -> dict[str, int]:
         if bad is not None:
             bad.expect(sum(map(len, splits.values())))
         open_picture = PictureOpener(config.data.max_pixels, config.data.max_bytes)
-        model, processor = compose_captioner(config.model, each_caption(datasets[config.data.train_split]))
+        model, processor = compose_captioner(config, each_caption(datasets[config.data.train_split]))
         model.core.vision_tower.to(state.device)
         # The tower's dtype is a part of the setting.
         hold_frozen(model, config.training.precision, [m for m in TOWERS if config.trains_weights_of(m)])

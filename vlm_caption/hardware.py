@@ -1,6 +1,5 @@
 """What fits the machine: the dtype of frozen weights, attention kernels, its cores, and how a run was launched."""
 
-import itertools
 import logging
 import os
 from collections.abc import Collection
@@ -61,7 +60,8 @@ def hold_frozen(model: CaptionerForConditionalGeneration, precision: str, but: C
     for module, name in TOWERS.items():
         tower = getattr(model.core, name)
         if tower is not None and module not in but and not holds_trained_weights(model.core, name):
-            for key, tensor in itertools.chain(tower.named_parameters(), tower.named_buffers()):
+            # What is not saved stays as it is: rotary frequencies would turn late positions by wrong angles.
+            for key, tensor in tower.state_dict(keep_vars=True).items():
                 if tensor.is_floating_point() and not is_adapter(key):
                     tensor.data = tensor.data.to(torch.bfloat16)
 

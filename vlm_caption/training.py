@@ -63,7 +63,7 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
     splits = CaptionSplits(config)  # first: what is wrong with them is said before a tower is fetched
     data_found = splits.describe()
     check_data(config, data_found)
-    model, processor = compose_captioner(config.model, each_caption(splits.train), splits.vectors)
+    model, processor = compose_captioner(config, each_caption(splits.train), splits.vectors)
     check_stages(model, stages)
     set_prompt(model, processor, config.data)
     check_packing(model)

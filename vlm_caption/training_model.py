@@ -7,27 +7,29 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from .checkpoints import save_files
 from .composition import compose
 from .data import Vectors
 from .freezing import check_policies
+from .hardware import use_bf16
 from .modeling_captioner import CaptionerForConditionalGeneration
 from .processing_captioner import CaptionerProcessor
-from .run_config import ConfigError, DataSection, ModelSection
+from .run_config import ConfigError, DataSection, RunConfig
 from .stages import Stage
 
 logger = logging.getLogger(__name__)
 
 
 def compose_captioner(
-    settings: ModelSection, captions: Iterable[str], vectors: Vectors | None = None
+    config: RunConfig, captions: Iterable[str], vectors: Vectors | None = None
 ) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
-    """Builds the captioner that the settings describe.
+    """Builds the captioner that a config describes; what it never trains of the language model comes in bfloat16.
 
     Args:
-        settings: the config's.
+        config: the run's.
         captions: those to train on; read only where the tokenizer is made of them.
         vectors: what it will caption, where that is no pictures.
 
@@ -36,8 +38,10 @@ def compose_captioner(
         BackboneError: if a tower cannot be had.
     """
     sizes = {} if vectors is None else {"feature_tokens": vectors.shape[1], "feature_size": vectors.shape[2]}
+    rounded = use_bf16(config.training.precision) and not config.trains_weights_of("language")
+    options = {"language_dtype": torch.bfloat16 if rounded else None, "captions": captions, **sizes}
     try:
-        return compose(**dataclasses.asdict(settings), captions=captions, **sizes)
+        return compose(**dataclasses.asdict(config.model), **options)
     except (ValueError, StrictDataclassError) as error:
         raise ConfigError(f"The settings in model do not go together: {' '.join(str(error).split())}") from error
 
