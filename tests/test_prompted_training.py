@@ -9,8 +9,8 @@ from test_training import tiny_settings, write_colours
 from towers import save_language_model
 
 from vlm_caption import Captioner, CaptionerForConditionalGeneration, CaptionerProcessor
-from vlm_caption.composition import byte_tokenizer
 from vlm_caption.run_config import ConfigError, RunConfig
+from vlm_caption.tokenization import byte_tokenizer
 from vlm_caption.training import train
 
 CHAT_TEMPLATE = "{% for m in messages %}{{ '<bos>' + m.role + ':' + m.content }}{{ '<pad>' }}{% endfor %}"
