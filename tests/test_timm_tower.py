@@ -1,12 +1,10 @@
 """A tower as timm puts it on the Hub: timm's own kind of config and names of weights, and no preprocessor file."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from towers import LANGUAGE
+from towers import LANGUAGE, save_timm_tower
 
 from vlm_caption import CaptionerForConditionalGeneration, CaptionerProcessor, compose
 
@@ -15,16 +13,11 @@ timm = pytest.importorskip("timm")
 
 @pytest.fixture(scope="module")
 def hub_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("timm")
-    timm.models.save_for_hf(timm.create_model("vit_tiny_patch16_224"), folder, safe_serialization=True)
-    config = json.loads((folder / "config.json").read_text())
-    config.pop("model_args", None)  # the Hub's checkpoints have none
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+    return save_timm_tower(tmp_path_factory.mktemp("timm"), "vit_tiny_patch16_224")
 
 
 def test_a_timm_folder_is_a_tower(hub_folder, tmp_path):
-    model, processor = compose(str(hub_folder), LANGUAGE["gpt2"])
+    model, processor = compose(hub_folder, LANGUAGE["gpt2"])
     assert model.config.vision_feature_size == 192
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8))
     inputs = processor(images=picture, return_tensors="pt")

@@ -1,6 +1,7 @@
 """Tiny random towers of every family, and what the tests of the composed model need beside them."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,17 @@ def save_vision_tower(directory: Path, family: str = "clip", seed: int = 0) -> s
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     AutoModel.from_config(config).save_pretrained(directory)
     image_processor().save_pretrained(directory)
+    return str(directory)
+
+
+def save_timm_tower(directory: Path, architecture: str) -> str:
+    """Writes a random tower of timm as timm's own checkpoints on the Hub are. Returns its folder."""
+    import timm
+
+    timm.models.save_for_hf(timm.create_model(architecture), directory, safe_serialization=True)
+    config = json.loads((directory / "config.json").read_text())
+    config.pop("model_args", None)  # the Hub's checkpoints have none
+    (directory / "config.json").write_text(json.dumps(config))
     return str(directory)
 
 

@@ -223,7 +223,7 @@ def _eval_results(evaluation: dict[str, Any]) -> list[EvalResult]:
             dataset_type=evaluation["data"],
             dataset_name=evaluation["data"],
             dataset_split=evaluation["split"],
-            metric_type=metric.partition("_")[0] if metric.startswith("bleu") else metric,
+            metric_type=metric.partition("_")[0] if metric.startswith(("bleu", "rouge")) else metric,
             metric_name=_METRIC_NAMES.get(metric, metric),
             metric_value=_score(metric, value),
         )
