@@ -111,6 +111,19 @@ class CaptionerProcessor(ProcessorMixin):
         chat: bool = False,
         **kwargs,
     ):
+        self._keep(tokenizer, image_seq_length, start_token, image_token, prompt, chat)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
+
+    def _keep(
+        self,
+        tokenizer: Any,
+        image_seq_length: int,
+        start_token: str | None,
+        image_token: str,
+        prompt: str,
+        chat: bool,
+    ) -> None:
+        """Keeps what is not the base class's; `VectorProcessor` does the same, and has another base."""
         self.prompt = prompt
         self.chat = chat
         self.image_seq_length = image_seq_length
@@ -118,7 +131,6 @@ class CaptionerProcessor(ProcessorMixin):
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         tokenizer.padding_side = "left"  # a decoder continues each row at its right end
-        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """As of `ProcessorMixin`, with the place of this code in checkpoints that carry it."""
@@ -435,13 +447,7 @@ class VectorProcessor(CaptionerProcessor):
         chat: bool = False,
         **kwargs,
     ):
-        self.prompt = prompt
-        self.chat = chat
-        self.image_seq_length = image_seq_length
-        self.start_token = start_token
-        self.image_token = image_token
-        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
-        tokenizer.padding_side = "left"
+        self._keep(tokenizer, image_seq_length, start_token, image_token, prompt, chat)
         ProcessorMixin.__init__(self, tokenizer, chat_template=chat_template, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
