@@ -11,8 +11,7 @@ run there: what autograd keeps for the backward pass is what is counted. So it i
     + 2 · 2 · targets · vocabulary                        logits and their gradient, in bfloat16
 
 The vision tower (2 bytes a parameter) and the projector (16 bytes a parameter: weight, gradient and AdamW's two
-moments in float32) come on top, and what kernels need for a moment. Composing a captioner needs 4 bytes a parameter of
-main memory.
+moments in float32) come on top, and what kernels need for a moment.
 """
 
 import argparse
