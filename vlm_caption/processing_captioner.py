@@ -222,12 +222,11 @@ class CaptionerProcessor(ProcessorMixin):
 
     def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs):  # ty: ignore[incompatible-method-override]
         """As of `ProcessorMixin`, also with a language model's template, which knows nothing of images."""
-        template = chat_template or self._language_template()
-        if isinstance(self.chat_template, dict):  # by name
-            template = self.chat_template.get(template or "default", template)
-        if template is not None and self.image_token not in template:
-            template = _JOIN_PARTS.replace("IMAGE_TOKEN", self.image_token) + template
-        return super().apply_chat_template(conversation, chat_template=template, **kwargs)
+        if chat_template is None:
+            chat_template = self._language_template()
+            if chat_template is not None and self.image_token not in chat_template:
+                chat_template = _JOIN_PARTS.replace("IMAGE_TOKEN", self.image_token) + chat_template
+        return super().apply_chat_template(conversation, chat_template=chat_template, **kwargs)
 
     def _language_template(self) -> str | None:
         templates: Any = self.chat_template or self.tokenizer.chat_template
