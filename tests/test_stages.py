@@ -14,6 +14,7 @@ from towers import save_language_model, save_vision_tower, tiny_model
 from vlm_caption import CaptionerForConditionalGeneration, hardware, training
 from vlm_caption.freezing import ModulePolicy, is_adapter, module_of, set_policies
 from vlm_caption.hardware import hold_frozen
+from vlm_caption.metrics_log import read_metrics
 from vlm_caption.run_config import ConfigError, RunConfig
 from vlm_caption.stages import plan_stages
 from vlm_caption.training import train
@@ -319,3 +320,15 @@ def test_one_random_token_a_caption_trains_and_is_drawn_again_after_a_stop(run, 
         assert resumed.state_dict()[name].equal(tensor), name
     other = run("all", stages=[{"name": "one", "max_steps": 4}])
     assert not other.core.multi_modal_projector.linear_1.weight.equal(whole.core.multi_modal_projector.linear_1.weight)
+
+
+def test_one_random_token_a_caption_has_on_average_the_loss_of_all(run, tmp_path):
+    changes = {"training.learning_rate": 0.0, "training.accumulation": 2, "training.weight_decay": 0.0}
+    means = {}
+    for objective, steps in (("all", 1), ("random_token", 24)):
+        stages = [{"name": "one", "max_steps": steps, "save_steps": 100}]
+        run(objective, stages=stages, **changes, **{"training.objective": objective})
+        log = read_metrics(tmp_path / objective / "stage-1-one")
+        losses = [entry["loss"] for entry in log if "loss" in entry]
+        means[objective] = sum(losses) / len(losses)
+    assert means["random_token"] == pytest.approx(means["all"], rel=0.1)

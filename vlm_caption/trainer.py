@@ -130,6 +130,7 @@ class CaptionTrainer(CheckpointTrainer):
         super().__init__(*args, **kwargs)
         self.eval_collator, self.patience, self.eval_captions = eval_collator, patience, eval_captions
         self.rates, self.autocast = rates or {}, autocast
+        self._loss_shifts_labels = False  # a batch's labels are its targets, the first one as well
         self.batch_sampler = LengthBatchSampler(
             len(self.train_dataset),
             self.args.per_device_train_batch_size,
@@ -222,6 +223,10 @@ class CaptionTrainer(CheckpointTrainer):
         """As of Trainer."""
         with self._autocast():
             return super().compute_loss(*args, **kwargs)
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        # Trainer would count `shift_labels`: drawn ones are fewer than the targets that they count for.
+        return super()._get_num_items_in_batch([{"labels": batch["labels"]} for batch in batch_samples], device)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """As of Trainer."""

@@ -121,8 +121,8 @@ class CaptionCollator:
         Returns:
             `input_ids`, `position_ids`: int64 [B, T]; `attention_mask`: bool [B, 1, T, T], True where a token may
             look; `logits_to_keep`: int64 [B, M], the positions that predict; `shift_labels` and `labels` (the same,
-            for Trainer's count of targets): int64 [B, M], what they predict, −100 at padding and for what the
-            tokenizer does not know; and the images. With `choose_targets`, `logits_to_keep` and `shift_labels` are
+            for `CaptionTrainer`'s count of targets): int64 [B, M], what they predict, −100 at padding and for what
+            the tokenizer does not know; and the images. With `choose_targets`, `logits_to_keep` and `shift_labels` are
             int64 [B, C], one target a caption, and `target_weights`, float [B, C], says how often each counts;
             `labels` still are all.
         """
