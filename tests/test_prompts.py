@@ -4,7 +4,18 @@ import json
 
 import pytest
 import torch
-from towers import BOS, EOS, IMAGE, picture, pixels, save_checkpoint, tiny_config, tiny_model, tiny_processor
+from towers import (
+    BOS,
+    EOS,
+    IMAGE,
+    POSITIONS,
+    picture,
+    pixels,
+    save_checkpoint,
+    tiny_config,
+    tiny_model,
+    tiny_processor,
+)
 
 from vlm_caption import Captioner, CaptionerProcessor
 from vlm_caption.data.collator import CaptionCollator
@@ -220,6 +231,15 @@ def test_generation_ends_with_the_templates_end_of_turn(chat):
     config = RunConfig.load(None, {"data.prompt": "Describe.", "data.chat": True})
     set_prompt(model, chat, config.data)
     assert model.generation_config.eos_token_id == [EOS, 0]
+
+
+def test_captions_end_where_the_prompt_leaves_no_position(processor):
+    model = tiny_model()
+    model.generation_config.max_new_tokens = 200
+    config = RunConfig.load(None, {"data.prompt": "{question} Answer:"})
+    set_prompt(model, processor, config.data, ["Why?", "Which one?"])
+    before, [behind] = processor.encode_prompts(["Which one?"])
+    assert model.generation_config.max_new_tokens == POSITIONS - len(before) - len(behind)
 
 
 def test_a_base_model_has_no_chat(processor):

@@ -527,6 +527,18 @@ def test_a_part_that_is_partly_trained_is_told(caplog):
     assert line.endswith("float32  32 trained")
 
 
+def test_learned_vectors_around_the_image_are_told(caplog):
+    caplog.set_level(logging.INFO, "vlm_caption")
+    model = tiny_model("dinov2", image_start="learned", query_tokens=2)
+    log_parts(model)
+    told = [message.split() for message in caplog.messages if message.startswith(("image_", "query_"))]
+    size = model.config.text_config.hidden_size
+    assert told == [
+        ["image_start", "learned", str(size), "parameters", "float32", "trained"],
+        ["query_tokens", "learned", str(2 * size), "parameters", "float32", "trained"],
+    ]
+
+
 def test_two_processes_train_as_one_with_twice_the_batch(run, tmp_path):
     write_colours(tmp_path, dev_colours=("red", "blue", "white"))
     watched = {"training.max_steps": 2, "training.eval_steps": 2, "training.eval_captions": 3}

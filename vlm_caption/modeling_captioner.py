@@ -580,7 +580,7 @@ class CaptionerModel(CaptionerPreTrainedModel):
             remember_trained(self)  # what somebody thawed by hand
             for module in (self.vision_tower, self.multi_modal_projector, self.language_model):
                 if module is not None:
-                    set_train_mode(module, mode)
+                    set_train_mode(module, True)
         return self
 
     def soft_tokens(self) -> dict[str, nn.Parameter]:

@@ -239,7 +239,7 @@ class RunConfig:
 
     Attributes:
         stages: Trained one after the other; of each, its `name` and the fields of `training` that it has otherwise.
-            None: the training is one stage.
+            []: the training is one stage.
     """
 
     model: ModelSection = field(default_factory=ModelSection)

@@ -95,6 +95,12 @@ def each_caption(dataset: Dataset) -> Iterator[str]:
         yield from captions
 
 
+def each_question(dataset: Dataset) -> Iterator[str]:
+    """All questions of a dataset, one after the other; none where the prompt asks none."""
+    for questions in dataset["questions"] if "questions" in dataset.column_names else ():
+        yield from questions
+
+
 def check_left(settings: DataSection, train_set: Dataset, dev_set: Dataset) -> None:
     """Sees that leaving out bad images has not emptied a split.
 
@@ -198,7 +204,10 @@ class TrainingData:
                 logger.info("Left out %d bad images: %s", len(bad.reasons), path)
             check_left(config.data, train, dev)
         self.train, self.dev = with_index(train), with_index(dev)
-        options = {"max_caption_tokens": config.data.max_caption_tokens}
+        options = {
+            "max_caption_tokens": config.data.max_caption_tokens,
+            "positions": model.config.text_positions,
+        }
         self.choice = CaptionChoice(config.data.captions_per_image, settings.seed)
         self.choose_targets = TargetChoice(settings.seed) if settings.objective == "random_token" else None
         self.collator = CaptionCollator(

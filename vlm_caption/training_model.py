@@ -16,7 +16,7 @@ from .data import Vectors
 from .freezing import check_policies
 from .hardware import use_bf16
 from .modeling_captioner import CaptionerForConditionalGeneration
-from .processing_captioner import CaptionerProcessor
+from .processing_captioner import QUESTION, CaptionerProcessor
 from .run_config import ConfigError, DataSection, RunConfig
 from .stages import Stage
 
@@ -46,8 +46,21 @@ def compose_captioner(
         raise ConfigError(f"The settings in model do not go together: {' '.join(str(error).split())}") from error
 
 
-def set_prompt(model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, settings: DataSection) -> None:
+def set_prompt(
+    model: CaptionerForConditionalGeneration,
+    processor: CaptionerProcessor,
+    settings: DataSection,
+    questions: Iterable[str] = (),
+) -> None:
     """Makes the settings' prompt the processor's, to be saved with it, and the end of its answers one for `generate`.
+
+    Where the language model has a table of positions, captions are no longer than what the prompt leaves of it.
+
+    Args:
+        model: the run's.
+        processor: the model's.
+        settings: with the prompt.
+        questions: all that fill it; it is as long as with the longest.
 
     Raises:
         ConfigError: if it is to be a chat, and the language model has no chat template for it.
@@ -61,6 +74,12 @@ def set_prompt(model: CaptionerForConditionalGeneration, processor: CaptionerPro
     ends = ends if isinstance(ends, list) else [ends]
     if end_token_id not in ends:
         model.generation_config.eos_token_id = [*ends, end_token_id]
+    positions = model.config.text_positions
+    if positions is not None:
+        longest = max(questions, key=len, default="?") if QUESTION in processor.prompt else None
+        before, [behind] = processor.encode_prompts([longest])
+        room = max(1, positions - len(before) - len(behind))  # where there is none, the collator says so
+        model.generation_config.max_new_tokens = min(room, model.generation_config.max_new_tokens or room)
 
 
 def check_stages(model: CaptionerForConditionalGeneration, stages: list[Stage]) -> None:
@@ -81,14 +100,17 @@ def check_stages(model: CaptionerForConditionalGeneration, stages: list[Stage]) 
 
 def log_parts(model: CaptionerForConditionalGeneration) -> None:
     """Says of every part of the model whether it is frozen or trained, and how large it is; of parts, by names."""
-    for name, part in model.core.named_children():
-        parameters = dict(part.named_parameters())
+    parts: list[tuple[str, str, dict[str, torch.nn.Parameter]]] = [
+        (name, type(part).__name__, dict(part.named_parameters())) for name, part in model.core.named_children()
+    ]
+    parts += [(name, "learned", {name: vector}) for name, vector in model.core.soft_tokens().items()]
+    for name, kind, parameters in parts:
         trained = {key: p.numel() for key, p in parameters.items() if p.requires_grad}
         total = sum(p.numel() for p in parameters.values())
         count = sum(trained.values())
         state = "frozen" if not trained else "trained" if count == total else f"{count:,} trained"
         dtype = str(next(iter(parameters.values())).dtype).removeprefix("torch.")
-        logger.info("%-22s %-28s %12s parameters  %-8s %s", name, type(part).__name__, f"{total:,}", dtype, state)
+        logger.info("%-22s %-28s %12s parameters  %-8s %s", name, kind, f"{total:,}", dtype, state)
         if trained and count < total:
             groups: dict[str, list[int]] = {}
             for key, size in trained.items():

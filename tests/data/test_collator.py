@@ -145,6 +145,18 @@ def test_a_packed_row_may_be_longer_than_the_language_model():
         model(**collator([{"captions": ["x" * POSITIONS]}]))
 
 
+def test_a_caption_beyond_the_positions_is_refused_by_its_images_name():
+    processor = tiny_processor(tiny_config())
+    rows = [{"captions": ["yes", "no"], "questions": ["A dog?", "x" * POSITIONS], "image": "a/b.png"}]
+    collator = CaptionCollator(processor, encode_nothing, prompt="{question}", positions=POSITIONS)
+    with pytest.raises(DataError, match=rf"b\.png: .* are {POSITIONS + 6} tokens, .* {POSITIONS} positions: shorten"):
+        collator(rows)
+    with pytest.raises(DataError, match=r"b\.png"):
+        collator.count_tokens(rows)
+    rows[0]["questions"][1] = "x" * (POSITIONS - 6)
+    assert collator(rows)["position_ids"].max() == POSITIONS - 1
+
+
 def test_a_row_does_not_depend_on_its_neighbours():
     model = tiny_model("vit_cls", "llama")
     images = pixels()

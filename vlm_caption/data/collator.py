@@ -17,6 +17,7 @@ import torch
 from ..loss import IGNORE_INDEX
 from ..processing_captioner import QUESTION, CaptionerProcessor
 from .captions import CaptionChoice
+from .places import Place
 from .records import DataError
 
 
@@ -35,6 +36,8 @@ class CaptionCollator:
         choose: gets a row and returns the captions of it that count; by default all.
         choose_targets: gets a row and how many tokens each of its captions has, and returns for each caption the one
             token that is learnt; it then counts as many times as the caption has tokens. By default all are.
+        positions: the language model's, which a caption with all that stands before it must not exceed; by default
+            any length is taken.
 
     Attributes:
         prefix: token ids that all rows begin with: the prompt, or as far as it is the same for all questions.
@@ -51,6 +54,7 @@ class CaptionCollator:
         max_caption_tokens: int = 64,
         choose: Callable[[dict], list] | None = None,
         choose_targets: Callable[[dict, list[int]], list[int]] | None = None,
+        positions: int | None = None,
     ):
         self.processor = processor
         self.tokenizer = processor.tokenizer
@@ -63,6 +67,7 @@ class CaptionCollator:
         self.max_caption_tokens = max_caption_tokens
         self.choose = choose or CaptionChoice("all")
         self.choose_targets = choose_targets
+        self.positions = positions
         # A space before the caption belongs to it: byte-pair tokenizers keep it with the first word.
         self.separator = processor.answer_separator(self.prompt)
         self.end_token_id = processor.end_token_id
@@ -89,7 +94,11 @@ class CaptionCollator:
         return self.prefix + question
 
     def count_tokens(self, rows: list[dict]) -> list[int]:
-        """How many tokens each row has behind the prefix: captions with their end tokens, and questions."""
+        """How many tokens each row has behind the prefix: captions with their end tokens, and questions.
+
+        Raises:
+            DataError: as of a call.
+        """
         return [
             sum(len(question) + len(caption) for question, caption in segments) for segments in self._segments(rows)
         ]
@@ -105,7 +114,17 @@ class CaptionCollator:
             _, questions = self.processor.encode_prompts([question for question, _ in captions], self.prompt)
             captions = [answer for _, answer in captions]
         segments = zip(questions, self._tokenize(captions), strict=True)
-        return [list(itertools.islice(segments, len(row))) for row in chosen]
+        packed = [list(itertools.islice(segments, len(row))) for row in chosen]
+        if self.positions is not None:
+            for row, parts in zip(rows, packed, strict=True):
+                longest = max(len(question) + len(caption) for question, caption in parts)
+                if len(self.prefix) + longest > self.positions:
+                    raise DataError(
+                        f"{Place.parse(row['image']).short_name}: the image, the prompt and one of its captions are "
+                        f"{len(self.prefix) + longest} tokens, and the language model has {self.positions} positions: "
+                        "shorten the text, or lower data.max_caption_tokens."
+                    )
+        return packed
 
     def _tokenize(self, captions: list[str]) -> list[list[int]]:
         """In one call: a fast tokenizer then works on all of them at once."""
@@ -125,6 +144,9 @@ class CaptionCollator:
             the tokenizer does not know; and the images. With `choose_targets`, `logits_to_keep` and `shift_labels` are
             int64 [B, C], one target a caption, and `target_weights`, float [B, C], says how often each counts;
             `labels` still are all.
+
+        Raises:
+            DataError: if a caption is empty, or exceeds the positions.
         """
         start = len(self.prefix)
         packed = self._segments(rows)
