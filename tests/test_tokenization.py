@@ -133,3 +133,9 @@ def test_a_tokenizer_without_an_end_token_is_refused(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has no end token, so captions would never end: choose another"):
         new_tokenizer(str(tmp_path), None)
+
+
+def test_a_random_language_model_of_bytes_writes_captions_as_long():
+    generation = compose(VIT, LANGUAGE["llama"])[0].generation_config
+    assert (generation.max_new_tokens, generation.suppress_tokens) == (200, None)
+    assert compose(VIT, GPT2, pooled_feature="cls")[0].generation_config.max_new_tokens == GPT2["n_positions"] - 2

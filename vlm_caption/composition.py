@@ -40,7 +40,7 @@ NO_TOWER = "none"
 
 # What `generate` writes at most unless told otherwise; a caption of one sentence is 10 to 30 tokens.
 MAX_NEW_TOKENS = 40
-MAX_NEW_CHARACTERS = 200  # where tokens are characters; of Flickr8k's captions, none is longer
+MAX_NEW_CHARACTERS = 200  # where tokens are bytes or characters; of Flickr8k's captions, none is longer
 
 
 def compose(
@@ -125,12 +125,14 @@ def compose(
         pad_token_id=text_tokenizer.pad_token_id,
         max_new_tokens=MAX_NEW_TOKENS,
     )
-    if tokenizer == "characters":
+    if text_backbone is None and tokenizer in (None, "bytes", "characters"):
         longest, positions = MAX_NEW_CHARACTERS, config.text_positions
         if positions is not None:
-            longest = min(longest, positions - model.core.image_prompt(1).shape[1])
+            longest = max(1, min(longest, positions - model.core.image_prompt(1).shape[1]))
+        model.generation_config.update(max_new_tokens=longest)
+    if tokenizer == "characters":
         # What was never learnt is never written, however unsure the model is.
-        model.generation_config.update(max_new_tokens=longest, suppress_tokens=[text_tokenizer.unk_token_id])
+        model.generation_config.update(suppress_tokens=[text_tokenizer.unk_token_id])
     return model, processor
 
 
