@@ -84,6 +84,8 @@ class TestConfig:
             ({"feature_tokens": 0}, "feature_tokens must be at least 1, got 0"),
             ({"feature_size": None, "feature_tokens": 2}, "feature_tokens belongs to feature_size"),
             ({"feature_size": 0}, "feature_size must be at least 1, got 0"),
+            ({"projector": "resampler"}, "an input's tokens: set feature_tokens above 1, or choose"),
+            ({"projector": "prefix_mlp", "feature_tokens": 2}, "one pooled vector: set feature_tokens=1, or choose"),
         ],
     )
     def test_refuses_what_does_not_go_together(self, settings, sentence):
@@ -97,6 +99,14 @@ class TestConfig:
 
 
 class TestModel:
+    def test_several_vectors_become_one_token_each_before_the_transformer(self):
+        settings = {"projector": "transformer", "projector_tokens": 5, "projector_layers": 1, "projector_heads": 2}
+        for count, tokens in ((1, 5), (TOKENS, 1)):
+            core = build(vector_config(feature_tokens=count, **settings)).core
+            linear = core.multi_modal_projector.linear
+            assert linear.out_features == tokens * core.config.text_config.hidden_size
+            assert core.multi_modal_projector(vectors(2, count)).shape[1] == 5
+
     def test_has_no_vision_tower_and_trains_its_projector(self, model):
         assert model.core.vision_tower is None
         model.train()

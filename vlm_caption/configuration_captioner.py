@@ -215,15 +215,17 @@ class CaptionerConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be at least 1, got {value}.")
         if not 0 <= self.projector_dropout < 1:
             raise ValueError(f"projector_dropout must be at least 0 and below 1, got {self.projector_dropout}.")
-        is_one = self.image_tokens == "pooled" if self.feature_size is None else self.feature_tokens == 1
-        if self.projector == "prefix_mlp" and not is_one:
+        has_tower = self.feature_size is None
+        if self.projector == "prefix_mlp" and not self.takes_one_vector:
+            mend = "image_tokens='pooled'" if has_tower else "feature_tokens=1"
             raise ValueError(
-                "projector='prefix_mlp' makes its tokens of one pooled vector: set image_tokens='pooled', or choose "
-                "the projector transformer or resampler."
+                f"projector='prefix_mlp' makes its tokens of one pooled vector: set {mend}, or choose the projector "
+                "transformer or resampler."
             )
-        if self.projector == "resampler" and is_one:
+        if self.projector == "resampler" and self.takes_one_vector:
+            mend = "image_tokens to 'patches' or 'all'" if has_tower else "feature_tokens above 1"
             raise ValueError(
-                "projector='resampler' chooses among an image's tokens: set image_tokens to 'patches' or 'all', or "
+                f"projector='resampler' chooses among an {'image' if has_tower else 'input'}'s tokens: set {mend}, or "
                 "choose the projector transformer or prefix_mlp."
             )
         if self.projector == "pixel_shuffle":
@@ -255,6 +257,11 @@ class CaptionerConfig(PreTrainedConfig):
         for name in ("feature_size", "feature_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+    @property
+    def takes_one_vector(self) -> bool:
+        """Whether the projector gets one vector of an image, or of an input, and not a set of tokens."""
+        return self.image_tokens == "pooled" if self.feature_size is None else self.feature_tokens == 1
 
     @property
     def vision_feature_size(self) -> int:

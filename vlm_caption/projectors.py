@@ -257,8 +257,8 @@ class TransformerProjector(Projector):
     """A transformer over the image's prefix and K learned tokens; what becomes of the learned ones is the image.
 
     Mokady et al. 2021, "ClipCap", its transformer mapping network: at the language model's width, with relu, without a
-    norm at its end. A pooled vector becomes a prefix of K tokens by one linear layer. Patches become one token each,
-    and are then a set: nothing here tells their places but what the vision tower wrote into them.
+    norm at its end. A pooled vector becomes a prefix of K tokens by one linear layer. Patches, or several vectors,
+    become one token each, and are then a set: nothing here tells their places but what was written into them before.
     """
 
     input_layer = "linear"
@@ -268,7 +268,7 @@ class TransformerProjector(Projector):
         super().__init__(config)
         self.width = config.text_config.hidden_size
         tokens = cast(int, config.projector_tokens)
-        prefix = tokens if config.image_tokens == "pooled" else 1
+        prefix = tokens if config.takes_one_vector else 1
         self.linear = nn.Linear(config.vision_feature_size, prefix * self.width)
         self.learned_tokens = nn.Parameter(self.learned_std * torch.randn(tokens, self.width))
         self.layers = nn.ModuleList(Layer(self.width, config) for _ in range(cast(int, config.projector_layers)))
