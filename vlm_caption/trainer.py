@@ -203,9 +203,11 @@ class CaptionTrainer(CheckpointTrainer):
                 rate, decay = self.rates.get(module, (self.args.learning_rate, self.args.weight_decay))
                 group = {"params": [], "lr": rate, "weight_decay": decay if name in decaying else 0.0}
                 groups.setdefault((module, name in decaying), group)["params"].append(parameter)
+            # Trainer logs the first group's rate: where the projector is trained, its own.
+            ordered = sorted(groups.items(), key=lambda item: item[0][0] != "projector")
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, opt_model)
-            self.optimizer = optimizer_class(list(groups.values()), **options)
-            for (module, _), group in groups.items():
+            self.optimizer = optimizer_class([group for _, group in ordered], **options)
+            for (module, _), group in ordered:
                 logger.info(
                     "%s: %s parameters in %d tensors, learning rate %g, weight decay %g",
                     module,
