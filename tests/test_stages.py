@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from test_training import LANGUAGE, VISION, tiny_settings, weights, write_colours
 from towers import save_language_model, save_vision_tower, tiny_model
 
-from vlm_caption import CaptionerForConditionalGeneration, hardware, training
+from vlm_caption import CaptionerForConditionalGeneration, hardware, training, training_model
 from vlm_caption.freezing import ModulePolicy, is_adapter, module_of, set_policies
 from vlm_caption.hardware import hold_frozen
 from vlm_caption.metrics_log import read_metrics
@@ -93,11 +93,17 @@ def test_each_stage_trains_its_own_and_leaves_a_bridge_of_it(run, tmp_path, capl
         "checkpoint-4",
     ]
     facts = json.loads((tmp_path / "run/model_card.json").read_text())["training"]
-    assert facts["stages"] == ["align", "tune"]
+    assert list(facts["by_stage"]) == ["align", "tune"]
+    assert facts["by_stage"]["align"] == {"trained": {"projector": "trained"}, "learning_rates": {"projector": 1e-2}}
+    assert facts["learning_rates"] == {"vision": 1e-3, "language": 5e-3}
+    card = (tmp_path / "run/README.md").read_text()
+    assert "- Stages: align (projector trained, learning rate 0.01); tune (vision frozen but for its last 1 b" in card
+    assert "parameters below are of the last of them, tune; the time is that of all together." in card
+    assert "learning rate 0.01 (vision 0.001, language 0.005)" in card
     assert facts["trained"]["language"] == "frozen beside a trained LoRA adapter of rank 2"
 
 
-def test_modules_have_rates_of_their_own_and_norms_do_not_decay(run, monkeypatch):
+def test_modules_have_rates_of_their_own_and_norms_do_not_decay(run, monkeypatch, tmp_path):
     groups = {}
 
     class Trainer(training.CaptionTrainer):
@@ -116,6 +122,8 @@ def test_modules_have_rates_of_their_own_and_norms_do_not_decay(run, monkeypatch
         is_flat = name.endswith("bias") or "norm" in name
         assert (rate, decay) == (expected[module_of(name)][0], 0.0 if is_flat else expected[module_of(name)][1]), name
     assert {module_of(name) for name in groups} == {"vision", "projector", "language"}
+    rates = [entry.get("learning_rate", 0) for entry in read_metrics(tmp_path / "run/stage-1-tune")]
+    assert max(rates) == 1e-2  # the projector's is what is logged
 
 
 @pytest.fixture
@@ -288,21 +296,33 @@ def test_an_adapter_stays_in_float32_beside_a_tower_in_bfloat16():
     assert all(p.equal(before[name]) for name, p in model.named_parameters() if is_adapter(name))
 
 
-def test_a_tower_that_a_later_stage_trains_is_not_rounded_before(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(hardware, "use_bf16", lambda precision: True)
-    monkeypatch.setattr(training, "use_bf16", lambda precision: True)
+@pytest.fixture
+def bfloat16(monkeypatch):
+    """A machine that multiplies in bfloat16."""
+    for module in (hardware, training, training_model):
+        monkeypatch.setattr(module, "use_bf16", lambda precision: True)
+
+
+def test_a_tower_that_a_later_stage_trains_is_not_rounded_before(run, bfloat16, monkeypatch, tmp_path):
+    autocasts = []
+
+    class Trainer(training.CaptionTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            autocasts.append(self.autocast)
+
+    monkeypatch.setattr(training, "CaptionTrainer", Trainer)
     stages = [{"name": "a", "max_steps": 1}, {"name": "b", "max_steps": 2, "train_language": "full"}]
     model = run(stages=stages, **{"training.learning_rate": 0.0})
     assert dtypes(model.core.vision_tower) == {torch.bfloat16}
+    assert autocasts == [True, True]  # the tower in float32 is multiplied in bfloat16 from the first stage on
     fresh = CaptionerForConditionalGeneration.from_pretrained(tmp_path / "run/stage-1-a")
     for name, tensor in fresh.core.language_model.state_dict().items():
         assert model.core.language_model.state_dict()[name].equal(tensor), name
 
 
-def test_in_bfloat16_every_policy_trains_and_writes_captions(run, monkeypatch, caplog):
+def test_in_bfloat16_every_policy_trains_and_writes_captions(run, bfloat16, caplog):
     caplog.set_level(logging.INFO, "vlm_caption")
-    monkeypatch.setattr(hardware, "use_bf16", lambda precision: True)
-    monkeypatch.setattr(training, "use_bf16", lambda precision: True)
     model = run(**{"training.samples": 1, "training.eval_steps": 2})
     assert dtypes(model.core.vision_tower) == {torch.float32}  # the second stage trains its last block
     language = dict(model.core.language_model.named_parameters())

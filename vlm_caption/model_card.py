@@ -452,17 +452,28 @@ def _training(training: dict[str, Any], noun: str) -> str:
     if "prompt" in training:
         where = ", in the language model's chat template" if training.get("chat") else ""
         lines.append(f"- Prompt before each caption{where}: `{training['prompt']}`.")
+    if by_stage := training.get("by_stage"):
+        stages = "; ".join(f"{name} ({_stage(stage)})" for name, stage in by_stage.items())
+        lines.append(
+            f"- Stages: {stages}. Steps, {noun} seen, settings and trained parameters below are of the last of them, "
+            f"{list(by_stage)[-1]}; the time is that of all together."
+        )
     if "steps" in training:
         lines.append(
             f"- {training['steps']:,} steps of {training['images_a_step']} {noun}, each with all its captions: "
             f"{training['images_seen']:,} {noun} seen."
         )
     if "optimiser" in training:
-        settings = [f"{training['optimiser']}, learning rate {training['learning_rate']:g}", training["schedule"]]
+        rate = f"learning rate {training['learning_rate']:g}"
+        if own := training.get("learning_rates"):
+            rate += f" ({', '.join(f'{module} {value:g}' for module, value in own.items())})"
+        settings = [training["optimiser"], rate, training["schedule"]]
         settings += [f"weight decay {training['weight_decay']:g}"] if "weight_decay" in training else []
         settings += [f"gradients clipped at {training['max_grad_norm']:g}"] if "max_grad_norm" in training else []
         settings += [f"seed {training['seed']}"] if "seed" in training else []
         lines.append(f"- {', '.join(settings)}.")
+    if training.get("objective") == "random_token":
+        lines.append("- Learnt in an epoch: one random token of each caption, weighted by the caption's length.")
     if "precision" in training:
         parts = (f"{_PART_NAMES.get(part, part)} {dtype}" for part, dtype in training["precision"].items())
         lines.append(f"- Precision: {', '.join(parts)}.")
@@ -486,6 +497,12 @@ def _training(training: dict[str, Any], noun: str) -> str:
     if "command" in training:
         text += f"\n\n```sh\n{training['command']}\n```"
     return text
+
+
+def _stage(stage: dict[str, Any]) -> str:
+    rates = stage["learning_rates"]
+    parts = [f"{module} {how}, learning rate {rates[module]:g}" for module, how in stage["trained"].items()]
+    return ", ".join([*parts, *(["one random token a caption"] if "objective" in stage else [])])
 
 
 def _duration(seconds: float) -> str:

@@ -19,6 +19,7 @@ from .nll import caption_nll
 from .processing_captioner import CaptionerProcessor
 from .run_config import RunConfig
 from .samples_page import write_samples_page
+from .stages import Stage
 from .training_data import TrainingData
 from .training_model import save_captioner
 
@@ -51,6 +52,7 @@ def save_stage(
 
 def report(
     config: RunConfig,
+    stages: list[Stage],
     model: CaptionerForConditionalGeneration,
     processor: CaptionerProcessor,
     data: TrainingData,
@@ -64,20 +66,21 @@ def report(
 
     Args:
         config: the run's.
+        stages: the run's; the last one has just ended.
         model: with the weights that are kept.
         processor: the model's.
         data: the run's.
         samples: the dev images whose captions are shown.
         state: Trainer's, at the end.
         processes: how many trained together.
-        seconds: how long the training took; None is not known.
+        seconds: how long all stages together took; None is not known.
         dev_loss: of these weights; None is not known yet.
 
     Raises:
         ConfigError: if the folder cannot be written to.
     """
-    settings = config.training
-    output_dir = Path(settings.output_dir)
+    settings = stages[-1].settings
+    output_dir = Path(config.training.output_dir)
     with writing_to(output_dir):
         save_captioner(model, processor, output_dir)
     logger.info("Saved the bridge to %s", output_dir)
@@ -97,6 +100,7 @@ def report(
         logger.info("With the images shuffled among the captions: %.4f%s", shuffled, verdict)
     facts = training_facts(
         config,
+        stages,
         model,
         steps=state.global_step,
         best_step=state.best_global_step,

@@ -5,7 +5,6 @@
 `scripts/train.py` is the same on the command line.
 """
 
-import dataclasses
 import logging
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from .resuming import check_data, check_processes, check_same_run, check_writabl
 from .run_config import RunConfig
 from .stages import Stage, plan_stages
 from .trainer import CaptionTrainer, check_logging, training_arguments
-from .training_data import CaptionSplits, TrainingData, each_caption
+from .training_data import CaptionSplits, TrainingData, each_caption, each_question
 from .training_model import check_stages, compose_captioner, log_parts, set_prompt
 
 logger = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
     check_data(config, data_found)
     model, processor = compose_captioner(config, each_caption(splits.train), splits.vectors)
     check_stages(model, stages)
-    set_prompt(model, processor, config.data)
+    set_prompt(model, processor, config.data, [*each_question(splits.train), *each_question(splits.dev)])
     check_packing(model)
     arguments = training_arguments(stages[0].settings)
     if arguments.world_size > 1:
@@ -109,11 +108,10 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
         seconds = _add(seconds, training_seconds(state.log_history))
         if trainer.is_world_process_zero():
             if stage.is_last:
-                own = {"output_dir": config.training.output_dir, "seed": config.training.seed}
-                whole = dataclasses.replace(config, training=dataclasses.replace(stage.settings, **own))
                 # The loss is taken again where training rounded it.
                 dev_loss = None if trainer.autocast else kept_value(state, "eval_loss")
-                report(whole, model, processor, data, samples, state, arguments.world_size, seconds, dev_loss)
+                processes = arguments.world_size
+                report(config, stages, model, processor, data, samples, state, processes, seconds, dev_loss)
             else:
                 save_stage(model, processor, data, samples, stage.folder, state)
         trainer.accelerator.wait_for_everyone()
@@ -135,7 +133,7 @@ def _stage_trainer(
     samples: SampleCaptions | None,
     signals: StopSignals,
 ) -> CaptionTrainer:
-    trains_towers = any(stage.policies[module].train in ("last_n", "full") for module in TOWERS)
+    trains_towers = any(config.trains_weights_of(module) for module in TOWERS)  # in any stage: see `hold_frozen`
     trainer = CaptionTrainer(
         model=model,
         args=arguments,
