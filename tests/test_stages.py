@@ -352,3 +352,6 @@ def test_one_random_token_a_caption_has_on_average_the_loss_of_all(run, tmp_path
         losses = [entry["loss"] for entry in log if "loss" in entry]
         means[objective] = sum(losses) / len(losses)
     assert means["random_token"] == pytest.approx(means["all"], rel=0.1)
+    card = (tmp_path / "random_token/README.md").read_text()
+    assert "one (projector trained, learning rate 0, one random token a caption)" in card
+    assert "- Learnt in an epoch: one random token of each caption" in card
