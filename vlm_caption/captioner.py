@@ -289,9 +289,8 @@ class Captioner:
         if tuple(vectors.shape[1:]) != shape:
             where = vectors.path if isinstance(vectors, Vectors) else "The input"
             raise ValueError(
-                f"{where} has the shape {list(vectors.shape)}, "
-                f"and this captioner takes [inputs, {shape[0]}, {shape[1]}]: give the vectors of the encoder that it was "
-                "trained with."
+                f"{where} has the shape {list(vectors.shape)}, and this captioner takes "
+                f"[inputs, {shape[0]}, {shape[1]}]: give the vectors of the encoder that it was trained with."
             )
 
     def _caption_rows(
