@@ -1,6 +1,5 @@
 """The loss on captions, exact over tokens: every caption's tokens weigh alike, however they are cut into batches."""
 
-import itertools
 from collections.abc import Hashable, Iterable, Sequence
 
 import torch
@@ -78,9 +77,9 @@ def rows_of_others(images: Sequence[Hashable]) -> list[int]:
     if len(rows_of) < 2:
         raise ValueError("There is no other image to shuffle a single one with.")
     groups = list(rows_of.values())
-    half = len(groups) // 2
     others = [0] * len(images)
-    for rows, theirs in zip(groups, groups[half:] + groups[:half], strict=True):
-        for row, other in zip(rows, itertools.cycle(theirs)):  # noqa: B905
-            others[row] = other
+    for number, rows in enumerate(groups):
+        theirs = groups[(number + len(groups) // 2) % len(groups)]
+        for place, row in enumerate(rows):
+            others[row] = theirs[place % len(theirs)]
     return others

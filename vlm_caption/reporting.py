@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainerState
 
@@ -126,7 +127,8 @@ def _write_pictures(
     state: TrainerState,
 ) -> list[dict[str, str]] | None:
     """Curves and sample captions of a stage; returns the captions with the weights that are kept."""
-    log, kept_step = state.log_history, state.best_global_step or state.global_step
+    log: list[dict[str, Any]] = state.log_history
+    kept_step = state.best_global_step or state.global_step
     captions = None
     if samples is not None:
         captions = samples.captions(model)
