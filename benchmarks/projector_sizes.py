@@ -45,8 +45,7 @@ def main() -> None:
             with torch.device("meta"):
                 projector = build_projector(config)
             size = sum(parameter.numel() for parameter in projector.parameters())
-            tokens = config.image_seq_length - (config.image_start == "learned")
-            cells.append(f"{size:,}; {tokens} tokens")
+            cells.append(f"{size:,}; {config.image_seq_length} tokens")
         print(f"| `{name}` | " + " | ".join(cells) + " |")
 
 

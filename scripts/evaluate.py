@@ -7,9 +7,12 @@ The scores of a whole split go into the model card of a checkpoint that is a fol
 """
 
 import argparse
+import itertools
 import json
 import os
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from datasets import disable_progress_bars
@@ -41,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
             parser.error("say what to score: --results and --references, or --data.path of captioned photos")
         setup_logging()
         disable_progress_bars()  # of leaving out rows
-        arguments.output_dir.mkdir(parents=True, exist_ok=True)
+        with _writing_to(arguments.output_dir):
+            arguments.output_dir.mkdir(parents=True, exist_ok=True)
         captioner = None
         if arguments.results is None:
             captioner = Captioner.from_pretrained(arguments.checkpoint)
@@ -57,18 +61,17 @@ def main(argv: list[str] | None = None) -> int:
                 compare_with=arguments.compare,
                 open_picture=_opener(config),
             )
-        files = write_evaluation(arguments.output_dir, result, config.data.max_pixels, config.data.max_bytes)
-    except (BackboneError, DataError, ImageError, ValueError) as error:
+        with _writing_to(arguments.output_dir):
+            files = write_evaluation(arguments.output_dir, result, config.data.max_pixels, config.data.max_bytes)
+    except (BackboneError, DataError, ImageError, ValueError, OSError) as error:
         return _complain(error, 2)
-    except OSError as error:
-        return _complain(f"--output-dir {arguments.output_dir}: {error.strerror or error}", 2)
     except KeyboardInterrupt:
         return _complain("stopped; the same command goes on from the captions already written", 130)
     print(result)
-    for image, caption, references in list(zip(result.image_ids, result.captions, result.references, strict=True))[
-        : arguments.captions
-    ]:
-        print(f"  {_short(image)}: {caption}  [reference: {references[0]}]")
+    shown = zip(result.image_ids, result.images, result.captions, result.references, strict=True)
+    for image, place, caption, references in itertools.islice(shown, arguments.captions):
+        name = Place.parse(place).short_name if place == image else image
+        print(f"  {name}: {caption}  [reference: {references[0]}]")
     print(f"Written: {', '.join(map(str, files))}")
     code = 0
     if captioner is not None and config.data.limit is None:
@@ -134,8 +137,12 @@ def _opener(config: RunConfig) -> PictureOpener:
     return PictureOpener(config.data.max_pixels, config.data.max_bytes)
 
 
-def _short(image: int | str) -> str:
-    return Place.parse(image).short_name if isinstance(image, str) else str(image)
+@contextmanager
+def _writing_to(folder: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"--output-dir {folder}: {error.strerror or error}") from error
 
 
 def _record(
@@ -150,7 +157,7 @@ def _record(
         captioner.model,
         data=config.data.path,
         split=arguments.split or config.data.dev_split,
-        images=len(result.image_ids),
+        images=result.num_images,
         prompt=config.data.prompt,
         generation=result.generation,
         metrics=scores,

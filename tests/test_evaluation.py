@@ -10,12 +10,13 @@ from towers import picture, tiny_model, tiny_processor
 
 from vlm_caption import evaluation
 from vlm_caption.captioner import Captioner
-from vlm_caption.data import DataError, Place, load_captions, open_corpus
+from vlm_caption.data import BadImages, DataError, Place, load_captions, open_corpus
 from vlm_caption.data.collator import CaptionCollator
 from vlm_caption.evaluation import evaluate, evaluate_files, training_captions
+from vlm_caption.evaluation_files import write_evaluation
 from vlm_caption.image_inputs import ImageInputs, with_index
 from vlm_caption.images import ImageError
-from vlm_caption.nll import caption_nll
+from vlm_caption.nll import caption_nll, rows_of_others
 
 NO_JAVA = ("bleu", "rouge_l", "cider")
 
@@ -138,6 +139,54 @@ class TestEvaluate:
         with pytest.raises(DataError, match=r"other\.json: no image has both a caption and references"):
             run(captioner, dataset, compare_with=other, unfinished=tmp_path / "unfinished")
         assert not (tmp_path / "unfinished").exists()
+
+
+class TestQuestions:
+    PROMPT = "<image> {question} Answer:"
+
+    @pytest.fixture
+    def dataset(self, tmp_path):
+        """Three questions about one picture and one about another of the same name."""
+        lines = ["image,question,answer"]
+        for folder, questions in (("x", ("What?", "Where?", "Who?")), ("y", ("What?",))):
+            (tmp_path / folder).mkdir()
+            picture(len(folder + questions[0])).save(tmp_path / folder / "1.png")
+            lines += [f"{folder}/1.png,{question},a {folder} there" for question in questions]
+        (tmp_path / "captions.csv").write_text("\n".join(lines))
+        return load_captions(tmp_path / "captions.csv", dev_share=0, questions=True)
+
+    def test_have_ids_that_can_be_scored_again_and_compared(self, captioner, dataset, tmp_path):
+        result = run(captioner, dataset, prompt=self.PROMPT)
+        write_evaluation(tmp_path / "first", result)
+        names = ["results.json", "references.json"]
+        again = evaluate_files(*(tmp_path / "first" / name for name in names), metrics=NO_JAVA)
+        assert again.image_ids == [f"{tmp_path}/{id_}" for id_ in IDS]
+        compared = run(captioner, dataset, prompt=self.PROMPT, compare_with=tmp_path / "first")
+        assert compared.comparison.counts == {"wins": 0, "losses": 0, "ties": 4}
+
+    def test_are_counted_apart_from_their_images(self, captioner, dataset):
+        result = run(captioner, dataset, prompt=self.PROMPT)
+        assert (result.counted, result.to_dict()["images"]) == ("4 questions about 2 images", 2)
+        first = run(captioner, dataset.select([0]), prompt=self.PROMPT)
+        assert (first.shuffled_loss, first.shuffled_cider) == (None, None)
+        assert first.loss is not None
+
+    def test_a_bad_picture_counts_once_among_the_pictures(self, captioner, dataset, tmp_path):
+        (tmp_path / "x" / "1.png").write_bytes(b"no picture")
+        with pytest.raises(DataError, match="at least 1 of 2 images are bad"):
+            run(captioner, dataset, prompt=self.PROMPT, bad=BadImages(max_share=0.4))
+
+
+def test_other_images_are_never_the_same_one():
+    assert rows_of_others("abcd") == [2, 3, 0, 1]
+    assert rows_of_others("aaaab") == [4, 4, 4, 4, 0]
+    images = "aabccc"
+    assert all(images[row] != images[other] for row, other in enumerate(rows_of_others(images)))
+    with pytest.raises(ValueError, match="no other image"):
+        rows_of_others("aaa")
+
+
+IDS = ["x/1.png: What?", "x/1.png: Where?", "x/1.png: Who?", "y/1.png: What?"]
 
 
 class TestImageIds:

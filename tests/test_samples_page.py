@@ -73,6 +73,19 @@ def test_images_that_were_not_shown_at_first_begin_later(page):
     assert lines(page(log, 20)) == [[("10 to 20", "x kept last")], [("step 20", "c kept last")]]
 
 
+def test_images_that_were_never_shown_are_left_out(page):
+    assert lines(page([entry(10, "x")], 10)) == [[("step 10", "x kept last")]]
+
+
+def test_a_question_stands_above_its_own_answers(tmp_path):
+    row = {"image": "a", "questions": ["Who & why?", "Where?", "Who & why?"], "captions": ["Ann", "here", "Bo"]}
+    log = [{"step": 5, "samples": [{"image": "a", "caption": "Cy"}]}]
+    write_samples_page(tmp_path / "samples.html", [row], log, 5, None)
+    text = (tmp_path / "samples.html").read_text()
+    assert '<p class="question">Who &amp; why?</p>\n<p class="caption">Cy</p>' in text
+    assert '<ul class="references"><li>Ann</li><li>Bo</li></ul>' in text
+
+
 def test_captions_of_vectors_stand_without_pictures(tmp_path):
     rows = [{"image": "row 7", "captions": ["a seven"]}]
     log = [{"step": 5, "samples": [{"image": "row 7", "caption": "a one"}]}]

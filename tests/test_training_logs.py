@@ -280,6 +280,15 @@ def test_samples_that_are_asked_for_too_late_are_those_of_the_end(run, tmp_path)
     assert not (tmp_path / "run" / "samples.html").exists()
     run(max_steps=2, samples=1)
     assert "step 2<" in (tmp_path / "run" / "samples.html").read_text()
+    run(max_steps=2, samples=2)
+    assert (tmp_path / "run" / "samples.html").read_text().count("<figure>") == 2
+
+
+def test_more_samples_than_before_stand_beside_those_of_a_finished_run(run, tmp_path):
+    run(max_steps=2, eval_steps=1, samples=1)
+    run(max_steps=2, eval_steps=1, samples=3)
+    page = (tmp_path / "run" / "samples.html").read_text()
+    assert page.count("<figure>") == page.count(">kept<") == 3
 
 
 def test_a_picture_that_is_gone_at_the_end_costs_the_page_alone(run, tmp_path, monkeypatch, caplog):

@@ -10,10 +10,22 @@ from towers import tiny_model, tiny_processor
 from vlm_caption import unfinished_captions
 from vlm_caption.captioner import Captioner
 from vlm_caption.data import DataError, load_captions
+from vlm_caption.data.collator import CaptionCollator
 from vlm_caption.evaluation import evaluate
-from vlm_caption.unfinished_captions import UnfinishedCaptions
+from vlm_caption.unfinished_captions import UnfinishedCaptions, caption_settings
 
 SETTINGS = {"checkpoint": "a", "generation": {"num_beams": 1}}
+
+
+def test_prompts_that_differ_behind_the_question_are_other_settings():
+    model = tiny_model("dinov2")
+    captioner = Captioner(model, tiny_processor(model.config))
+
+    def settings(prompt: str) -> dict:
+        return caption_settings(captioner, CaptionCollator(captioner.processor, lambda rows: {}, prompt=prompt), {})
+
+    before, after = settings("Q: {question} Answer:"), settings("Q: {question} In short:")
+    assert [name for name in before if before[name] != after[name]] == ["prompt"]
 
 
 @pytest.fixture(autouse=True)

@@ -267,6 +267,21 @@ class TestCaptioner:
         ids = model.generate(pixel_values=pixels(1))
         assert caption.text == " ".join(processor.decode(ids[0], skip_special_tokens=True).split())
 
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"image_start": "learned", "image_end": "learned"},
+            {"query_tokens": 2},
+            {"projector": "prefix_mlp", "projector_tokens": 4, "feature_tokens": 1},
+        ],
+    )
+    def test_takes_the_vectors_own_shape_whatever_the_language_model_gets(self, settings):
+        config = vector_config(**settings)
+        model = build(config)
+        captioner = Captioner(model, CaptionerProcessor.from_config(config, None, byte_tokenizer()))
+        features = vectors(2, tokens=config.feature_tokens)
+        assert len(list(captioner.caption_vectors(features, max_new_tokens=2))) == 2
+
     def test_refuses_what_it_cannot_caption(self, captioner):
         with pytest.raises(ValueError, match="takes no pictures: give it vectors"):
             captioner.caption("photo.jpg")

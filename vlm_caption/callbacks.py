@@ -10,10 +10,10 @@ from tqdm import tqdm
 from transformers import ProgressCallback, TrainerCallback
 
 from .console import describe_seconds
-from .data import CaptionChoice, Place, TargetChoice
+from .data import CaptionChoice, TargetChoice
 from .data.batches import LengthBatchSampler
 from .data.collator import CaptionCollator
-from .dev_captions import caption_rows
+from .dev_captions import caption_rows, row_name
 from .modeling_captioner import CaptionerForConditionalGeneration
 from .processing_captioner import VectorProcessor
 
@@ -76,7 +76,7 @@ class SampleCaptions(TrainerCallback):
         texts = caption_rows(model, self.collator, self.rows, len(self.rows))
         return [
             {
-                "image": row["image"] if self.has_vectors else Place.parse(row["image"]).short_name,
+                "image": row_name(row["image"], self.has_vectors),
                 "caption": text,
                 "reference": row["captions"][0],
             }

@@ -285,13 +285,12 @@ class Captioner:
             ValueError: They have another.
         """
         config = self.model.config
-        tokens = config.image_seq_length - (config.image_start == "learned")
-        if tuple(vectors.shape[1:]) != (tokens, config.vision_feature_size):
+        shape = (config.vision_seq_length, config.vision_feature_size)
+        if tuple(vectors.shape[1:]) != shape:
             where = vectors.path if isinstance(vectors, Vectors) else "The input"
             raise ValueError(
-                f"{where} has the shape {list(vectors.shape)}, "
-                f"and this captioner takes [inputs, {tokens}, {config.vision_feature_size}]: give the vectors of the "
-                "encoder that it was trained with."
+                f"{where} has the shape {list(vectors.shape)}, and this captioner takes "
+                f"[inputs, {shape[0]}, {shape[1]}]: give the vectors of the encoder that it was trained with."
             )
 
     def _caption_rows(

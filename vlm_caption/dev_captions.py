@@ -1,11 +1,13 @@
 """Captions of dev images while a model trains, and what they are worth."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 
 from .composition import MAX_NEW_TOKENS
+from .data import Place
 from .data.collator import CaptionCollator
 from .metrics import score
 from .modeling_captioner import CaptionerForConditionalGeneration
@@ -29,21 +31,35 @@ def caption_rows(
     model.eval()
     texts = []
     for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        images = {name: tensor.to(model.device) for name, tensor in collator.encode_images(list(batch)).items()}
-        prompts = {"input_ids": [collator.prompt_ids(row) for row in batch]}
-        inputs = collator.tokenizer.pad(prompts, return_tensors="pt").to(model.device)  # on the left
         with torch.compiler.set_stance("force_eager"):  # every new length would be compiled anew
-            outputs = model.generate(
-                **inputs,
-                **images,
+            texts += caption_batch(
+                model,
+                collator,
+                rows[start : start + batch_size],
                 do_sample=False,
                 num_beams=1,
                 max_new_tokens=model.generation_config.max_new_tokens or MAX_NEW_TOKENS,
             )
-        written = outputs[:, inputs["input_ids"].shape[1] :]
-        texts += collator.processor.batch_decode(written, skip_special_tokens=True)
     model.train(training)
+    return texts
+
+
+def caption_batch(
+    model: CaptionerForConditionalGeneration, collator: CaptionCollator, rows: Sequence[dict], **generation: Any
+) -> list[str]:
+    """A caption of each row, or an answer to its first question, all written together.
+
+    Args:
+        model: in eval mode.
+        collator: the rows'.
+        rows: with `index`.
+        **generation: settings of `generate` in place of the model's own.
+    """
+    images = {name: tensor.to(model.device) for name, tensor in collator.encode_images(list(rows)).items()}
+    prompts = {"input_ids": [collator.prompt_ids(row) for row in rows]}
+    inputs = collator.tokenizer.pad(prompts, return_tensors="pt").to(model.device)  # on the left
+    outputs = model.generate(**inputs, num_return_sequences=1, return_dict_in_generate=False, **images, **generation)
+    texts = collator.processor.batch_decode(outputs[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return [" ".join(text.split()) for text in texts]
 
 
@@ -64,11 +80,16 @@ def score_cider(
     captions = [""] * len(rows)
     for number, share in enumerate(shares):
         captions[number::processes] = share
-    return score(captions, [_references(row) for row in rows], ("cider",)).corpus["cider"]
+    return score(captions, [first_references(row) for row in rows], ("cider",)).corpus["cider"]
 
 
-def _references(row: dict) -> list[str]:
-    """A row's captions, or the answers to its first question."""
+def row_name(image: str, is_vector: bool) -> str:
+    """What people are told that a row is of: a picture's name without its folders, or what the vectors' file says."""
+    return image if is_vector else Place.parse(image).short_name
+
+
+def first_references(row: Mapping[str, Any]) -> list[str]:
+    """What a row's caption of `caption_rows` is compared with: its captions, or the answers to its first question."""
     if "questions" not in row:
         return row["captions"]
     pairs = zip(row["questions"], row["captions"], strict=True)

@@ -48,7 +48,7 @@ from .metrics import (
     score,
 )
 from .metrics.clip_score import score_clip
-from .nll import caption_nll
+from .nll import caption_nll, rows_of_others
 from .unfinished_captions import (
     BATCH_SIZE,
     UnfinishedCaptions,
@@ -122,7 +122,8 @@ class Evaluation:
     Attributes:
         name: of the captioner or the results file.
         data: of the images, in words.
-        image_ids: what results files call the images.
+        num_images: how many images there are. Where questions were asked, the lists below have an entry for each.
+        image_ids: what results files call the images; where questions were asked, with the question.
         images: where each picture is, as an entry of a dataset's column `image`; None where that is not known.
         captions, references: of each image.
         scores: of COCO's metrics.
@@ -143,6 +144,7 @@ class Evaluation:
 
     name: str
     data: str
+    num_images: int
     image_ids: list[ImageId]
     images: list[str | None]
     captions: list[str]
@@ -169,6 +171,13 @@ class Evaluation:
         return found | {"clip_score": None if self.clip_scores is None else float(self.clip_scores.mean())}
 
     @property
+    def counted(self) -> str:
+        """How many images were captioned, or questions asked, in words."""
+        count = len(self.image_ids)
+        about = f"{self.num_images:,} images"
+        return about if count == self.num_images else f"{count:,} questions about {about}"
+
+    @property
     def ignores_images(self) -> bool:
         """Whether nothing shows that the captions, or the loss, depend on the images."""
         by_loss = self.loss is not None and self.shuffled_loss is not None and self.shuffled_loss <= self.loss
@@ -190,8 +199,12 @@ class Evaluation:
             )
         for file, reason in list(self.bad_images.items())[:1]:
             notes.append(f"{len(self.bad_images):,} bad images were left out, first: {file}: {reason}.")
-        if empty := sum(not caption.strip() for caption in self.captions):
-            notes.append(f"{empty:,} captions are empty.")
+        if empty := [image for image, text in zip(self.image_ids, self.captions, strict=True) if not text.strip()]:
+            notes.append(_empty_sentence(self.name, empty))
+        if other := self.comparison:
+            pairs = zip(other.rows, other.captions, strict=True)
+            if empty := [self.image_ids[row] for row, text in pairs if not text.strip()]:
+                notes.append(_empty_sentence(other.name, empty))
         if self.ignores_images:
             notes.append(self._image_sentence())
         return notes
@@ -212,7 +225,7 @@ class Evaluation:
         return {
             "name": self.name,
             "data": self.data,
-            "images": len(self.image_ids),
+            "images": self.num_images,
             **self.metrics,
             "intervals": {name: list(interval) for name, interval in self.intervals.items()},
             "not_computed": self.not_computed,
@@ -298,8 +311,8 @@ def evaluate(
     failed: list[int] = []
     on_error = None
     if bad is not None and vectors is None:
-        bad.expect(len(dataset))
         images = dataset["image"]
+        bad.expect(len(set(images)))
 
         def on_error(row: int, error: ImageError) -> None:
             failed.append(row)
@@ -324,10 +337,13 @@ def evaluate(
         raise DataError(f"{data}: none of the images can be opened")
     dataset = with_index(dataset)
     references = list(dataset["captions"])
-    image_ids: list[ImageId] = _image_ids(dataset["image"]) if vectors is None else list(dataset["image"])
+    sources = list(dataset["image"])
+    distinct = list(dict.fromkeys(sources))
+    id_of = dict(zip(distinct, _image_ids(distinct) if vectors is None else distinct, strict=True))
+    image_ids: list[ImageId] = [id_of[source] for source in sources]
     if asks:
-        names = [Place.parse(row["image"]).short_name for row in dataset]
-        image_ids = [f"{image}: {row['questions'][0]}" for image, row in zip(names, dataset, strict=True)]
+        questions = [texts[0] for texts in dataset["questions"]]
+        image_ids = [f"{image}: {question}" for image, question in zip(image_ids, questions, strict=True)]
     if other is not None:
         _pair(other, image_ids, references, allow_missing)  # what is wrong with them, before the work
 
@@ -348,15 +364,16 @@ def evaluate(
     captions = write_captions(captioner, dataset, collator, generation, kept)
     loss = caption_nll(model, dataset, collator, BATCH_SIZE)
     shuffled_loss = None
-    if len(dataset) > 1:
+    if len(distinct) > 1:
         shuffled_loss = caption_nll(model, dataset, collator, BATCH_SIZE, shuffle_images=True)
     evaluation = _score(
         captions,
         references,
         name=name,
         data=data,
+        sources=sources,
         image_ids=image_ids,
-        images=list(dataset["image"]) if vectors is None else [None] * len(dataset),
+        images=list(sources) if vectors is None else [None] * len(dataset),
         training_captions=training_captions,
         metrics=metrics,
         clip_model=clip_model,
@@ -410,6 +427,7 @@ def evaluate_files(
         pairs.references,
         name=str(results),
         data=str(references),
+        sources=pairs.image_ids,
         image_ids=pairs.image_ids,
         images=images,
         training_captions=None,
@@ -444,6 +462,7 @@ def _score(
     captions: list[str],
     references: list[list[str]],
     *,
+    sources: Sequence[ImageId],
     image_ids: list[ImageId],
     images: list[str | None],
     training_captions: Iterable[str] | None,
@@ -479,14 +498,15 @@ def _score(
         except (ScorerMissingError, ImageError) as error:
             not_computed["clip_score"] = str(error)
     shuffled_cider, cider_gain = None, None
-    if "cider" in scores.corpus and len(captions) > 1:
-        half = len(captions) // 2
-        shuffled = score(captions, references[half:] + references[:half], ["cider"])
+    num_images = len(set(sources))
+    if "cider" in scores.corpus and num_images > 1:
+        shuffled = score(captions, [references[row] for row in rows_of_others(sources)], ["cider"])
         shuffled_cider = shuffled.corpus["cider"]
         gains = scores.per_image["cider"] - shuffled.per_image["cider"]
         cider_gain = float(gains.mean()), mean_interval(gains)
         intervals["shuffled_cider"] = mean_interval(shuffled.per_image["cider"])
     return Evaluation(
+        num_images=num_images,
         image_ids=image_ids,
         images=images,
         captions=captions,
@@ -501,6 +521,11 @@ def _score(
         comparison=other and _compare(other, scores, image_ids, captions, references, metrics, allow_missing),
         **facts,
     )
+
+
+def _empty_sentence(name: str, images: list[ImageId]) -> str:
+    examples = ", ".join(map(str, images[:3])) + (", …" if len(images) > 3 else "")
+    return f"{len(images):,} captions of {name} are empty, image id {examples}."
 
 
 def _read_other(path: Path) -> tuple[str, dict[ImageId, str]]:

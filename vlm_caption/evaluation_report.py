@@ -85,7 +85,7 @@ def write_report(
     sections.append(_sheet("Random", "Drawn by chance: what to expect.", map(cards.single, drawn)))
     notes = "\n".join(f'<p class="note">{html.escape(note)}</p>' for note in evaluation.notes)
     settings = ", ".join(f"{name} {value}" for name, value in evaluation.generation.items())
-    about = f"{len(rows):,} images of {evaluation.data}; captions of {evaluation.name}"
+    about = f"{evaluation.counted} of {evaluation.data}; captions of {evaluation.name}"
     body = f"""<header>
 <h1>Captions scored</h1>
 <p>{html.escape(about)}{html.escape(f" ({settings})") if settings else ""}</p>

@@ -15,7 +15,7 @@ _NAMES = METRIC_NAMES | {"unseen": "not a training caption"}
 def evaluation_lines(evaluation: "Evaluation") -> Iterator[str]:
     """The lines of the table."""
     settings = ", ".join(f"{name} {value}" for name, value in evaluation.generation.items())
-    yield f"{len(evaluation.image_ids):,} images of {evaluation.data}, captions of {evaluation.name}" + (
+    yield f"{evaluation.counted} of {evaluation.data}, captions of {evaluation.name}" + (
         f" ({settings})" if settings else ""
     )
     yield from (f"Note: {note}" for note in evaluation.notes)

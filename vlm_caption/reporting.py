@@ -42,7 +42,7 @@ def save_stage(
     Raises:
         ConfigError: if the folder cannot be written to.
     """
-    _write_pictures(folder, data, samples, state.log_history, state)
+    _write_pictures(folder, model, data, samples, state)
     with writing_to(folder):
         save_captioner(model, processor, folder, save_original_format=False)  # for `load_weights`
         for checkpoint in find_checkpoints(folder):
@@ -84,12 +84,7 @@ def report(
     with writing_to(output_dir):
         save_captioner(model, processor, output_dir)
     logger.info("Saved the bridge to %s", output_dir)
-    log, last_samples = state.log_history, None
-    if samples is not None:
-        last_samples = samples.captions(model)
-        if not any("samples" in entry for entry in log):  # they were asked for later than the steps were made
-            log = [*log, {"step": state.global_step, "samples": last_samples}]
-    _write_pictures(output_dir, data, samples, log, state)
+    last_samples = _write_pictures(output_dir, model, data, samples, state)
     if dev_loss is None:
         dev_loss = caption_nll(model, data.dev, data.dev_collator, settings.batch_size)
     logger.info("Dev loss: %.4f nats a token", dev_loss)
@@ -130,19 +125,27 @@ def kept_value(state: TrainerState, name: str) -> float | None:
 
 def _write_pictures(
     folder: Path,
+    model: CaptionerForConditionalGeneration,
     data: TrainingData,
     samples: SampleCaptions | None,
-    log: list[dict[str, Any]],
     state: TrainerState,
-) -> None:
-    """Curves and sample captions of a stage."""
+) -> list[dict[str, str]] | None:
+    """Curves and sample captions of a stage; returns the captions with the weights that are kept."""
+    log: list[dict[str, Any]] = state.log_history
+    kept_step = state.best_global_step or state.global_step
+    captions = None
+    if samples is not None:
+        captions = samples.captions(model)
+        shown = next((entry["samples"] for entry in reversed(log) if "samples" in entry), [])
+        if len(shown) < len(captions):  # they were asked for later than the steps were made
+            log = [*log, {"step": kept_step, "samples": captions}]
     with writing_to(folder):
         write_bytes(folder / CURVES_NAME, draw_curves(log, state.best_global_step))
-        if samples is None or not any("samples" in entry for entry in log):
-            return
-        kept_step = state.best_global_step or state.global_step
+        if samples is None:
+            return captions
         open_picture = None if samples.has_vectors else data.images.open_picture
         try:
             write_samples_page(folder / SAMPLES_NAME, samples.rows, log, kept_step, open_picture)
         except ImageError as error:  # the features are cached: training did not need it any more
             logger.warning("%s was not written: %s", folder / SAMPLES_NAME, error)
+    return captions

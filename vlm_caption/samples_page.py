@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .data import PictureOpener, Place
+from .data import PictureOpener
+from .dev_captions import first_references, row_name
 from .gallery import STYLE, picture_tag, write_page
 
 _THUMBNAIL_SIZE = 720
@@ -15,6 +16,7 @@ _TABLE_STYLE = """
 figure { align-items: start; }
 figure.bare { grid-template-columns: 1fr; }
 figcaption { align-self: start; }
+.question { margin: 0 0 .5rem; color: var(--dim); }
 .references { margin: .9rem 0 0; padding: 0; list-style: none; color: var(--dim); font-size: .9rem; line-height: 1.4; }
 .references li + li { margin-top: .3rem; }
 table { width: 100%; margin: 1rem 0 0; border-collapse: collapse; font-size: .95rem; line-height: 1.4; }
@@ -41,7 +43,8 @@ def write_samples_page(
 
     Args:
         path: where to write it.
-        rows: the images, as `image` (a place) and `captions`, the references.
+        rows: the images, as `image` (a place) and `captions`, the references; of `questions` the first is shown, with
+            the answers to it. One that has no caption yet is left out.
         log: Trainer's `log_history`; entries with `step` and `samples` count.
         kept_step: the step whose weights are kept; it and the last one are marked.
         open_picture: within its limits. None: the captions are of vectors, and there are no pictures.
@@ -52,14 +55,15 @@ def write_samples_page(
     """
     figures = []
     for number, row in enumerate(rows):
-        name = row["image"] if open_picture is None else Place.parse(row["image"]).short_name
-        captions = [
-            (entry["step"], entry["samples"][number]["caption"])
+        name = row_name(row["image"], is_vector=open_picture is None)
+        captions = {
+            entry["step"]: entry["samples"][number]["caption"]
             for entry in log
             # A run that was taken up again may have shown fewer images before.
             if "samples" in entry and len(entry["samples"]) > number and entry["samples"][number]["image"] == name
-        ]
-        figures.append(_figure(row, name, captions, kept_step, open_picture))
+        }
+        if captions:
+            figures.append(_figure(row, name, sorted(captions.items()), kept_step, open_picture))
     title = "Captions of dev images during training"
     body = f"""<header>
 <h1>{title}</h1>
@@ -88,12 +92,13 @@ def _figure(
         tags = "".join(f'<span class="mark">{mark}</span>' for mark in marks)
         kind = ' class="kept"' if "kept" in marks else ""
         lines.append(f'<tr{kind}><td class="step">{span}</td><td>{html.escape(caption)}{tags}</td></tr>')
-    references = "".join(f"<li>{html.escape(text)}</li>" for text in row["captions"])
+    references = "".join(f"<li>{html.escape(text)}</li>" for text in first_references(row))
+    question = f'<p class="question">{html.escape(row["questions"][0])}</p>\n' if "questions" in row else ""
     start = '<figure class="bare">'
     if open_picture is not None:
         start = "<figure>\n" + picture_tag(open_picture(row["image"]), kept, _THUMBNAIL_SIZE)
     return f"""{start}
-<figcaption><p class="caption">{html.escape(kept)}</p>
+<figcaption>{question}<p class="caption">{html.escape(kept)}</p>
 <ul class="references">{references}</ul>
 <table>
 {chr(10).join(lines)}

@@ -15,6 +15,7 @@ from .captioner import Captioner
 from .console import progress
 from .data import DataError, PictureOpener, Vectors
 from .data.collator import CaptionCollator
+from .dev_captions import caption_batch
 from .features import CONTENTS_NAME, features_key
 from .files import write_text
 from .image_contents import content_digests
@@ -91,7 +92,8 @@ def caption_settings(captioner: Captioner, collator: CaptionCollator, generation
     own.pop("transformers_version", None)
     return {
         "checkpoint": _weights_digest(captioner),
-        "prompt": collator.prefix,
+        # Its ids as well, which depend on the chat template.
+        "prompt": [collator.prompt, captioner.processor.chat, collator.prefix],
         "generation": own | generation,
     }
 
@@ -162,21 +164,10 @@ def write_captions(
 def _generate(
     captioner: Captioner, rows: list[dict], collator: CaptionCollator, generation: dict[str, Any], seed: int
 ) -> list[str]:
-    model = captioner.model
-    images = {name: tensor.to(model.device) for name, tensor in collator.encode_images(rows).items()}
-    prompts = {"input_ids": [collator.prompt_ids(row) for row in rows]}
-    inputs = captioner.processor.tokenizer.pad(prompts, return_tensors="pt").to(model.device)  # on the left
-    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+    device = captioner.model.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)  # so that what is drawn does not depend on where a killed evaluation goes on
-        outputs = model.generate(
-            **inputs,
-            num_return_sequences=1,
-            return_dict_in_generate=False,
-            **images,
-            **generation,
-        )
-    texts = captioner.processor.batch_decode(outputs[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [" ".join(text.split()) for text in texts]
+        return caption_batch(captioner.model, collator, rows, **generation)
 
 
 def _as_line(value: Any) -> str:

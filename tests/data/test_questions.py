@@ -120,6 +120,13 @@ def test_questions_and_answers_that_do_not_match_in_number_are_a_problem(photos)
         load_captions(photos, dev_share=0, questions=True)
 
 
+def test_a_question_that_is_missing_from_a_saved_dataset_is_a_problem(photos):
+    rows = {"image": ["a.png", "b.png"], "question": ["What?", None], "answer": ["a dog", "two"]}
+    Dataset.from_dict(rows).to_parquet(photos / "captions.parquet")
+    with pytest.raises(DataError, match=r"row 2: the columns 'question' and 'answer' .* hold None and 'two'"):
+        load_captions(photos, dev_share=0, questions=True)
+
+
 def test_captions_without_questions_say_so(photos):
     (photos / "captions.csv").write_text("image,caption\na.png,a dog\n")
     with pytest.raises(DataError, match=r"there is no question column: .* set data.question_column$"):

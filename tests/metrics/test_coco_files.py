@@ -43,7 +43,6 @@ class TestReadResults:
             ([result(True)], "1 entries without an image_id"),
             ([result(n, None) for n in range(5)], "5 captions missing or no text, image id 0, 1, 2, …"),
             ([result(1, ["A dog"])], "1 captions missing or no text, image id 1"),
-            ([result(1), result(2, " \n")], "1 empty captions, image id 2"),
             ([result(1), result(2), result(1)], "1 captions of one image: keep one an image, image id 1"),
         ],
     )
@@ -52,6 +51,9 @@ class TestReadResults:
             read_results(file(content))
         assert "file.json" in str(caught.value)
         assert complaint in str(caught.value)
+
+    def test_an_empty_caption_is_one(self, file):
+        assert read_results(file([result(1), result(2, "")])) == {1: "A dog.", 2: ""}
 
     def test_names_a_file_that_is_not_there(self, tmp_path):
         with pytest.raises(DataError, match=r"none\.json: the file cannot be read"):

@@ -30,6 +30,7 @@ from .records import (
     Source,
     as_answers,
     as_captions,
+    describe_unpaired,
     find_column,
     find_split,
     find_texts,
@@ -171,7 +172,9 @@ def _read_rows(
             splits = batch.column(SPLIT_COLUMN).to_pylist() if SPLIT_COLUMN in columns else [split] * len(captions)
             for picture, texts, question, row_split in zip(pictures, captions, asked, splits, strict=True):
                 number += 1
-                yield _record(picture, texts, question, folder, row_split, name, number, caption_column)
+                yield _record(
+                    picture, texts, question, folder, row_split, name, number, caption_column, question_column
+                )
     if number != len(dataset):
         raise DataError(f"{name}: it is a selection of the rows in its files: save it again with save_to_disk")
 
@@ -185,9 +188,12 @@ def _record(
     name: str,
     number: int,
     caption_column: str,
+    question_column: str | None,
 ) -> Record | Problem:
     where = f"{name}, row {number}"
-    questions, captions = ([], as_captions(texts)) if question is None else as_answers(question, texts)
+    questions, captions = ([], as_captions(texts)) if question_column is None else as_answers(question, texts)
+    if not captions and question_column is not None:
+        return Problem(where, describe_unpaired(question_column, caption_column, question, texts), split=split)
     if not captions:
         reason = f"the column {caption_column!r} must hold a caption or a list of captions, and holds {texts!r:.80}"
         return Problem(where, reason, split=split)

@@ -242,6 +242,14 @@ def as_answers(question: object, answers: object) -> tuple[list[str], list[str]]
     return (questions, texts) if len(questions) == len(texts) else ([], [])
 
 
+def describe_unpaired(question_column: str, answer_column: str, question: object, answers: object) -> str:
+    """What is wrong with a row of which `as_answers` makes nothing."""
+    return (
+        f"the columns {question_column!r} and {answer_column!r} must hold a question and its answers, or as many "
+        f"questions as answers, and hold {question!r:.80} and {answers!r:.80}"
+    )
+
+
 def list_subfolders(folder: Path) -> list[Path]:
     """The visible folders in a folder, sorted."""
     return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))

@@ -19,6 +19,7 @@ from .records import (
     Source,
     as_answers,
     as_captions,
+    describe_unpaired,
     find_column,
     find_split,
     find_texts,
@@ -163,11 +164,8 @@ def _record(
     else:
         questions, captions = as_answers(row.values.get(question_column), row.values.get(caption_column))
     if not captions and question_column is not None:
-        reason = (
-            f"the columns {question_column!r} and {caption_column!r} must hold a question and its answers, or as many "
-            f"questions as answers, and hold {row.values.get(question_column)!r:.80} and "
-            f"{row.values.get(caption_column)!r:.80}"
-        )
+        question, answers = row.values.get(question_column), row.values.get(caption_column)
+        reason = describe_unpaired(question_column, caption_column, question, answers)
         return Problem(row.where, reason, split=split)
     if not captions:
         reason = (

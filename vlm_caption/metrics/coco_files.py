@@ -41,7 +41,7 @@ def read_results(path: str | os.PathLike) -> dict[ImageId, str]:
 
     Raises:
         DataError: if the file cannot be read or is no such list, or an entry has no image id, no caption or one that
-            is no text or empty, or an image has several captions.
+            is no text, or an image has several captions. An empty one is a caption, and a bad one.
     """
     entries = _read_json(path)
     if not isinstance(entries, list):
@@ -55,8 +55,9 @@ def read_references(path: str | os.PathLike) -> dict[ImageId, list[str]]:
     """Reads an annotations file: the references of each image id, in the order of its `images`.
 
     Raises:
-        DataError: if the file cannot be read or has no such lists, an entry is malformed as in `read_results`, an
-            image is listed twice or has no references, or a reference is of an image that is not listed.
+        DataError: if the file cannot be read or has no such lists, an entry is malformed as in `read_results`, a
+            reference is empty, an image is listed twice or has no references, or a reference is of an image that is
+            not listed.
     """
     content = _read_json(path)
     lists = ("images", "annotations")
@@ -77,6 +78,9 @@ def read_references(path: str | os.PathLike) -> dict[ImageId, list[str]]:
     unlisted = [image for image, _ in pairs if image not in references]
     if unlisted:
         raise DataError(f"{path}: {_count(unlisted, 'annotations of images that are not listed, image id')}")
+    empty = [image for image, caption in pairs if not caption.strip()]
+    if empty:
+        raise DataError(f"{path}: {_count(empty, 'empty captions, image id')}")
     for image, caption in pairs:
         references[image].append(caption)
     bare = [image for image, captions in references.items() if not captions]
@@ -154,9 +158,6 @@ def _read_captions(path: str | os.PathLike, entries: Sequence[Any]) -> list[tupl
     no_text = [entry["image_id"] for entry in entries if not isinstance(entry.get("caption"), str)]
     if no_text:
         raise DataError(f"{path}: {_count(no_text, 'captions missing or no text, image id')}")
-    empty = [entry["image_id"] for entry in entries if not entry["caption"].strip()]
-    if empty:
-        raise DataError(f"{path}: {_count(empty, 'empty captions, image id')}")
     return [(entry["image_id"], entry["caption"]) for entry in entries]
 
 
