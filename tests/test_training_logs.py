@@ -358,6 +358,7 @@ class TestEvalCaptions:
         [
             ({"eval_captions": 9, "eval_images": 8}, "eval_captions 9 must be at most training.eval_images, 8."),
             ({"eval_captions": -1}, "training.eval_captions must be at least 0, and -1 is not."),
+            ({"eval_captions": 1}, "training.eval_captions must be 0 or at least 2"),
         ],
     )
     def test_numbers_that_cannot_be_are_refused(self, run, changes, complaint):

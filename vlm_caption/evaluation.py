@@ -350,7 +350,13 @@ def evaluate(
     def encode(batch: list[dict]) -> dict[str, Tensor]:
         return {"image_features": features[[int(rows[row["index"]]) for row in batch]]}
 
-    collator = CaptionCollator(processor, encode, prompt=prompt, max_caption_tokens=max_caption_tokens)
+    collator = CaptionCollator(
+        processor,
+        encode,
+        prompt=prompt,
+        max_caption_tokens=max_caption_tokens,
+        positions=model.config.text_positions,
+    )
     kept = UnfinishedCaptions(
         unfinished,
         caption_settings(captioner, collator, generation)

@@ -54,6 +54,8 @@ def check_logging(config: RunConfig) -> None:
                 f"{reporter.replace('_', '-')}, or choose none."
             )
     captions = max(settings.eval_captions for settings in config.stage_settings())
+    if captions == 1:
+        raise ConfigError("training.eval_captions must be 0 or at least 2: a single image's CIDEr is always 0.")
     if captions > config.training.eval_images:
         raise ConfigError(
             f"training.eval_captions {captions} must be at most training.eval_images, {config.training.eval_images}."
