@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -19,7 +19,9 @@ from .files import write_text
 from .freezing import PARTS, ModulePolicy, describe_policy, holds_trained_weights, is_adapter, module_of, policies_of
 from .modeling_captioner import CaptionerForConditionalGeneration, CaptionerPreTrainedModel
 from .run_config import RunConfig
-from .stages import Stage
+
+if TYPE_CHECKING:  # transformers' Trainer takes seconds to import, and captioning has no use for it
+    from .stages import Stage
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +100,7 @@ def record_evaluation(model: CaptionerForConditionalGeneration, folder: Path, ev
 
 def training_facts(
     config: RunConfig,
-    stages: Sequence[Stage],
+    stages: "Sequence[Stage]",
     model: CaptionerForConditionalGeneration,
     steps: int,
     epochs: float,
@@ -164,7 +166,7 @@ def training_facts(
     return {name: fact for name, fact in known.items() if fact is not None}
 
 
-def _stage_facts(stage: Stage) -> dict[str, Any]:
+def _stage_facts(stage: "Stage") -> dict[str, Any]:
     """What a stage trains, at which learning rates, and its objective where that is not all tokens."""
     trained = {module: describe_policy(policy) for module, policy in _trained(stage).items()}
     facts: dict[str, Any] = {
@@ -174,13 +176,13 @@ def _stage_facts(stage: Stage) -> dict[str, Any]:
     return facts if stage.settings.objective == "all" else facts | {"objective": stage.settings.objective}
 
 
-def _own_rates(stage: Stage) -> dict[str, float]:
+def _own_rates(stage: "Stage") -> dict[str, float]:
     """The learning rates of trained modules that are not the stage's."""
     rates = {module: stage.rates[module][0] for module in _trained(stage)}
     return {module: rate for module, rate in rates.items() if rate != stage.settings.learning_rate}
 
 
-def _trained(stage: Stage) -> dict[str, ModulePolicy]:
+def _trained(stage: "Stage") -> dict[str, ModulePolicy]:
     return {module: policy for module, policy in stage.policies.items() if policy.train != "frozen"}
 
 
