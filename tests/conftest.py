@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import datasets
 import pytest
 from transformers.utils import logging as hf_logging
 
@@ -41,9 +42,10 @@ def flickr8k_dir() -> Path:
 
 @pytest.fixture(autouse=True)
 def logging_as_before():
-    """A script that a test calls sets up the package's logger, and the next test is not to hear of it."""
+    """A script that a test calls sets up logging and progress bars, and the next test is not to hear of it."""
     logger = logging.getLogger("vlm_caption")
     handlers, level = list(logger.handlers), logger.level
     yield
     logger.handlers = handlers
     logger.setLevel(level)
+    datasets.enable_progress_bars()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from towers import LANGUAGE, VISION, picture, save_language_model, save_vision_tower, tiny_model
+from towers import LANGUAGE, PROJECTOR, VISION, picture, save_language_model, save_vision_tower, tiny_model
 from transformers import AutoModel, Trainer, TrainingArguments
 
 from vlm_caption import (
@@ -20,10 +20,6 @@ from vlm_caption import (
 )
 from vlm_caption.data.collator import CaptionCollator
 from vlm_caption.modeling_captioner import CaptionerPreTrainedModel
-
-PROJECTOR = {
-    f"core.multi_modal_projector.{layer}.{kind}" for layer in ("linear_1", "linear_2") for kind in ("weight", "bias")
-}
 
 
 @pytest.fixture(scope="module")

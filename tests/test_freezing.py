@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from towers import (
     EOS,
     LANGUAGE,
+    PROJECTOR,
     VISION,
     picture,
     pixels,
@@ -37,9 +38,6 @@ from vlm_caption.freezing import (
 )
 from vlm_caption.modeling_captioner import CaptionerPreTrainedModel
 
-PROJECTOR = {
-    f"core.multi_modal_projector.{layer}.{kind}" for layer in ("linear_1", "linear_2") for kind in ("weight", "bias")
-}
 FROZEN, FULL = ModulePolicy("frozen"), ModulePolicy("full")
 LORA = ModulePolicy("lora", rank=3)
 LAST = ModulePolicy("last_n", layers=1)

@@ -1,9 +1,7 @@
 """scripts/evaluate.py: what it prints, writes and refuses."""
 
 import json
-import logging
 
-import datasets
 import pytest
 from commands import load_script
 from test_evaluation import REFERENCES, RIGHT, SAME, write_files
@@ -25,12 +23,6 @@ def surroundings(tmp_path, monkeypatch):
     monkeypatch.setenv("VLM_CAPTION_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", "")  # no Java
     monkeypatch.chdir(tmp_path)  # where the folder `evaluation` goes
-    logger = logging.getLogger("vlm_caption")  # the command sets its own handler
-    handlers, level = logger.handlers, logger.level
-    yield
-    logger.handlers = handlers
-    logger.setLevel(level)
-    datasets.enable_progress_bars()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import json
 import logging
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
 from commands import load_script
@@ -24,12 +23,6 @@ SKIP = {"data.on_bad_image": "skip", "data.max_bad_share": 0.4}
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path, monkeypatch):
     monkeypatch.setenv("VLM_CAPTION_CACHE", str(tmp_path / "cache"))
-    logger = logging.getLogger("vlm_caption")  # scripts set it up
-    handlers, level = logger.handlers, logger.level
-    yield
-    logger.handlers = handlers
-    logger.setLevel(level)
-    datasets.enable_progress_bars()
 
 
 @pytest.fixture

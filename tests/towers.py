@@ -28,6 +28,11 @@ POSITIONS = 96
 # Weights this large make tokens and images matter: at the usual 0.02 a random model says the same whatever it gets.
 INITIALIZER_RANGE = 0.4
 
+# The names of the default projector's weights in a checkpoint.
+PROJECTOR = {
+    f"core.multi_modal_projector.{layer}.{kind}" for layer in ("linear_1", "linear_2") for kind in ("weight", "bias")
+}
+
 _VIT = {
     "hidden_size": VISION_WIDTH,
     "intermediate_size": 32,

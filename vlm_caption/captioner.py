@@ -27,7 +27,7 @@ from torch import nn
 
 from .backbones import BackboneError, is_hub_id
 from .configuration_captioner import CaptionerConfig
-from .console import quiet_transformers
+from .console import first_line_of, quiet_transformers
 from .data import Vectors
 from .images import MAX_BYTES, MAX_PIXELS, ImageError, ImageSource, describe, open_image
 from .loss import IGNORE_INDEX
@@ -114,7 +114,7 @@ class Captioner:
             raise
         except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
-                f"The checkpoint {str(checkpoint)!r} cannot be loaded: {_first_line(error)}"
+                f"The checkpoint {str(checkpoint)!r} cannot be loaded: {first_line_of(error)}"
             ) from error
         return cls(model.to(device or _default_device()), processor)
 
@@ -470,10 +470,6 @@ def _default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
-
-
 def _find_checkpoint(checkpoint: str | os.PathLike) -> Path:
     """The local folder of a checkpoint, fetched where `checkpoint` is a Hub id.
 
@@ -490,7 +486,9 @@ def _find_checkpoint(checkpoint: str | os.PathLike) -> Path:
     except FileNotFoundError as error:
         raise CheckpointError(f"The folder {name!r} is no checkpoint: it holds no config.json.") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"The checkpoint {name!r} has a damaged config.json ({_first_line(error)}).") from error
+        raise CheckpointError(
+            f"The checkpoint {name!r} has a damaged config.json ({first_line_of(error)})."
+        ) from error
     if model_type != CaptionerConfig.model_type:
         raise CheckpointError(f"The checkpoint {name!r} is of a {model_type!r} model, not of a captioner.")
     return directory
@@ -507,7 +505,7 @@ def _fetch_checkpoint(name: str) -> Path:
             return Path(huggingface_hub.snapshot_download(name, ignore_patterns=["*.bin", "*.msgpack", "*.h5"]))
     except Exception as error:  # the Hub client lets through the errors of its HTTP library, which differs by version
         raise CheckpointError(
-            f"There is no folder {name!r}, and fetching it from the Hugging Face Hub failed ({_first_line(error)}): "
+            f"There is no folder {name!r}, and fetching it from the Hugging Face Hub failed ({first_line_of(error)}): "
             "check the name and the network."
         ) from error
 

@@ -123,3 +123,8 @@ def setup_logging() -> None:
     logger = logging.getLogger(__package__)
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
+
+
+def first_line_of(error: Exception) -> str:
+    """What a library's exception says in its first line, for a sentence of ours; its class where it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -220,6 +220,14 @@ class Evaluation:
             found.append(f"the loss is {self.loss:.3f}, and {self.shuffled_loss:.3f} with other images")
         return f"Nothing shows that the captions depend on the images: {'; '.join(found)}."
 
+    @property
+    def not_computed_by_reason(self) -> dict[str, list[str]]:
+        """The metrics of `not_computed` that share a reason, by it."""
+        metrics: dict[str, list[str]] = {}
+        for metric, reason in self.not_computed.items():
+            metrics.setdefault(reason, []).append(metric)
+        return metrics
+
     def to_dict(self) -> dict[str, Any]:
         """All numbers, for JSON."""
         return {

@@ -119,10 +119,10 @@ def _numbers(evaluation: Evaluation) -> str:
     lines.append(_line("distinct-2", f"{100 * diversity.distinct_2:.2f}"))
     lines.append(_line("different words", f"{diversity.vocabulary:,}"))
     lines.append(_line("words a caption", f"{diversity.mean_length:.2f}", intervals["mean_length"], scale=1))
-    reasons: dict[str, list[str]] = {}
-    for metric, reason in evaluation.not_computed.items():
-        reasons.setdefault(reason, []).append(_NAMES.get(metric, metric))
-    missing = "; ".join(f"{', '.join(metrics)}: {reason}" for reason, metrics in reasons.items())
+    missing = "; ".join(
+        f"{', '.join(_NAMES.get(metric, metric) for metric in metrics)}: {reason}"
+        for reason, metrics in evaluation.not_computed_by_reason.items()
+    )
     return f"""<section>
 <h2>Numbers</h2>
 <p>Scores times 100, as papers print them, with bootstrap intervals over the images.</p>

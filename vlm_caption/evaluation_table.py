@@ -39,11 +39,8 @@ def evaluation_lines(evaluation: "Evaluation") -> Iterator[str]:
         yield _row("loss, nats a token", f"{evaluation.loss:9.4f}")
     if evaluation.shuffled_loss is not None:
         yield _row("loss, other images", f"{evaluation.shuffled_loss:9.4f}")
-    reasons: dict[str, list[str]] = {}
-    for metric, reason in evaluation.not_computed.items():
-        reasons.setdefault(reason, []).append(_NAMES.get(metric, metric))
-    for reason, metrics in reasons.items():
-        yield f"not computed: {', '.join(metrics)}: {reason}"
+    for reason, metrics in evaluation.not_computed_by_reason.items():
+        yield f"not computed: {', '.join(_NAMES.get(metric, metric) for metric in metrics)}: {reason}"
     if comparison := evaluation.comparison:
         counts = comparison.counts
         yield ""

@@ -11,7 +11,6 @@ from transformers import set_seed
 from .composition import NO_TOWER
 from .data import BadImages, PictureOpener
 from .features import image_features
-from .freezing import TOWERS
 from .hardware import hold_frozen
 from .images import ImageError
 from .interruption import StopSignals
@@ -55,7 +54,7 @@ def cache_features(config: RunConfig) -> dict[str, int]:
         model, processor = compose_captioner(config, each_caption(datasets[config.data.train_split]))
         model.core.vision_tower.to(state.device)
         # The tower's dtype is a part of the setting.
-        hold_frozen(model, config.training.precision, [m for m in TOWERS if config.trains_weights_of(m)])
+        hold_frozen(model, config.training.precision, config.changed_towers)
         for split, images in splits.items():
             logger.info("%s: %d images", split, len(images))
             on_error = None if bad is None else _adder(bad, images)

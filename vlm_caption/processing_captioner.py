@@ -301,8 +301,7 @@ class CaptionerProcessor(ProcessorMixin):
         image = self.image_token * self.image_seq_length
         head[::2] = [markup.replace(self.image_token, image) for markup in head[::2]]
         head[-1] += image
-        if not head[0].startswith(self.start_token or ""):
-            head[0] = f"{self.start_token}{head[0]}"
+        head[0] = self._missing_start(head[0]) + head[0]
         head_ids, *tail_ids = self._tokenize([head, *tails])
         # Tokenized behind a placeholder, as in one piece with it: some tokenizers treat a text's beginning otherwise.
         return head_ids, [ids[ids.index(self.image_token_id) + 1 :] for ids in tail_ids]
@@ -361,13 +360,17 @@ class CaptionerProcessor(ProcessorMixin):
             markup[place] = markup[place].rstrip(" ")
         return _Rendering(markup, asks, separator, ending)
 
+    def _missing_start(self, row: str) -> str:
+        """The start token, unless the row has it in front or there is none."""
+        start = self.start_token or ""
+        return "" if row.startswith(start) else start
+
     def get_text_with_replacements(self, text, *args, **kwargs):
         """As of `ProcessorMixin`, with the start token in front of each row that has none."""
         replaced: Any = super().get_text_with_replacements(text, *args, **kwargs)
         rows, replacements = replaced
-        start = self.start_token or ""
         for index, row in enumerate(rows):
-            if row.startswith(start):
+            if not (start := self._missing_start(row)):
                 continue
             rows[index] = start + row
             for replacement in replacements[index]:
@@ -499,7 +502,7 @@ class VectorProcessor(CaptionerProcessor):
         """A row with its start token and its input's placeholders."""
         row = row if self.image_token in row else self.image_token + row
         row = row.replace(self.image_token, self.image_token * self.image_seq_length)
-        return row if row.startswith(self.start_token or "") else f"{self.start_token}{row}"
+        return self._missing_start(row) + row
 
 
 __all__ = ["CaptionerProcessor", "VectorProcessor"]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
-from .freezing import MODULES, ModulePolicy
+from .freezing import MODULES, TOWERS, ModulePolicy
 from .images import MAX_BYTES, MAX_PIXELS
 from .processing_captioner import check_prompt
 
@@ -298,8 +298,12 @@ class RunConfig:
         changes = [{name: value for name, value in stage.items() if name != "name"} for stage in self.stages]
         return [dataclasses.replace(self.training, **change) for change in changes or [{}]]
 
-    def trains_weights_of(self, module: str) -> bool:
-        """Whether a tower's own weights change in any stage: by training them, or by merging an adapter into them."""
+    @property
+    def changed_towers(self) -> list[str]:
+        """The modules of `TOWERS` whose own weights change in any stage: trained, or merged with an adapter."""
+        return [module for module in TOWERS if self._changes(module)]
+
+    def _changes(self, module: str) -> bool:
         policies = [settings.module(module).as_policy() for settings in self.stage_settings()]
         adapters = {(p.rank, tuple(p.targets or ())) for p in policies if p.train == "lora"}
         return any(p.train in ("last_n", "full") for p in policies) or len(adapters) > 1

@@ -13,7 +13,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments, s
 
 from .callbacks import EpochTeller, LastLog, PlainLog, ProgressBar, SampleCaptions
 from .checkpoints import load_weights, writing_to
-from .freezing import TOWERS, set_policies
+from .freezing import set_policies
 from .hardware import check_launcher, choose_kernels, hold_frozen, use_all_cores, use_bf16
 from .interruption import Interrupted, StopSignals
 from .metrics_log import MetricsLog, read_metrics, training_seconds, write_metrics
@@ -77,7 +77,7 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
             set_seed(stage.settings.seed)
         set_policies(model, stage.policies)
         # What a later stage trains is not rounded before.
-        hold_frozen(model, config.training.precision, [m for m in TOWERS if config.trains_weights_of(m)])
+        hold_frozen(model, config.training.precision, config.changed_towers)
         if stage.is_finished:
             load_weights(model, stage.folder)
             logger.info("Stage %d of %d, %s, is finished: %s", stage.number, len(stages), stage.name, stage.folder)
@@ -133,7 +133,6 @@ def _stage_trainer(
     samples: SampleCaptions | None,
     signals: StopSignals,
 ) -> CaptionTrainer:
-    trains_towers = any(config.trains_weights_of(module) for module in TOWERS)  # in any stage: see `hold_frozen`
     trainer = CaptionTrainer(
         model=model,
         args=arguments,
@@ -144,8 +143,8 @@ def _stage_trainer(
         patience=stage.settings.patience,
         eval_captions=stage.settings.eval_captions,
         rates=stage.rates,
-        # Towers in float32 are multiplied in bfloat16 where frozen ones would be held in it.
-        autocast=trains_towers and use_bf16(config.training.precision),
+        # Towers that are float32 in any stage are multiplied in bfloat16 where frozen ones would be held in it.
+        autocast=bool(config.changed_towers) and use_bf16(config.training.precision),
         processing_class=processor,
         callbacks=[signals],
     )

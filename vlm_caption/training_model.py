@@ -38,7 +38,7 @@ def compose_captioner(
         BackboneError: if a tower cannot be had.
     """
     sizes = {} if vectors is None else {"feature_tokens": vectors.shape[1], "feature_size": vectors.shape[2]}
-    rounded = use_bf16(config.training.precision) and not config.trains_weights_of("language")
+    rounded = use_bf16(config.training.precision) and "language" not in config.changed_towers
     options = {"language_dtype": torch.bfloat16 if rounded else None, "captions": captions, **sizes}
     try:
         return compose(**dataclasses.asdict(config.model), **options)

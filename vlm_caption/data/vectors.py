@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..console import first_line_of
 from .arrow import open_parquet, read_batches
 from .records import (
     CAPTION_COLUMNS,
@@ -158,7 +159,7 @@ def _open_npy(path: Path) -> Vectors:
             tensor = torch.from_numpy(array)
     except (OSError, EOFError, ValueError, TypeError) as error:  # cut short, objects, text, another byte order
         raise DataError(
-            f"{path}: this is no array of numbers that can be mapped into memory ({_first_line(error)}): save it "
+            f"{path}: this is no array of numbers that can be mapped into memory ({first_line_of(error)}): save it "
             "with numpy.save, as float32"
         ) from error
     return _of_one(path, tensor, list(array.shape))
@@ -175,10 +176,10 @@ def _open_safetensors(path: Path) -> Vectors:
             raise DataError(f"{path}: it holds no tensor")
         _check_numbers(path, file.get_tensor(names[0]))
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: this is not a safetensors file ({_first_line(error)})") from error
+        raise DataError(f"{path}: this is not a safetensors file ({first_line_of(error)})") from error
     except RuntimeError as error:  # PyTorch maps files as if it might write to them
         raise DataError(
-            f"{path}: larger than this machine's memory ({_first_line(error)}): save it as .npy"
+            f"{path}: larger than this machine's memory ({first_line_of(error)}): save it as .npy"
         ) from error
     for name, shape in zip(names, shapes, strict=True):
         if shape != shapes[0]:
@@ -293,10 +294,6 @@ def _of_one(path: Path, tensor: torch.Tensor, shape: list[int]) -> Vectors:
 def _check_numbers(path: Path, tensor: torch.Tensor) -> None:
     if tensor.is_complex():
         raise DataError(f"{path}: its numbers are complex: give their real and imaginary parts, or their sizes")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def list_vector_files(source: Source) -> list[Path]:
