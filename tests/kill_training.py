@@ -24,7 +24,7 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
-STEPS, SAVE_STEPS = 18, 3
+STEPS, SAVE_STEPS = 12, 3
 _TIMES = re.compile("second|runtime")  # what differs in the logs of equal runs
 PLACES = ("caching", "training", "checkpoint", "end")
 STAGES = [
@@ -66,7 +66,7 @@ def train(folder: Path, name: str, staged: bool) -> None:
         "training.batch_size": 3,
         "training.max_steps": STEPS,
         "training.save_steps": SAVE_STEPS,
-        "training.eval_steps": 2,
+        "training.eval_steps": 4,
         "training.eval_captions": 3,
         "training.samples": 1,
     }

@@ -249,3 +249,20 @@ def test_a_picture_is_squeezed_to_the_towers_size_whole():
     shown = pixels[0] * std + mean
     assert shown[:, :, [0, -1]].mean() > 0.9
     assert shown[:, :, 8:24].abs().max() < 0.05
+
+
+def test_the_decoders_blocks_add_to_what_came_in_and_scale_by_the_heads_width():
+    """Residuals go around the norms, and scores are divided by the square root of a head's width, not the model's."""
+    model, _ = scratch()
+    block, width = model.eval().core.language_model.transformer.h[0], LANGUAGE["n_embd"]
+    hidden = torch.randn(2, 5, width)
+    heads = [
+        part.unflatten(-1, (LANGUAGE["n_head"], -1)).transpose(1, 2)
+        for part in block.attn.c_attn(block.ln_1(hidden)).split(width, dim=-1)
+    ]
+    scale = (width // LANGUAGE["n_head"]) ** -0.5
+    mixed = torch.nn.functional.scaled_dot_product_attention(*heads, is_causal=True, scale=scale)
+    after = hidden + block.attn.c_proj(mixed.transpose(1, 2).flatten(2))
+    output = block(hidden)
+    output = output if isinstance(output, torch.Tensor) else output[0]
+    torch.testing.assert_close(output, after + block.mlp(block.ln_2(after)))

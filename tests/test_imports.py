@@ -1,7 +1,18 @@
 """What the package loads of others."""
 
+import importlib
+import pkgutil
 import subprocess
 import sys
+
+import vlm_caption
+
+
+def test_every_module_can_be_imported():
+    names = [module.name for module in pkgutil.walk_packages(vlm_caption.__path__, "vlm_caption.")]
+    assert len(names) > 60
+    for name in names:
+        importlib.import_module(name)
 
 
 def test_captioning_does_not_wait_for_trainer_nor_peft():

@@ -310,6 +310,15 @@ def test_all_tokens_are_the_towers_as_they_are(vision):
     model.generate(pixel_values=pixels(1), max_new_tokens=2)  # as many as their placeholders
 
 
+def test_all_tokens_are_behind_the_towers_last_norm():
+    """A ViT's last hidden state is not the last of its `hidden_states`, which is before the norm."""
+    model = tiny_model("vit_cls", "llama", image_tokens="all").core
+    outputs = model.vision_tower(pixels(2), output_hidden_states=True)
+    tokens = model.encode_images(pixels(2)).pooler_output
+    assert tokens.equal(model.vision_tower.layernorm(outputs.hidden_states[-1]))
+    assert not torch.allclose(tokens, outputs.hidden_states[-1], atol=0.1)
+
+
 def test_all_tokens_of_vit_base_are_197():
     config = CaptionerConfig(
         vision_config={"model_type": "vit"}, text_config={"model_type": "phi3"}, image_tokens="all"
