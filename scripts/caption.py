@@ -1,5 +1,6 @@
 """Captions pictures, or vectors: `python scripts/caption.py photo.jpg [more pictures or folders]`."""
 
+import argparse
 import io
 import json
 import os
@@ -10,36 +11,13 @@ from typing import Any
 
 from vlm_caption.captioner import DEFAULT_CHECKPOINT, Caption, Captioner
 from vlm_caption.console import ArgumentParser, positive_int, quiet_transformers, setup_logging
-from vlm_caption.data import open_vectors
+from vlm_caption.data import Vectors, open_vectors
 from vlm_caption.images import MAX_BYTES, MAX_PIXELS, ImageError, find_images
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0; 1 if a picture has no caption; 2 for settings that cannot be used."""
-    parser = ArgumentParser(prog="caption.py", description="Writes a caption for each picture.", allow_abbrev=False)
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="a picture, its URL, or a folder of pictures")
-    parser.add_argument("--features", metavar="FILE", help="caption the vectors in a .npy, .safetensors or .parquet")
-    parser.add_argument("--feature-column", metavar="NAME", help="of a .parquet file with several columns of vectors")
-    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="a folder or a Hub id")
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="json: an object a line")
-    parser.add_argument(
-        "--prompt", default="", help="text around the picture, which may say <image>; default: as in training"
-    )
-    parser.add_argument("--question", metavar="TEXT", help="what fills the prompt's {question}")
-    parser.add_argument(
-        "--example",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("IMAGE", "CAPTION"),
-        help="show this picture with its caption before each; may be repeated",
-    )
-    parser.add_argument("--num-beams", type=positive_int, metavar="N", help="default: the checkpoint's")
-    parser.add_argument("--max-new-tokens", type=positive_int, metavar="N", help="default: the checkpoint's")
-    parser.add_argument("--batch-size", type=positive_int, default=8, metavar="N", help="pictures at a time (8)")
-    parser.add_argument("--max-pixels", type=positive_int, default=MAX_PIXELS, metavar="N", help="width x height")
-    parser.add_argument("--max-bytes", type=positive_int, default=MAX_BYTES, metavar="N", help="of a picture's file")
-    parser.add_argument("--bad-images", type=Path, metavar="FILE", help="JSON lines of what has no caption, and why")
+    parser = _parser()
     arguments = parser.parse_args(argv)
     if bool(arguments.images) == (arguments.features is not None):
         parser.error("give pictures to caption, or --features FILE, and not both")
@@ -79,21 +57,7 @@ def main(argv: list[str] | None = None) -> int:
             if arguments.features is not None:
                 vectors = open_vectors(arguments.features, arguments.feature_column)
             captioner = Captioner.from_pretrained(arguments.checkpoint)
-            settings: dict[str, Any] = {
-                "prompt": arguments.prompt,
-                "question": arguments.question,
-                "batch_size": arguments.batch_size,
-                "num_beams": arguments.num_beams,
-                "max_new_tokens": arguments.max_new_tokens,
-            }
-            results: Iterator[Caption | ImageError]
-            if vectors is not None:
-                results = captioner.caption_vectors(vectors, **settings)
-            else:
-                settings["examples"] = [(image, caption) for image, caption in arguments.example]
-                limits = {"max_pixels": arguments.max_pixels, "max_bytes": arguments.max_bytes}
-                results = captioner.caption_each(pictures, **settings, **limits)
-            for result in results:
+            for result in _captions(captioner, pictures, vectors, arguments):
                 if isinstance(result, ImageError):
                     refuse(result)
                     failed = True
@@ -108,6 +72,50 @@ def main(argv: list[str] | None = None) -> int:
         complain(error)
         return 2
     return int(failed)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="caption.py", description="Writes a caption for each picture.", allow_abbrev=False)
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="a picture, its URL, or a folder of pictures")
+    parser.add_argument("--features", metavar="FILE", help="caption the vectors in a .npy, .safetensors or .parquet")
+    parser.add_argument("--feature-column", metavar="NAME", help="of a .parquet file with several columns of vectors")
+    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="a folder or a Hub id")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="json: an object a line")
+    parser.add_argument(
+        "--prompt", default="", help="text around the picture, which may say <image>; default: as in training"
+    )
+    parser.add_argument("--question", metavar="TEXT", help="what fills the prompt's {question}")
+    parser.add_argument(
+        "--example",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("IMAGE", "CAPTION"),
+        help="show this picture with its caption before each; may be repeated",
+    )
+    parser.add_argument("--num-beams", type=positive_int, metavar="N", help="default: the checkpoint's")
+    parser.add_argument("--max-new-tokens", type=positive_int, metavar="N", help="default: the checkpoint's")
+    parser.add_argument("--batch-size", type=positive_int, default=8, metavar="N", help="pictures at a time (8)")
+    parser.add_argument("--max-pixels", type=positive_int, default=MAX_PIXELS, metavar="N", help="width x height")
+    parser.add_argument("--max-bytes", type=positive_int, default=MAX_BYTES, metavar="N", help="of a picture's file")
+    parser.add_argument("--bad-images", type=Path, metavar="FILE", help="JSON lines of what has no caption, and why")
+    return parser
+
+
+def _captions(
+    captioner: Captioner, pictures: list, vectors: Vectors | None, arguments: argparse.Namespace
+) -> Iterator[Caption | ImageError]:
+    names = ("prompt", "question", "batch_size", "num_beams", "max_new_tokens")
+    settings: dict[str, Any] = {name: getattr(arguments, name) for name in names}
+    if vectors is not None:
+        return captioner.caption_vectors(vectors, **settings)
+    return captioner.caption_each(
+        pictures,
+        examples=[(image, caption) for image, caption in arguments.example],
+        max_pixels=arguments.max_pixels,
+        max_bytes=arguments.max_bytes,
+        **settings,
+    )
 
 
 def _line(caption: Caption, output_format: str, named: bool) -> str:

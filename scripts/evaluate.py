@@ -20,7 +20,7 @@ from datasets import disable_progress_bars
 from vlm_caption.backbones import BackboneError
 from vlm_caption.captioner import DEFAULT_CHECKPOINT, Captioner
 from vlm_caption.console import ArgumentParser, setup_logging
-from vlm_caption.data import BadImages, DataError, PictureOpener, Place, open_vectors
+from vlm_caption.data import DataError, Place, open_vectors
 from vlm_caption.evaluation import Evaluation, evaluate, evaluate_files, training_captions
 from vlm_caption.evaluation_files import write_evaluation
 from vlm_caption.facts import evaluation_facts, record_evaluation
@@ -28,7 +28,7 @@ from vlm_caption.hardware import hold_frozen
 from vlm_caption.images import ImageError
 from vlm_caption.model_card import write_model_card
 from vlm_caption.run_config import RunConfig, add_arguments, parse_arguments
-from vlm_caption.training_data import open_data
+from vlm_caption.training_data import bad_images, open_data, picture_opener
 from vlm_caption.unfinished_captions import UNFINISHED_NAME
 
 
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
                 images_dir=config.data.images,
                 clip_model=arguments.clip_model,
                 compare_with=arguments.compare,
-                open_picture=_opener(config),
+                open_picture=picture_opener(config.data),
             )
         with _writing_to(arguments.output_dir):
             files = write_evaluation(arguments.output_dir, result, config.data.max_pixels, config.data.max_bytes)
@@ -111,8 +111,7 @@ def _evaluate(captioner: Captioner, config: RunConfig, arguments: argparse.Names
     data.prompt = data.prompt or captioner.processor.prompt  # whether questions are read depends on it
     corpus = open_data(data)
     split = arguments.split or data.dev_split
-    of_pictures = data.features is None
-    bad = BadImages(max_share=data.max_bad_share) if data.on_bad_image == "skip" and of_pictures else None
+    bad = bad_images(data) if data.features is None else None
     dataset = corpus.load(split, data.limit, on_missing=None if bad is None else bad.add_missing)
     return evaluate(
         captioner,
@@ -126,15 +125,11 @@ def _evaluate(captioner: Captioner, config: RunConfig, arguments: argparse.Names
         allow_missing=arguments.allow_missing,
         prompt=data.prompt,
         max_caption_tokens=data.max_caption_tokens,
-        open_picture=_opener(config),
+        open_picture=picture_opener(config.data),
         vectors=None if data.features is None else open_vectors(data.features, data.feature_column),
         bad=bad,
         unfinished=arguments.output_dir / UNFINISHED_NAME,
     )
-
-
-def _opener(config: RunConfig) -> PictureOpener:
-    return PictureOpener(config.data.max_pixels, config.data.max_bytes)
 
 
 @contextmanager

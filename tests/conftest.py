@@ -49,3 +49,27 @@ def logging_as_before():
     logger.handlers = handlers
     logger.setLevel(level)
     datasets.enable_progress_bars()
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch) -> Path:
+    """The test computes its own features."""
+    monkeypatch.setenv("VLM_CAPTION_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Trains with the tiny settings, some of the training's changed; `output_dir` is a name."""
+    from test_training import tiny_settings, write_colours  # not for tests of data and metrics, which need no torch
+
+    from vlm_caption.run_config import RunConfig
+    from vlm_caption.training import train
+
+    write_colours(tmp_path)
+
+    def run(output_dir: str = "run", **changes):
+        settings = tiny_settings(tmp_path) | {"training.output_dir": str(tmp_path / output_dir)}
+        return train(RunConfig.load(None, settings | {f"training.{name}": value for name, value in changes.items()}))
+
+    return run

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from vlm_caption.training import train
 @pytest.fixture(autouse=True)
 def as_before(tmp_path, monkeypatch):
     monkeypatch.setenv("VLM_CAPTION_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(logging.getLogger("vlm_caption"), "handlers", [])  # scripts set their own
 
 
 def settings(folder: Path) -> dict:

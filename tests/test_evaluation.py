@@ -21,9 +21,7 @@ from vlm_caption.nll import caption_nll, rows_of_others
 NO_JAVA = ("bleu", "rouge_l", "cider")
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("VLM_CAPTION_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

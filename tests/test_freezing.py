@@ -176,8 +176,8 @@ def test_the_last_block_and_the_norm_behind_are_found_in_every_language_model(fa
 @pytest.mark.parametrize(
     ("module", "policy", "sentence"),
     [
-        ("projector", LORA, "projector: 'lora' is for towers"),
-        ("vision", ModulePolicy("last_n"), "vision: 'last_n' needs layers"),
+        ("projector", LORA, "projector: lora is for towers"),
+        ("vision", ModulePolicy("last_n"), "vision: last_n needs layers"),
         ("language", ModulePolicy("last_n", layers=3), "GPT2LMHeadModel has 2 blocks, and 3 are to be trained"),
         ("language", ModulePolicy("lora", rank=0), "language: the rank of an adapter must be at least 1, got 0"),
         ("language", ModulePolicy("lora", dropout=1.0), "language: the dropout of an adapter must be .* got 1.0"),

@@ -124,7 +124,8 @@ class TestInspection:
         corpus = open_corpus(good)
         found = inspect_data(corpus, settings, tokenizer=processor.tokenizer)
         collator = CaptionCollator(processor, lambda rows: {}, "It is", 1000)
-        lengths = [len(collator.caption_ids(text)) for row in corpus.load("train") for text in row["captions"]]
+        texts = [text for row in corpus.load("train") for text in row["captions"]]
+        lengths = collator.count_tokens([{"captions": [text]} for text in texts])
         tokens = found.splits["train"].tokens
         assert (tokens.min, tokens.max, tokens.mean) == (min(lengths), max(lengths), sum(lengths) / len(lengths))
         assert found.splits["train"].too_long == sum(length > 12 for length in lengths) == 1

@@ -11,31 +11,14 @@ import torch
 from kill_training import kill_runs
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from test_training import step_values, tiny_settings, weights, write_colours
+from test_training import step_values, weights, write_colours
 
 from vlm_caption import checkpoints, training
 from vlm_caption.captioner import CheckpointError
 from vlm_caption.interruption import Interrupted
-from vlm_caption.run_config import ConfigError, RunConfig
-from vlm_caption.training import train
+from vlm_caption.run_config import ConfigError
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """Each test computes its own features."""
-    monkeypatch.setenv("VLM_CAPTION_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def run(tmp_path):
-    """Trains with the tiny settings, some of them changed; `output_dir` is a name."""
-    write_colours(tmp_path)
-
-    def run(output_dir: str = "run", **changes):
-        settings = tiny_settings(tmp_path) | {"training.output_dir": str(tmp_path / output_dir)}
-        return train(RunConfig.load(None, settings | {f"training.{name}": value for name, value in changes.items()}))
-
-    return run
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Model cards, and the facts that training and evaluation write down for them."""
 
 import json
-import logging
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -372,7 +371,6 @@ class TestEvaluation:
     @pytest.fixture
     def options(self, trained, tmp_path, monkeypatch) -> list[str]:
         """Of an evaluation of a fresh checkpoint on the dev split."""
-        monkeypatch.setattr(logging.getLogger("vlm_caption"), "handlers", [])  # the command sets its own
         model = tiny_model("dinov2")
         model.generation_config.max_new_tokens = 4
         model.save_pretrained(tmp_path / "checkpoint")

@@ -400,9 +400,9 @@ def test_packed_captions_train_as_captions_in_rows_of_their_own(language, attent
 
     captions = [(caption, row["image"]) for row in rows for caption in row["captions"]]
     total = torch.zeros(())
-    count = sum(len(collator.caption_ids(caption)) for caption, _ in captions)
+    count = sum(collator.count_tokens(rows))
     for caption, image in captions:  # plain rows: no mask, no positions, labels shifted by the model
-        ids = torch.tensor([collator.prefix + collator.caption_ids(caption)])
+        ids = collator([{"captions": [caption], "image": image}])["input_ids"]
         labels = ids.clone()
         labels[:, : len(collator.prefix)] = -100
         pixel_values = images[image : image + 1]

@@ -16,9 +16,7 @@ from vlm_caption.training import train
 CHAT_TEMPLATE = "{% for m in messages %}{{ '<bos>' + m.role + ':' + m.content }}{{ '<pad>' }}{% endfor %}"
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("VLM_CAPTION_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def write_questions(folder) -> None:

@@ -1,6 +1,5 @@
 """scripts/cache_features.py: what train.py then finds, and one sentence for what is wrong."""
 
-import logging
 import signal
 
 import pytest
@@ -22,7 +21,6 @@ def script():
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("vlm_caption"), "handlers", [])  # the script sets its own
     monkeypatch.setenv("VLM_CAPTION_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "features"
 

@@ -1,7 +1,6 @@
 """scripts/caption.py and scripts/demo.py, on a tiny random model."""
 
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -32,14 +31,6 @@ LANGUAGE = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_po
 
 
 caption_script, demo_script = load_script("caption"), load_script("demo")
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    logger = logging.getLogger("vlm_caption")
-    handlers, level = logger.handlers, logger.level
-    yield
-    logger.handlers, logger.level = handlers, level
 
 
 @pytest.fixture(scope="module")

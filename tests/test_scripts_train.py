@@ -1,7 +1,6 @@
 """scripts/train.py: a run from a config file, exit codes, and one sentence for what is wrong."""
 
 import errno
-import logging
 import signal
 
 import pytest
@@ -14,11 +13,6 @@ SCRIPT = REPOSITORY / "scripts" / "train.py"
 @pytest.fixture(scope="module")
 def script():
     return load_script("train")
-
-
-@pytest.fixture(autouse=True)
-def logger(monkeypatch):
-    monkeypatch.setattr(logging.getLogger("vlm_caption"), "handlers", [])  # the script sets its own
 
 
 @pytest.fixture

@@ -30,10 +30,7 @@ STAGES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """Each test computes its own features."""
-    monkeypatch.setenv("VLM_CAPTION_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")

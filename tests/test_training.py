@@ -29,6 +29,7 @@ from vlm_caption.images import ImageError
 from vlm_caption.nll import caption_nll
 from vlm_caption.run_config import ConfigError, RunConfig
 from vlm_caption.training import train
+from vlm_caption.training_data import CaptionSplits, TrainingData
 from vlm_caption.training_model import log_parts
 
 COLOURS = ("red", "lime", "blue", "white", "black", "yellow", "magenta", "cyan")
@@ -487,7 +488,7 @@ class TestNll:
 
     def test_an_empty_caption_is_refused(self, parts):
         with pytest.raises(DataError, match="a caption is empty"):
-            parts[2].caption_ids("  ")
+            parts[2].count_tokens([{"captions": ["  "]}])
 
 
 def test_a_single_dev_image_has_a_loss_and_no_shuffled_one(run, tmp_path, caplog):
@@ -512,10 +513,10 @@ def test_features_for_the_scale_are_spread_over_all_images(tmp_path):
 
 def test_a_tower_that_is_trained_gets_pixels(tmp_path):
     write_colours(tmp_path)
-    dataset = load_captions(tmp_path / "captions.csv", "train")
+    config = RunConfig.load(None, tiny_settings(tmp_path))
     model = tiny_model("dinov2", freeze_vision=False)
-    images = ImageInputs(model, tiny_processor(model.config), dataset["image"], cache=True)
-    assert list(images([{"index": 3}])) == ["pixel_values"]
+    data = TrainingData(CaptionSplits(config), config.training, model, tiny_processor(model.config))
+    assert list(data.images([{"index": 3}])) == ["pixel_values"]
 
 
 def test_a_part_that_is_partly_trained_is_told(caplog):

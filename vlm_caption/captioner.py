@@ -350,9 +350,7 @@ class Captioner:
         try:
             image = open_image(source, max_pixels, max_bytes)
         except ImageError as error:
-            # What led to it holds on to the half-decoded picture.
-            error.__cause__ = error.__context__ = None
-            return error.with_traceback(None)
+            return error.detached()
         return _Input(describe(source), input_ids, self._pixels(image))
 
     def _pixels(self, image: Image.Image) -> torch.Tensor:

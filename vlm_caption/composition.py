@@ -75,33 +75,12 @@ def compose(
         BackboneError: if a tower cannot be had.
         ValueError: if the towers and the settings do not go together.
     """
-    known = [field.name for field in dataclasses.fields(CaptionerConfig)]
-    for name in config_kwargs:
-        if name not in known:  # a config keeps what it does not know
-            nearest = difflib.get_close_matches(name, known, n=1)
-            raise ValueError(f"There is no setting {name}{f': did you mean {nearest[0]}?' if nearest else '.'}")
-    if (vision == NO_TOWER) != (config_kwargs.get("feature_size") is not None):
-        raise ValueError(
-            'vision "none" and feature_size, the width of the vectors to caption, go together: give both or neither.'
-        )
+    _check_settings(vision, config_kwargs)
     vision_config, vision_backbone = None, None
     if vision != NO_TOWER:
         vision_config, vision_backbone = _tower_config(vision, vision_revision, "vision_config")
     text_config, text_backbone = _tower_config(language, language_revision, "text_config")
-    if text_backbone is None:
-        text_tokenizer = new_tokenizer(tokenizer or "bytes", captions)
-        # A model built from its config alone: it speaks the tokenizer's language, whatever sizes it was given.
-        text_config.vocab_size = len(text_tokenizer)
-        text_config.bos_token_id = text_tokenizer.bos_token_id
-        text_config.eos_token_id = text_tokenizer.eos_token_id
-        text_config.pad_token_id = text_tokenizer.pad_token_id
-    elif tokenizer is not None:
-        raise ValueError(
-            f"tokenizer={tokenizer!r} is for a language model given by its config, and {text_backbone['name']} has a "
-            "tokenizer of its own: leave out the setting."
-        )
-    else:
-        text_tokenizer = load_tokenizer(text_backbone)
+    text_tokenizer = _text_tokenizer(text_config, text_backbone, tokenizer, captions)
     config_kwargs.setdefault("image_token_id", max(text_config.vocab_size, len(text_tokenizer)))
     query_ids = None if query_text is None else _query_ids(query_text, text_tokenizer, config_kwargs)
     config = CaptionerConfig(
@@ -119,21 +98,57 @@ def compose(
         with torch.no_grad():
             cast(torch.Tensor, model.core.query_tokens).copy_(model.get_input_embeddings()(query_ids))
     processor = CaptionerProcessor.from_config(config, load_image_processor(config), text_tokenizer)
+    _settle_generation(model, text_tokenizer, tokenizer)
+    return model, processor
+
+
+def _check_settings(vision: TowerSource, config_kwargs: dict[str, Any]) -> None:
+    known = [field.name for field in dataclasses.fields(CaptionerConfig)]
+    for name in config_kwargs:
+        if name not in known:  # a config keeps what it does not know
+            nearest = difflib.get_close_matches(name, known, n=1)
+            raise ValueError(f"There is no setting {name}{f': did you mean {nearest[0]}?' if nearest else '.'}")
+    if (vision == NO_TOWER) != (config_kwargs.get("feature_size") is not None):
+        raise ValueError(
+            'vision "none" and feature_size, the width of the vectors to caption, go together: give both or neither.'
+        )
+
+
+def _text_tokenizer(
+    text_config: PreTrainedConfig, text_backbone: dict | None, tokenizer: str | None, captions: Iterable[str] | None
+) -> Any:
+    """The language model's own tokenizer; of one with random weights a new one, whose sizes `text_config` is given."""
+    if text_backbone is not None:
+        if tokenizer is not None:
+            raise ValueError(
+                f"tokenizer={tokenizer!r} is for a language model given by its config, and {text_backbone['name']} "
+                "has a tokenizer of its own: leave out the setting."
+            )
+        return load_tokenizer(text_backbone)
+    new = new_tokenizer(tokenizer or "bytes", captions)
+    # A model built from its config alone: it speaks the tokenizer's language, whatever sizes it was given.
+    text_config.vocab_size = len(new)
+    text_config.bos_token_id, text_config.eos_token_id = new.bos_token_id, new.eos_token_id
+    text_config.pad_token_id = new.pad_token_id
+    return new
+
+
+def _settle_generation(model: CaptionerForConditionalGeneration, text_tokenizer: Any, tokenizer: str | None) -> None:
+    """Sets what `generate` does unless told otherwise; behind the processor, which may name the padding."""
+    config, longest = model.config, MAX_NEW_TOKENS
+    if config.text_backbone is None and tokenizer in (None, "bytes", "characters"):
+        longest = MAX_NEW_CHARACTERS
+        if config.text_positions is not None:
+            longest = max(1, min(longest, config.text_positions - model.core.image_prompt(1).shape[1]))
     model.generation_config.update(
         bos_token_id=text_tokenizer.bos_token_id,
         eos_token_id=text_tokenizer.eos_token_id,
         pad_token_id=text_tokenizer.pad_token_id,
-        max_new_tokens=MAX_NEW_TOKENS,
+        max_new_tokens=longest,
     )
-    if text_backbone is None and tokenizer in (None, "bytes", "characters"):
-        longest, positions = MAX_NEW_CHARACTERS, config.text_positions
-        if positions is not None:
-            longest = max(1, min(longest, positions - model.core.image_prompt(1).shape[1]))
-        model.generation_config.update(max_new_tokens=longest)
     if tokenizer == "characters":
         # What was never learnt is never written, however unsure the model is.
         model.generation_config.update(suppress_tokens=[text_tokenizer.unk_token_id])
-    return model, processor
 
 
 def _query_ids(text: str, tokenizer: Any, config_kwargs: dict[str, Any]) -> torch.Tensor:

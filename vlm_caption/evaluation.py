@@ -18,15 +18,12 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from torch import Tensor
 
 from .captioner import Captioner
-from .data import BadImages, Corpus, DataError, PictureOpener, Place, Vectors, ask_one_by_one, drop_rows
+from .data import BadImages, Corpus, DataError, PictureOpener, Place, Vectors, ask_one_by_one
 from .data.collator import CaptionCollator
 from .evaluation_table import evaluation_lines
-from .feature_shards import FeatureTable
-from .features import image_features
-from .image_inputs import with_index
+from .image_inputs import ImageInputs, with_index
 from .images import ImageError
 from .metrics import (
     COCO_METRICS,
@@ -273,7 +270,6 @@ def evaluate(
     allow_missing: bool = False,
     prompt: str = "",
     max_caption_tokens: int = 64,
-    features_dir: Path | None = None,
     open_picture: PictureOpener | None = None,
     vectors: Vectors | None = None,
     bad: BadImages | None = None,
@@ -297,7 +293,6 @@ def evaluate(
         allow_missing: compare on the images that both have.
         prompt: around the image; by default as the captioner was trained.
         max_caption_tokens: as in training.
-        features_dir: where the images' features are kept.
         open_picture: by default within the limits of `open_image`.
         vectors: what the captions are of, where that is no pictures; `image` is then the name of a row of them.
         bad: gets the pictures that cannot be opened, which are left out.
@@ -316,31 +311,20 @@ def evaluate(
     asks = "questions" in dataset.column_names
     if asks:
         dataset = ask_one_by_one(dataset)
-    failed: list[int] = []
-    on_error = None
     if bad is not None and vectors is None:
-        images = dataset["image"]
-        bad.expect(len(set(images)))
-
-        def on_error(row: int, error: ImageError) -> None:
-            failed.append(row)
-            bad.add(images[row], error.reason)
-
+        bad.expect(len(set(dataset["image"])))
     model, processor = captioner.model, captioner.processor
     if (vectors is None) != (model.config.feature_size is None):
         takes = "pictures" if vectors is not None else "vectors"
         raise ValueError(
             f"This captioner takes {takes}: {'leave out' if vectors is not None else 'give'} data.features."
         )
-    if vectors is not None:
-        features: FeatureTable | Vectors = vectors.select(dataset["image"])
-        captioner.check_vectors(features)
-    else:
-        features = image_features(
-            model, processor, dataset["image"], features_dir, open_picture=open_picture, on_error=on_error
-        )
-    rows = np.delete(np.arange(len(dataset)), failed)
-    dataset = drop_rows(dataset, failed)
+    images = ImageInputs(
+        model, processor, dataset["image"], cache=True, open_picture=open_picture, bad=bad, vectors=vectors
+    )
+    if isinstance(images.features, Vectors):
+        captioner.check_vectors(images.features)
+    dataset = images.keep(dataset)
     if len(dataset) == 0:
         raise DataError(f"{data}: none of the images can be opened")
     dataset = with_index(dataset)
@@ -355,25 +339,20 @@ def evaluate(
     if other is not None:
         _pair(other, image_ids, references, allow_missing)  # what is wrong with them, before the work
 
-    def encode(batch: list[dict]) -> dict[str, Tensor]:
-        return {"image_features": features[[int(rows[row["index"]]) for row in batch]]}
-
     collator = CaptionCollator(
         processor,
-        encode,
+        images,
         prompt=prompt,
         max_caption_tokens=max_caption_tokens,
         positions=model.config.text_positions,
     )
+    of_inputs = (
+        vector_settings(images.features)
+        if isinstance(images.features, Vectors)
+        else picture_settings(captioner, dataset["image"], open_picture)
+    )
     kept = UnfinishedCaptions(
-        unfinished,
-        caption_settings(captioner, collator, generation)
-        | (
-            picture_settings(captioner, dataset["image"], features_dir, open_picture)
-            if isinstance(features, FeatureTable)
-            else vector_settings(features)
-        )
-        | question_settings(dataset),
+        unfinished, caption_settings(captioner, collator, generation) | of_inputs | question_settings(dataset)
     )
     captions = write_captions(captioner, dataset, collator, generation, kept)
     loss = caption_nll(model, dataset, collator, BATCH_SIZE)

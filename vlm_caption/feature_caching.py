@@ -9,13 +9,13 @@ from accelerate import PartialState
 from transformers import set_seed
 
 from .composition import NO_TOWER
-from .data import BadImages, PictureOpener
+from .data import BadImages
 from .features import image_features
 from .hardware import hold_frozen
 from .images import ImageError
 from .interruption import StopSignals
 from .run_config import ConfigError, RunConfig
-from .training_data import each_caption, open_data
+from .training_data import bad_images, each_caption, open_data, picture_opener
 from .training_model import compose_captioner
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def cache_features(config: RunConfig) -> dict[str, int]:
         state = PartialState(cpu=not torch.accelerator.is_available(), timeout=_LONGEST_WAIT)
         set_seed(config.training.seed)  # of a tower with random weights, the one that training will have
         corpus = open_data(config.data)
-        bad = BadImages(None, config.data.max_bad_share) if config.data.on_bad_image == "skip" else None
+        bad = bad_images(config.data)
         datasets = {
             split: corpus.load(split, config.data.limit, on_missing=None if bad is None else bad.add_missing)
             for split in dict.fromkeys((config.data.train_split, config.data.dev_split))
@@ -50,7 +50,7 @@ def cache_features(config: RunConfig) -> dict[str, int]:
         splits = {split: dataset["image"] for split, dataset in datasets.items()}
         if bad is not None:
             bad.expect(sum(map(len, splits.values())))
-        open_picture = PictureOpener(config.data.max_pixels, config.data.max_bytes)
+        open_picture = picture_opener(config.data)
         model, processor = compose_captioner(config, each_caption(datasets[config.data.train_split]))
         model.core.vision_tower.to(state.device)
         # The tower's dtype is a part of the setting.

@@ -57,6 +57,11 @@ _SHARD_IMAGES = 1024
 _SHARD_BYTES = 64_000_000  # held in memory until the shard is written
 
 
+def features_dir() -> Path:
+    """Where features are kept unless told otherwise."""
+    return cache_dir() / "features"
+
+
 def features_key(
     model: CaptionerForConditionalGeneration,
     processor: CaptionerProcessor,
@@ -133,7 +138,7 @@ def image_features(
         DataError: if the cache cannot be written, or there is no room for it.
     """
     open_picture = open_picture or PictureOpener()
-    directory = cache_dir() / "features" if directory is None else directory
+    directory = features_dir() if directory is None else directory
     settings = _settings(model, processor, dtype, open_picture)
     shards = FeatureShards(directory / _digest_settings(settings))
     with _first_process_first():  # which remembers what the others then find
@@ -326,9 +331,7 @@ class _Encoder:
             if content_digest(image, self.open_picture.max_bytes) != self.keys[index].tobytes():
                 raise ImageError(Place.parse(image).described, "the file changed while its features were computed")
         except ImageError as error:
-            # What led to it holds on to the half-decoded picture.
-            error.__cause__ = error.__context__ = None
-            return error.with_traceback(None)
+            return error.detached()
         pixels = self.processor.image_processor(picture, return_tensors="pt")["pixel_values"]
         return pixels.to(self.model.core.vision_tower.dtype)
 

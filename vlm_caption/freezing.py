@@ -96,7 +96,7 @@ def check_policies(model: Any, policies: dict[str, ModulePolicy]) -> None:
         ImportError: for `"lora"`, where peft is not installed.
     """
     for module, policy in policies.items():
-        _check_policy(module, policy)
+        check_policy(module, policy)
         if module == "vision" and policy.train != "frozen" and model.base_model.vision_tower is None:
             raise ValueError(f"vision: there is no vision tower that could be trained ({policy.train!r}).")
         if policy.train not in ("last_n", "lora"):
@@ -112,11 +112,16 @@ def check_policies(model: Any, policies: dict[str, ModulePolicy]) -> None:
             raise ValueError(f"{module}: {error}") from error
 
 
-def _check_policy(module: str, policy: ModulePolicy) -> None:
+def check_policy(module: str, policy: ModulePolicy) -> None:
+    """Sees that a policy makes sense for a module, whatever model that is part of.
+
+    Raises:
+        ValueError: if it does not; the message begins with the module.
+    """
     if module == "projector" and policy.train not in ("frozen", "full"):
-        raise ValueError(f"projector: {policy.train!r} is for towers; the projector is 'frozen' or trained in 'full'.")
+        raise ValueError(f"projector: {policy.train} is for towers; the projector is frozen or trained in full.")
     if policy.train == "last_n" and (policy.layers is None or policy.layers < 1):
-        raise ValueError(f"{module}: 'last_n' needs layers, how many of the last blocks are trained.")
+        raise ValueError(f"{module}: last_n needs layers, how many of the last blocks are trained.")
     if policy.train == "lora" and policy.rank < 1:
         raise ValueError(f"{module}: the rank of an adapter must be at least 1, got {policy.rank}.")
     if policy.train == "lora" and not 0 <= policy.dropout < 1:
@@ -154,7 +159,7 @@ def freeze(core: Any) -> None:
         chosen = {id(parameter) for block in blocks for parameter in block.parameters()}
         for key, parameter in tower.named_parameters():
             if policy.train == "lora":
-                trained = _ADAPTER in key
+                trained = is_adapter(key)
             elif policy.train == "last_n":
                 trained = id(parameter) in chosen
             else:
@@ -172,6 +177,14 @@ def module_of(key: str) -> str:
     return next((module for module, tower in TOWERS.items() if tower == part), "projector")
 
 
+def can_be_fetched(config: CaptionerConfig, tower: str) -> bool:
+    """Whether a tower's weights, but for those trained here, are to be had again: its backbone has a fingerprint.
+
+    One without is where a tower came from before it was trained as a whole.
+    """
+    return bool((getattr(config, f"{PARTS[tower]}_backbone") or {}).get("fingerprint"))
+
+
 def remember_trained(core: Any) -> None:
     """Writes into the config which weights of towers get gradients now, for they no longer are their backbone's.
 
@@ -180,17 +193,16 @@ def remember_trained(core: Any) -> None:
     """
     config: CaptionerConfig = core.config
     for tower, part in PARTS.items():
-        backbone = getattr(config, f"{part}_backbone")
-        if not (backbone or {}).get("fingerprint"):
+        if not can_be_fetched(config, tower):
             continue
         own = {
             plain_name(f"{tower}.{key}"): parameter.requires_grad
             for key, parameter in getattr(core, tower).named_parameters()
-            if _ADAPTER not in key and parameter.is_floating_point()
+            if not is_adapter(key) and parameter.is_floating_point()
         }
         names = {name for name, trained in own.items() if trained}
         if names and len(names) == len(own):
-            setattr(config, f"{part}_backbone", {**backbone, "fingerprint": None})
+            setattr(config, f"{part}_backbone", {**getattr(config, f"{part}_backbone"), "fingerprint": None})
             config.trained_weights = [name for name in config.trained_weights if not name.startswith(f"{tower}.")]
         elif names:
             config.trained_weights = sorted({*config.trained_weights, *names})
@@ -202,7 +214,7 @@ def holds_trained_weights(core: Any, tower: str) -> bool:
         return False
     backbone = getattr(core.config, f"{PARTS[tower]}_backbone")
     return (
-        any(p.requires_grad and _ADAPTER not in key for key, p in getattr(core, tower).named_parameters())
+        any(p.requires_grad and not is_adapter(key) for key, p in getattr(core, tower).named_parameters())
         or any(name.startswith(f"{tower}.") for name in core.config.trained_weights)
         or (backbone is not None and not backbone.get("fingerprint"))
     )
@@ -278,7 +290,7 @@ def plain_name(key: str) -> str:
 
 def has_adapter(tower: nn.Module) -> bool:
     """Whether adapters are in a tower."""
-    return any(_ADAPTER in key for key, _ in tower.named_parameters())
+    return any(is_adapter(key) for key, _ in tower.named_parameters())
 
 
 def _linear_layers(tower: nn.Module) -> dict[str, nn.Module]:
@@ -287,7 +299,7 @@ def _linear_layers(tower: nn.Module) -> dict[str, nn.Module]:
     return {
         plain_name(f"{name}.").rstrip("."): module
         for name, module in tower.named_modules()
-        if name.startswith(f"{blocks}.") and isinstance(module, nn.Linear | Conv1D) and _ADAPTER not in f".{name}"
+        if name.startswith(f"{blocks}.") and isinstance(module, nn.Linear | Conv1D) and not is_adapter(f".{name}")
     }
 
 
@@ -388,7 +400,7 @@ def merge_adapter(core: Any, tower: str) -> None:
     del module.peft_config
     setattr(core.config, f"{PARTS[tower]}_adapter", None)
     setattr(core.config, f"freeze_{module_of(tower)}", True)
-    if (getattr(core.config, f"{PARTS[tower]}_backbone") or {}).get("fingerprint"):
+    if can_be_fetched(core.config, tower):
         core.config.trained_weights = sorted({*core.config.trained_weights, *names})
 
 
@@ -406,7 +418,7 @@ def merged_state(core: Any, prefix: str = "") -> tuple[dict[str, torch.Tensor], 
         fields |= {f"{part}_adapter": None, f"freeze_{module_of(tower)}": True}
         for name, layer in adapted_layers(getattr(core, tower)):
             state[f"{tower}.{name}.base_layer.weight"] = merged_weight(layer)
-            if (getattr(core.config, f"{part}_backbone") or {}).get("fingerprint"):
+            if can_be_fetched(core.config, tower):
                 fields["trained_weights"].add(f"{tower}.{name}.weight")
     fields["trained_weights"] = sorted(fields["trained_weights"])
     return {prefix + plain_name(key): tensor for key, tensor in state.items()}, fields

@@ -1,5 +1,7 @@
 """What can be wrong with a picture: one class a kind, all of them `ImageError`."""
 
+from typing import Self
+
 
 class ImageError(ValueError):
     """A picture cannot be opened: `source` says which one, `reason` why and what to do."""
@@ -12,6 +14,11 @@ class ImageError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.source}: {self.reason}"
+
+    def detached(self) -> Self:
+        """This error without its traceback and its causes, which hold on to the half-decoded picture."""
+        self.__cause__ = self.__context__ = None
+        return self.with_traceback(None)
 
 
 class ImageNotFoundError(ImageError):

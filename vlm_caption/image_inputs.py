@@ -1,4 +1,4 @@
-"""How a batch's images reach the model: as cached features where the tower is frozen, as pixels otherwise.
+"""How a batch's images reach the model: as cached features or as pixels.
 
 Inputs that are vectors in the first place come as features too.
 """
@@ -19,12 +19,13 @@ from .processing_captioner import CaptionerProcessor
 
 
 class ImageInputs:
-    """Gives a batch's images to the model: as cached features where the tower is frozen, as pixels otherwise.
+    """Gives a batch's images to the model, as cached features or as pixels.
 
     Args:
         model, processor: the captioner's.
         images: the dataset's column `image`, read when needed.
-        cache: whether to compute features once. Where torch.distributed is initialised, all processes share the work.
+        cache: whether to compute features once; the vision tower must stay as it is from then on. Where
+            torch.distributed is initialised, all processes share the work.
         features_dir: where they are kept; by default in the package's cache.
         open_picture: by default within the limits of `open_image`.
         bad: gets the images that cannot be opened. They are found now, and a row's `index` counts the others.
@@ -59,7 +60,7 @@ class ImageInputs:
 
         if vectors is not None:
             self.features = vectors.select(images)
-        elif cache and not any(parameter.requires_grad for parameter in model.core.vision_tower.parameters()):
+        elif cache:
             self.features = image_features(
                 model, processor, images, features_dir, open_picture=self.open_picture, on_error=on_error
             )

@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .backbones import BackboneError, resolve_backbone
 from .console import progress, quiet_transformers
-from .data import BadImages, Corpus, DataError, Place, Problem, drop_rows, open_place
+from .data import Corpus, DataError, Place, Problem, drop_rows, open_place
 from .data.captions import count_words
 from .data.parallel import map_in_threads
 from .data.places import NamedBytes
@@ -33,7 +33,7 @@ from .gallery import write_gallery
 from .images import MAX_BYTES, MAX_PIXELS, ImageError, ImageSource, open_image
 from .run_config import DataSection
 from .tokenization import new_tokenizer
-from .training_data import check_left, load_splits
+from .training_data import bad_images, check_left, load_splits
 
 # Pictures with a shorter side than this (pixels), or a longer side of more times the shorter one, are listed.
 SMALL_SIDE = 64
@@ -220,23 +220,13 @@ def inspect_data(
     unreadable, small, elongated = [], [], []
     readable = {}
     for split, dataset in datasets.items():
-        tally, images = tallies[split], dataset["image"]
-        looks = map_in_threads(lambda image: _look(image, settings.max_pixels, settings.max_bytes), images)
-        failed = []
-        for row, look in enumerate(progress(looks, total=len(dataset), desc=f"images of {split}")):
-            file = Place.parse(images[row]).described
-            if isinstance(look, ImageError):
-                failed.append(row)
-                errors[images[row]] = look
-                unreadable.append(Finding(split, file, look.reason))
-                continue
-            tally.digests[row], width, height = look
-            tally.sizes[row] = width, height
-            if min(width, height) < SMALL_SIDE:
-                small.append(Finding(split, file, f"{width} x {height} pixels"))
-            if max(width, height) > LONG_SIDES * min(width, height):
-                elongated.append(Finding(split, file, f"{width} x {height} pixels"))
-        readable[split] = drop_rows(dataset, failed)
+        failed, *shapes = _open_pictures(split, dataset, tallies[split], settings)
+        small, elongated = small + shapes[0], elongated + shapes[1]
+        for row, error in failed.items():
+            image = dataset[row]["image"]
+            errors[image] = error
+            unreadable.append(Finding(split, Place.parse(image).described, error.reason))
+        readable[split] = drop_rows(dataset, list(failed))
 
     def facts(splits: list[str]) -> Facts:
         lost = [sum(finding.split in splits for finding in findings) for findings in (missing, unreadable)]
@@ -390,6 +380,28 @@ def _facts(tallies: Sequence[_Tally], missing: int, unreadable: int, max_caption
     )
 
 
+def _open_pictures(
+    split: str, dataset: Dataset, tally: "_Tally", settings: DataSection
+) -> tuple[dict[int, ImageError], list[Finding], list[Finding]]:
+    """Opens the pictures of a split. Returns the errors by row, and the images that are small and elongated."""
+    images = dataset["image"]
+    looks = map_in_threads(lambda image: _look(image, settings.max_pixels, settings.max_bytes), images)
+    errors: dict[int, ImageError] = {}
+    small, elongated = [], []
+    for row, look in enumerate(progress(looks, total=len(dataset), desc=f"images of {split}")):
+        if isinstance(look, ImageError):
+            errors[row] = look
+            continue
+        tally.digests[row], width, height = look
+        tally.sizes[row] = width, height
+        finding = Finding(split, Place.parse(images[row]).described, f"{width} x {height} pixels")
+        if min(width, height) < SMALL_SIDE:
+            small.append(finding)
+        if max(width, height) > LONG_SIDES * min(width, height):
+            elongated.append(finding)
+    return errors, small, elongated
+
+
 def _look(image: str, max_pixels: int, max_bytes: int) -> tuple[int, int, int] | ImageError:
     """A hash of the picture's bytes, its width and its height; read once, and opened as in training."""
     place = Place.parse(image)
@@ -397,8 +409,7 @@ def _look(image: str, max_pixels: int, max_bytes: int) -> tuple[int, int, int] |
         content = place.read(max_bytes)
         width, height = open_image(NamedBytes(content, place.described), max_pixels, max_bytes).size
     except ImageError as error:
-        error.__cause__ = error.__context__ = None  # they hold on to the half-decoded picture
-        return error.with_traceback(None)
+        return error.detached()
     return _hash(content), width, height
 
 
@@ -451,7 +462,7 @@ def _find_refusal(
     corpus: Corpus, settings: DataSection, eval_images: int, errors: dict[str, ImageError]
 ) -> str | None:
     """The first error that training would meet, in its order; `errors` are those of images that cannot be opened."""
-    bad = BadImages(max_share=settings.max_bad_share) if settings.on_bad_image == "skip" else None
+    bad = bad_images(settings)
     try:
         left = []
         for dataset in load_splits(corpus, settings, eval_images, bad):

@@ -39,6 +39,7 @@ from transformers.utils.hub import create_and_tag_model_card
 from .configuration_captioner import CaptionerConfig
 from .freezing import (
     PARTS,
+    can_be_fetched,
     freeze,
     is_adapter,
     merge_adapter,
@@ -208,19 +209,8 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         return left_out
 
     def _external_towers(self) -> list[str]:
-        """The towers that a bridge checkpoint leaves out, but for what was trained: those of a named backbone.
-
-        A backbone without a fingerprint is where a tower came from before it was trained as a whole: it is not to be
-        had again.
-        """
-        backbones = {"vision_tower": self.config.vision_backbone, "language_model": self.config.text_backbone}
-        return [tower for tower, backbone in backbones.items() if (backbone or {}).get("fingerprint")]
-
-    def bridge_keys(self) -> list[str]:
-        """Names of the weights that a bridge checkpoint holds."""
-        remember_trained(self._core)
-        left_out = self._keys_left_out(self._external_towers())
-        return [key for key in self.state_dict() if key not in left_out]
+        """The towers that a bridge checkpoint leaves out, but for what was trained."""
+        return [tower for tower in PARTS if can_be_fetched(self.config, tower)]
 
     def save_pretrained(  # ty: ignore[incompatible-method-override]
         self, save_directory, full: bool = False, push_to_hub: bool = False, **kwargs
@@ -396,28 +386,9 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         for part, name in (("vision_backbone", vision_backbone), ("text_backbone", text_backbone)):
             if name is not None:
                 setattr(config, part, {**(getattr(config, part) or {}), "name": name, "revision": None})
-        own, adapters = _split_adapters(read_safetensors(pretrained_model_name_or_path, **hub_kwargs))
-        towers = tuple(f"core.{tower}." for tower in config.external_towers)
-        absent = [
-            name for name in config.trained_weights if f"core.{name}".startswith(towers) and f"core.{name}" not in own
-        ]
-        if absent:
-            raise ValueError(
-                f"{pretrained_model_name_or_path} lacks {len(absent)} weights of towers that were trained "
-                f"({', '.join(absent[:3])}, …): load it with the config.json that was saved with it."
-            )
-        weights = {}
-        if config.external_towers and cls.load_towers is not None:
-            weights = cls.load_towers(config, check=not allow_different_backbone)
-            unknown = [name for name in own if name.startswith(towers) and name not in weights]
-            if unknown:
-                raise ValueError(
-                    f"{pretrained_model_name_or_path} holds weights that its towers have not ({unknown[0]}): load it "
-                    "with the version of transformers that it was saved with, which config.json names."
-                )
-        # What was trained here goes before what the backbone holds, under all names that a tied weight has there.
-        replaced = {weights[name].data_ptr() for name in own if name in weights}
-        weights = {name: tensor for name, tensor in weights.items() if tensor.data_ptr() not in replaced} | own
+        weights, adapters = cls._gather_weights(
+            pretrained_model_name_or_path, config, not allow_different_backbone, hub_kwargs
+        )
         config.external_towers = []
         for name in hub_names:
             kwargs.pop(name, None)
@@ -456,6 +427,40 @@ class CaptionerPreTrainedModel(PreTrainedModel):
                 "saved with it."
             )
         self._core.load_state_dict({key.removeprefix("core."): w for key, w in weights.items()}, strict=False)
+
+    @classmethod
+    def _gather_weights(
+        cls, name_or_path, config: CaptionerConfig, check: bool, hub_kwargs: dict[str, Any]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """The weights of a checkpoint and of the towers that it leaves out, and those of its adapters.
+
+        Raises:
+            BackboneError: if a tower cannot be had, or, with `check`, its weights differ.
+            ValueError: if the checkpoint lacks trained weights of a tower, or holds some that the tower has not.
+        """
+        own, adapters = _split_adapters(read_safetensors(name_or_path, **hub_kwargs))
+        towers = tuple(f"core.{tower}." for tower in config.external_towers)
+        absent = [
+            name for name in config.trained_weights if f"core.{name}".startswith(towers) and f"core.{name}" not in own
+        ]
+        if absent:
+            raise ValueError(
+                f"{name_or_path} lacks {len(absent)} weights of towers that were trained "
+                f"({', '.join(absent[:3])}, …): load it with the config.json that was saved with it."
+            )
+        weights = {}
+        if config.external_towers and cls.load_towers is not None:
+            weights = cls.load_towers(config, check=check)
+            unknown = [name for name in own if name.startswith(towers) and name not in weights]
+            if unknown:
+                raise ValueError(
+                    f"{name_or_path} holds weights that its towers have not ({unknown[0]}): load it "
+                    "with the version of transformers that it was saved with, which config.json names."
+                )
+        # What was trained here goes before what the backbone holds, under all names that a tied weight has there.
+        replaced = {weights[name].data_ptr() for name in own if name in weights}
+        weights = {name: tensor for name, tensor in weights.items() if tensor.data_ptr() not in replaced} | own
+        return weights, adapters
 
     @classmethod
     def _quantize_language_only(cls, quantization_config: Any, config: CaptionerConfig) -> Any:

@@ -30,10 +30,6 @@ class Projector(nn.Module):
     # Standard deviation of the learned tokens, where there are any, before `fit_scale`.
     learned_std: float = 1.0
 
-    def __init__(self, config: CaptionerConfig):
-        super().__init__()
-        self.dropout = nn.Dropout(config.projector_dropout)
-
     def summary(self) -> str:
         """What it is made of, in one line."""
         raise NotImplementedError
@@ -98,7 +94,8 @@ class LinearProjector(Projector):
     input_layer = output_layer = "linear"
 
     def __init__(self, config: CaptionerConfig):
-        super().__init__(config)
+        super().__init__()
+        self.dropout = nn.Dropout(config.projector_dropout)
         self.linear = nn.Linear(config.vision_feature_size, config.text_config.hidden_size)
 
     def summary(self) -> str:
@@ -115,7 +112,8 @@ class MultiModalProjector(Projector):
     input_layer, output_layer = "linear_1", "linear_2"
 
     def __init__(self, config: CaptionerConfig):
-        super().__init__(config)
+        super().__init__()
+        self.dropout = nn.Dropout(config.projector_dropout)
         width = config.vision_feature_size
         hidden = cast(int, config.projector_expansion) * width
         self.linear_1 = nn.Linear(width, hidden)
@@ -140,7 +138,8 @@ class PrefixMLPProjector(Projector):
     input_layer, output_layer = "linear_1", "linear_2"
 
     def __init__(self, config: CaptionerConfig):
-        super().__init__(config)
+        super().__init__()
+        self.dropout = nn.Dropout(config.projector_dropout)
         self.width = config.text_config.hidden_size
         out = cast(int, config.projector_tokens) * self.width
         self.linear_1 = nn.Linear(config.vision_feature_size, out // 2)
@@ -168,7 +167,8 @@ class PixelShuffleProjector(Projector):
     input_layer = output_layer = "linear_1"
 
     def __init__(self, config: CaptionerConfig):
-        super().__init__(config)
+        super().__init__()
+        self.dropout = nn.Dropout(config.projector_dropout)
         self.factor = cast(int, config.projector_shuffle)
         width, out = self.factor**2 * config.vision_feature_size, config.text_config.hidden_size
         self.act_name = config.projector_hidden_act
@@ -265,7 +265,7 @@ class TransformerProjector(Projector):
     scale_sample = 64
 
     def __init__(self, config: CaptionerConfig):
-        super().__init__(config)
+        super().__init__()
         self.width = config.text_config.hidden_size
         tokens = cast(int, config.projector_tokens)
         prefix = tokens if config.takes_one_vector else 1
@@ -306,7 +306,7 @@ class ResamplerProjector(Projector):
     learned_std = 0.02
 
     def __init__(self, config: CaptionerConfig):
-        super().__init__(config)
+        super().__init__()
         width = config.vision_feature_size
         self.linear_1, self.norm_1 = nn.Linear(width, width), nn.LayerNorm(width)
         self.learned_tokens = nn.Parameter(self.learned_std * torch.randn(cast(int, config.projector_tokens), width))

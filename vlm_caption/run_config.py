@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
-from .freezing import MODULES, TOWERS, ModulePolicy
+from .freezing import MODULES, TOWERS, ModulePolicy, check_policy
 from .images import MAX_BYTES, MAX_PIXELS
 from .processing_captioner import check_prompt
 
@@ -290,7 +290,10 @@ class RunConfig:
         config.stages = _checked_stages(stages, overrides or {})
         for settings in config.stage_settings():
             for module in MODULES:
-                _check_module(f"training.train_{module}", settings.module(module), module)
+                try:
+                    check_policy(module, settings.module(module).as_policy())
+                except ValueError as error:
+                    raise ConfigError(f"training.train_{error}") from error
         return config
 
     def stage_settings(self) -> list[TrainingSection]:
@@ -387,13 +390,6 @@ def _checked_stages(stages: Any, overrides: dict[str, Any]) -> list[dict[str, An
             }
         )
     return checked
-
-
-def _check_module(name: str, settings: ModuleSettings, module: str) -> None:
-    if module == "projector" and settings.policy not in ("frozen", "full"):
-        raise ConfigError(f"{name}: {settings.policy} is for towers; the projector is frozen or trained in full.")
-    if settings.policy == "last_n" and settings.layers is None:
-        raise ConfigError(f"{name}: last_n needs layers, how many of the last blocks are trained.")
 
 
 def _check_name(name: str, known: list[str], complaint: str) -> None:

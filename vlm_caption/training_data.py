@@ -72,6 +72,16 @@ def open_features(config: RunConfig) -> Vectors | None:
     return open_vectors(config.data.features, config.data.feature_column)
 
 
+def picture_opener(settings: DataSection) -> PictureOpener:
+    """What opens the pictures, within the settings' limits."""
+    return PictureOpener(settings.max_pixels, settings.max_bytes)
+
+
+def bad_images(settings: DataSection, path: Path | None = None) -> BadImages | None:
+    """What counts bad images, and writes them to `path`, where they are left out; None where one ends the run."""
+    return BadImages(path, settings.max_bad_share) if settings.on_bad_image == "skip" else None
+
+
 def load_splits(
     corpus: Corpus, settings: DataSection, eval_images: int, bad: BadImages | None = None
 ) -> tuple[Dataset, Dataset]:
@@ -130,11 +140,9 @@ class CaptionSplits:
         self.config = config
         self.vectors = open_features(config)
         corpus = open_data(config.data)
-        self.bad = None
-        if config.data.on_bad_image == "skip":
-            # Of several processes, which all find the same, one writes it down.
-            path = Path(config.training.output_dir) / BAD_IMAGES_NAME if is_first_process() else None
-            self.bad = BadImages(path, config.data.max_bad_share)
+        # Of several processes, which all find the same, one writes it down.
+        path = Path(config.training.output_dir) / BAD_IMAGES_NAME if is_first_process() else None
+        self.bad = bad_images(config.data, path)
         self.train, self.dev = load_splits(corpus, config.data, config.training.eval_images, self.bad)
         chosen = config.data.captions_per_image
         logger.info(
@@ -187,9 +195,11 @@ class TrainingData:
         processor: CaptionerProcessor,
     ):
         config, bad = splits.config, splits.bad
+        tower = model.core.vision_tower
+        is_frozen = tower is not None and not any(parameter.requires_grad for parameter in tower.parameters())
         options: dict[str, Any] = {
-            "cache": settings.cache_features,
-            "open_picture": PictureOpener(config.data.max_pixels, config.data.max_bytes),
+            "cache": settings.cache_features and is_frozen,
+            "open_picture": picture_opener(config.data),
             "bad": bad,
             "vectors": splits.vectors,
         }

@@ -10,13 +10,12 @@ import torch
 import xxhash
 from datasets import Dataset
 
-from .backbones import cache_dir
 from .captioner import Captioner
 from .console import progress
 from .data import DataError, PictureOpener, Vectors
 from .data.collator import CaptionCollator
 from .dev_captions import caption_batch
-from .features import CONTENTS_NAME, features_key
+from .features import CONTENTS_NAME, features_dir, features_key
 from .files import write_text
 from .image_contents import content_digests
 
@@ -98,12 +97,9 @@ def caption_settings(captioner: Captioner, collator: CaptionCollator, generation
     }
 
 
-def picture_settings(
-    captioner: Captioner, images: Sequence[str], features_dir: Path | None, open_picture: PictureOpener
-) -> dict[str, Any]:
+def picture_settings(captioner: Captioner, images: Sequence[str], open_picture: PictureOpener) -> dict[str, Any]:
     """Which pictures are captioned, and how they are seen; arguments as of `image_features`."""
-    memory = (features_dir or cache_dir() / "features") / CONTENTS_NAME
-    digests, _ = content_digests(images, memory, open_picture.max_bytes)
+    digests, _ = content_digests(images, features_dir() / CONTENTS_NAME, open_picture.max_bytes)
     return {
         "data": xxhash.xxh3_128_hexdigest(digests.tobytes()),
         "image features": features_key(captioner.model, captioner.processor, open_picture=open_picture),

@@ -155,14 +155,14 @@ def open_corpus(
     source, name = _recognise(
         path,
         format,
-        images,
-        image_column,
-        caption_column,
-        subset,
-        features,
-        feature_column,
-        question_column,
-        questions,
+        images=images,
+        image_column=image_column,
+        caption_column=caption_column,
+        subset=subset,
+        features=features,
+        feature_column=feature_column,
+        question_column=question_column,
+        questions=questions,
     )
     return Corpus(source, name, _format(source, name), cleaning or Cleaning(), dev_share)
 
@@ -189,20 +189,14 @@ def _format(source: Source, name: str) -> Format:
 def _recognise(
     path: str | os.PathLike,
     format: str | None,
+    *,
     images: str | os.PathLike | None = None,
-    image_column: str | None = None,
-    caption_column: str | None = None,
-    subset: str | None = None,
     features: str | os.PathLike | None = None,
-    feature_column: str | None = None,
-    question_column: str | None = None,
     questions: bool = False,
+    **columns: str | None,
 ) -> tuple[Source, str]:
     folder, vectors = (None if given is None else Path(given) for given in (images, features))
-    source = Source(
-        *(Path(path), folder, image_column, caption_column, subset),
-        *(vectors, feature_column, question_column, questions),
-    )
+    source = Source(Path(path), images=folder, features=vectors, questions=questions, **columns)
     if format is not None and format not in FORMATS:
         near = difflib.get_close_matches(format.lower(), FORMATS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(FORMATS)}"

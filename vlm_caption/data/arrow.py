@@ -19,6 +19,7 @@ import pyarrow.types as kinds
 from datasets import Dataset, DatasetDict
 
 from ..backbones import cache_dir, is_hub_id
+from ..console import first_line_of
 from .places import Place, digest_base64, find_base64
 from .records import (
     IMAGE_COLUMNS,
@@ -130,8 +131,7 @@ def _call(load: Callable[[], Any], complaint: str) -> Any:
         with _quiet():
             return load()
     except Exception as error:  # datasets lets through the errors of pyarrow, fsspec, json and the Hub's client
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise DataError(f"{complaint} ({reason})") from error
+        raise DataError(f"{complaint} ({first_line_of(error)})") from error
 
 
 @contextmanager

@@ -142,7 +142,7 @@ def check_pictures(
         try:
             open_picture(image)
         except ImageError as error:
-            return error.with_traceback(None)  # it would hold on to the half-decoded picture
+            return error.detached()
         return None
 
     for row, error in enumerate(progress(map_in_threads(fault, images), total=len(images), desc="checking images")):

@@ -78,14 +78,6 @@ class CaptionCollator:
             self.prefix, [behind] = processor.encode_prompts([None], self.prompt)
             self.prefix += behind
 
-    def caption_ids(self, caption: str) -> list[int]:
-        """Token ids of one caption, its end token included.
-
-        Raises:
-            DataError: if nothing is left of the caption.
-        """
-        return self._tokenize([caption])[0]
-
     def prompt_ids(self, row: dict) -> list[int]:
         """Token ids of what stands before a row's first caption: the whole prompt, its question included."""
         if not self.asks:
@@ -151,8 +143,8 @@ class CaptionCollator:
         start = len(self.prefix)
         packed = self._segments(rows)
         width = max(sum(len(caption) for _, caption in segments) for segments in packed)  # M
-        # T
-        length = start + max(sum(len(asked) + len(caption) for asked, caption in segments) for segments in packed)
+        longest = max(sum(len(asked) + len(caption) for asked, caption in segments) for segments in packed)
+        length = start + longest  # T
         pad = self.tokenizer.pad_token_id
 
         input_ids = torch.full((len(rows), length), pad)
