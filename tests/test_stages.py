@@ -191,6 +191,17 @@ def test_a_changed_stage_is_refused_with_the_difference(run):
     run(stages=STAGES[1:], **{"training.resume": False})
 
 
+def test_how_far_a_finished_stage_went_is_fixed_and_the_last_one_can_be_taken_further(run, tmp_path):
+    run()
+    with pytest.raises(ConfigError, match=r"\(stages\.align\.max_steps, of a finished stage: 3 → 5\): choose"):
+        run(stages=[STAGES[0] | {"max_steps": 5}, STAGES[1]])
+    with pytest.raises(ConfigError, match=r"\(stages\.align\.epochs, of a finished stage: 3\.0 → 4\.0\): choose"):
+        run(**{"training.epochs": 4.0})  # which the stages have from the training
+    assert "epochs: 3.0" in (tmp_path / "run/run_config.yaml").read_text()
+    run(stages=[STAGES[0], STAGES[1] | {"max_steps": 5}])
+    assert (tmp_path / "run/stage-2-tune/checkpoint-5").is_dir()
+
+
 def test_a_fresh_start_leaves_no_stage_of_the_run_before(run, tmp_path):
     run(stages=[*STAGES[:1], {"name": "old", "max_steps": 1}])
     run(stages=STAGES, **{"training.resume": False})

@@ -108,11 +108,23 @@ def check_same_run(config: RunConfig) -> None:
             if f"training.{name}" not in _FREE_ON_RESUME
             and (old := was.get(name, "none")) != (new := now.get(name, "none"))
         ]
+        changes += _changes_of_finished(before, config)
     if changes:
         raise ConfigError(
             f"{output_dir} holds a run of another config ({'; '.join(changes)}): choose another "
             "training.output_dir, go back to its settings, or start afresh with training.resume false."
         )
+
+
+def _changes_of_finished(before: RunConfig, config: RunConfig) -> list[str]:
+    """Where stages that are not run again were to go less far, or further."""
+    return [
+        f"stages.{stage.name}.{name}, of a finished stage: {old!r} → {new!r}"
+        for settings, stage in zip(before.stage_settings(), plan_stages(config), strict=False)
+        if stage.is_finished
+        for name in ("epochs", "max_steps")
+        if (old := getattr(settings, name)) != (new := getattr(stage.settings, name))
+    ]
 
 
 def _goes_on(config: RunConfig) -> bool:
