@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import tarfile
 
 import pytest
@@ -98,6 +99,44 @@ def test_vqa_is_read_with_its_most_common_answers(photos, version):
     annotations.unlink()
     with pytest.raises(DataError, match=r"mscoco_train2014_annotations\.json is missing"):
         read(photos)
+
+
+def write_vqa(folder, subset: str, kinds=("OpenEnded",), answer: str | None = "a dog") -> None:
+    """One question of the kinds' files, and its answer, about the picture 9 of a subset."""
+    (folder / subset).mkdir()
+    Image.new("RGB", (4, 3)).save(folder / subset / f"COCO_{subset}_000000000009.jpg")
+    for kind in kinds:
+        asked = [{"image_id": 9, "question_id": 1, "question": f"{kind}?"}]
+        (folder / f"{kind}_mscoco_{subset}_questions.json").write_text(json.dumps({"questions": asked}))
+    if answer is not None:
+        answered = [{"image_id": 9, "question_id": 1, "multiple_choice_answer": answer}]
+        (folder / f"mscoco_{subset}_annotations.json").write_text(json.dumps({"annotations": answered}))
+
+
+def test_vqas_test_questions_are_left_out_where_others_have_answers(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "vlm_caption")
+    for subset, answer in (("train2014", "a dog"), ("val2014", "a cat"), ("test2015", None), ("test-dev2015", None)):
+        write_vqa(tmp_path, subset, answer=answer)
+    corpus = open_corpus(tmp_path, questions=True)
+    assert [(split, corpus.load(split)["captions"]) for split in corpus.splits] == [
+        ("train", [["a dog"]]),
+        ("val", [["a cat"]]),
+    ]
+    names = "OpenEnded_mscoco_test-dev2015_questions.json, OpenEnded_mscoco_test2015_questions.json"
+    assert caplog.messages.count(f"{tmp_path}: left out, for their answers are not beside them: {names}") == 1
+
+
+def test_a_folder_without_vqas_files_is_told_so(photos):
+    with pytest.raises(DataError, match=r"it holds no questions of VQA's, \*mscoco_\*_questions\.json"):
+        read(photos, format="vqa")
+
+
+def test_vqas_two_files_of_the_same_questions_are_read_once(tmp_path):
+    write_vqa(tmp_path, "train2014", kinds=("MultipleChoice", "OpenEnded"))
+    [row] = read(tmp_path)
+    assert row["questions"] == ["OpenEnded?"]
+    [row] = read(tmp_path / "MultipleChoice_mscoco_train2014_questions.json")
+    assert row["questions"] == ["MultipleChoice?"]
 
 
 def test_questions_are_counted_with_their_answers_and_cleaned(photos):

@@ -181,16 +181,29 @@ def read_vqa(source: Source) -> Iterator[Record | Problem]:
     """Yield each question of VQA and VQAv2 with its most common answer, `multiple_choice_answer`.
 
     `v2_OpenEnded_mscoco_train2014_questions.json` stands beside `v2_mscoco_train2014_annotations.json`; pictures are
-    `train2014/COCO_train2014_000000000009.jpg`, as COCO names them.
+    `train2014/COCO_train2014_000000000009.jpg`, as COCO names them. Of a folder, questions without annotations are
+    left out, as the test's are, and so are VQA's `MultipleChoice` files beside their `OpenEnded` ones: they hold the
+    same questions.
 
     Raises:
-        DataError: A file is not JSON, lacks its annotations, or has no pictures.
+        DataError: There are no files, one is not JSON, none has its annotations, or there are no pictures.
     """
     files = find_vqa(source.path)
-    for file, split in zip(files, settle_names([find_split(file.stem) for file in files]), strict=True):
-        annotations = _vqa_annotations(file)
-        if not annotations.is_file():
-            raise DataError(f"{file}: its answers are not beside it: {annotations.name} is missing")
+    if not files:
+        raise DataError(f"{source.path}: it holds no questions of VQA's, *mscoco_*_questions.json")
+    by_annotations: dict[Path, Path] = {}
+    for file in sorted(files, key=lambda file: "OpenEnded" not in file.name):
+        by_annotations.setdefault(_vqa_annotations(file), file)
+    answered = {annotations: file for annotations, file in by_annotations.items() if annotations.is_file()}
+    unanswered = [file for annotations, file in by_annotations.items() if annotations not in answered]
+    if not answered:
+        file = unanswered[0]
+        raise DataError(f"{file}: its answers are not beside it: {_vqa_annotations(file).name} is missing")
+    if unanswered:
+        names = ", ".join(file.name for file in unanswered)
+        logger.info("%s: left out, for their answers are not beside them: %s", source.path, names)
+    splits = settle_names([find_split(file.stem) for file in answered.values()])
+    for (annotations, file), split in zip(answered.items(), splits, strict=True):
         subset = annotations.stem.split("_")[-2]  # "train2014"
         root = file.parent.parent if file.parent.name == "annotations" else file.parent
         folder = ImageFolder(source, [root / subset, root / "images" / subset, root / "images", root])
