@@ -56,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.json:
             print(json.dumps({"path": config.data.path, "refusal": str(error)}))
         return _complain(f"training would refuse this data: {error}", 1)
+    except ConfigError as error:
+        return _complain(error, 2)
     except KeyboardInterrupt:
         return 130
     print(json.dumps(inspection.to_dict()) if arguments.json else inspection)

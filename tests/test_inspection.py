@@ -272,6 +272,7 @@ class TestCommand:
             (["x", "--html", "/no/where/x.html"], "--html: there is no folder /no/where"),
             (["x", "--samples", "0"], "give a whole number of at least 1"),
             (["--config", "nowhere.yaml"], "nowhere.yaml: the config cannot be read"),
+            (["x", "--question-column", "ask"], "data.question_column is 'ask', and data.prompt asks no question"),
         ],
     )
     def test_bad_usage_is_one_sentence_and_exit_code_2(self, options, sentence, capsys):

@@ -53,6 +53,11 @@ def test_caches_what_training_then_finds(script, settings, cache, tmp_path, capf
         (["--data.path", "nowhere"], "nowhere: there is no such file or folder"),
         (["--dev-split", "val"], "no image is in the split 'val'; splits that are there: dev, train"),
         (["--image-tokens", "pooled"], "image_grid and pooled_in_front belong to image_tokens='patches'."),
+        (
+            ["--question-column", "ask"],
+            "data.question_column is 'ask', and data.prompt asks no question: write {question} in data.prompt, or "
+            "leave out data.question_column.",
+        ),
     ],
 )
 def test_what_cannot_be_used_ends_in_a_sentence(script, settings, cache, capfd, options, sentence):

@@ -116,6 +116,7 @@ class TestOfACheckpoint:
             (["--data.path", "nowhere"], "nowhere: there is no such file or folder"),
             (["--split", "tset"], "no image is in the split 'tset'"),
             (["--caption-column", "title"], "there is no caption column: looked for title and found image, caption"),
+            (["--question-column", "ask"], "data.question_column is 'ask', and data.prompt asks no question: write"),
             (["--dev-share", "2"], "data.dev_share must be at least 0 and below 1, and 2.0 is not."),
             (["--checkpoint", "no/where"], "'no/where'"),
             (["--num-beams", "0"], "generation.num_beams must be above 0, and 0 is not."),

@@ -44,6 +44,11 @@ def test_trains_and_tells_how_far_it_is(script, options, tmp_path, capfd):
         (["--dev-split", "val"], "no image is in the split 'val'; splits that are there: dev, train"),
         (["--vision", "wheel:dinov2-smal"], "wheel:dinov2-small"),
         (["--image-tokens", "pooled"], "image_grid and pooled_in_front belong to image_tokens='patches'."),
+        (
+            ["--question-column", "ask"],
+            "data.question_column is 'ask', and data.prompt asks no question: write {question} in data.prompt, or "
+            "leave out data.question_column.",
+        ),
     ],
 )
 def test_what_cannot_be_used_ends_in_a_sentence(script, options, tmp_path, capfd, changes, sentence):

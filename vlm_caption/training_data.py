@@ -38,8 +38,14 @@ def open_data(settings: DataSection) -> Corpus:
     """Opens the corpus that the settings describe.
 
     Raises:
+        ConfigError: if they name a column of questions, and the prompt asks none.
         DataError: if it cannot be read.
     """
+    if settings.question_column is not None and QUESTION not in settings.prompt:
+        raise ConfigError(
+            f"data.question_column is {settings.question_column!r}, and data.prompt asks no question: write "
+            f"{QUESTION} in data.prompt, or leave out data.question_column."
+        )
     return open_corpus(
         settings.path,
         settings.format,
@@ -132,7 +138,7 @@ class CaptionSplits:
         vectors: what the captions are of, where that is no pictures; `image` is then the name of a row of them.
 
     Raises:
-        ConfigError: if the config names vectors and a vision tower, or neither.
+        ConfigError: if the config names vectors and a vision tower, or neither; or questions that are not asked.
         DataError: if something is wrong with the corpus, or too many images are missing.
     """
 
