@@ -20,7 +20,7 @@ from towers import (
 from vlm_caption import Captioner, CaptionerProcessor
 from vlm_caption.data.collator import CaptionCollator
 from vlm_caption.run_config import ConfigError, RunConfig
-from vlm_caption.training_model import set_prompt
+from vlm_caption.training_model import set_generation, set_prompt
 
 # In the manner of Phi and of Gemma: an end of turn that is not the end token, content that is trimmed.
 CHAT_TEMPLATE = (
@@ -240,6 +240,26 @@ def test_captions_end_where_the_prompt_leaves_no_position(processor):
     set_prompt(model, processor, config.data, ["Why?", "Which one?"])
     before, [behind] = processor.encode_prompts(["Which one?"])
     assert model.generation_config.max_new_tokens == POSITIONS - len(before) - len(behind)
+
+
+@pytest.mark.parametrize(
+    ("settings", "longest"),
+    [
+        ({}, 40),
+        ({"data.max_caption_tokens": 64}, 40),
+        ({"data.max_caption_tokens": 30}, 40),
+        ({"data.max_caption_tokens": 70}, 70),
+        ({"data.max_caption_tokens": 70, "generation.max_new_tokens": 20}, 20),
+        ({"data.max_caption_tokens": 256}, POSITIONS - 5),  # what four image tokens behind BOS leave
+    ],
+)
+def test_captions_are_written_as_long_as_they_are_trained_above_the_usual_length(processor, settings, longest):
+    model = tiny_model()
+    model.generation_config.max_new_tokens = 40
+    config = RunConfig.load(None, settings)
+    set_generation(model, config)
+    set_prompt(model, processor, config.data)
+    assert model.generation_config.max_new_tokens == longest
 
 
 def test_a_base_model_has_no_chat(processor):

@@ -1,6 +1,7 @@
 """The settings of a run: defaults, YAML, overrides, the command line, and the sentences for what is wrong."""
 
 import argparse
+import json
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,13 @@ def test_every_config_of_the_repository_loads(path):
     config = RunConfig.load(path)
     assert config.training.output_dir == f"runs/{path.stem}"
     assert config.data.path
+
+
+def test_the_shipped_checkpoint_writes_captions_as_its_config_says():
+    repository = Path(__file__).parents[1]
+    settings = RunConfig.load(repository / "configs" / "embedded.yaml").generation.settings()
+    saved = json.loads((repository / "checkpoints" / "embedded" / "generation_config.json").read_text())
+    assert settings == {"num_beams": saved["num_beams"]} == {"num_beams": 3}
 
 
 def test_there_are_configs_to_load():

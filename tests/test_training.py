@@ -19,7 +19,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from towers import EOS, save_language_model, save_vision_tower, tiny_model, tiny_processor
 
-from vlm_caption import CaptionerForConditionalGeneration, CaptionerProcessor, hardware, training, training_data
+from vlm_caption import (
+    Captioner,
+    CaptionerForConditionalGeneration,
+    CaptionerProcessor,
+    hardware,
+    training,
+    training_data,
+)
 from vlm_caption.backbones import BackboneError
 from vlm_caption.data import DataError, load_captions
 from vlm_caption.data.collator import CaptionCollator
@@ -306,6 +313,11 @@ class TestResuming:
             "another training.output_dir, go back to its settings, or start afresh with training.resume false."
         )
 
+    def test_another_way_to_write_captions_is_refused_with_the_difference(self, run, interrupt):
+        interrupt(run)
+        with pytest.raises(ConfigError, match=r"another config \(generation\.num_beams: None → 2\): choose"):
+            run(**{"generation.num_beams": 2})
+
     def test_a_fresh_start_leaves_nothing_of_the_run_before(self, run, tmp_path):
         run()
         run(**{"training.resume": False, "training.max_steps": 2, "training.learning_rate": 1e-3})
@@ -314,6 +326,23 @@ class TestResuming:
 
 
 class TestSettings:
+    def test_samples_and_checkpoint_write_captions_as_the_config_says(self, run, tmp_path):
+        generation = {"generation.num_beams": 3, "generation.max_new_tokens": 6}
+        run(**generation, **{"training.samples": 8, "training.max_steps": 2})
+        saved = json.loads((tmp_path / "run" / "generation_config.json").read_text())
+        assert (saved["num_beams"], saved["max_new_tokens"]) == (3, 6)
+        facts = json.loads((tmp_path / "run" / "model_card.json").read_text())["training"]
+        captioner = Captioner.from_pretrained(tmp_path / "run", device="cpu")
+        photos = [tmp_path / sample["image"] for sample in facts["samples"]]
+        told = [sample["caption"] for sample in facts["samples"]]
+        assert [caption.text for caption in captioner.caption(photos)] == told
+        assert [caption.text for caption in captioner.caption(photos, num_beams=1)] != told
+
+    def test_a_setting_of_beam_search_needs_beams(self, run, tmp_path):
+        with pytest.raises(ConfigError, match=r"^generation\.length_penalty is of beam search: set"):
+            run(**{"generation.length_penalty": 0.5})
+        assert not (tmp_path / "run").exists()
+
     def test_one_seed_gives_one_model(self, run):
         first, second, other = run("a"), run("b"), run("c", **{"training.seed": 1})
         assert torch.equal(projector(first)["linear_1.weight"], projector(second)["linear_1.weight"])

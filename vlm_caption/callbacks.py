@@ -72,7 +72,7 @@ class SampleCaptions(TrainerCallback):
             logger.info("  %s: %s  [reference: %s]", sample["image"], sample["caption"], sample["reference"])
 
     def captions(self, model: CaptionerForConditionalGeneration) -> list[dict[str, str]]:
-        """The name, the caption and a reference of each image; greedy, of the model's usual length."""
+        """The name, the caption and a reference of each image; captions as of `caption_rows`."""
         texts = caption_rows(model, self.collator, self.rows, len(self.rows))
         return [
             {

@@ -18,8 +18,8 @@ def caption_rows(
 ) -> list[str]:
     """A caption of each row, or an answer to its first question.
 
-    They are written greedily, as long as the model's generation settings let them be. Nothing is drawn at random, and
-    the model is in eval mode meanwhile: training goes on as if nobody had asked.
+    They are written by the model's generation settings, except that nothing is drawn at random; and the model is in
+    eval mode meanwhile: training goes on as if nobody had asked.
 
     Args:
         model: in any mode.
@@ -37,7 +37,6 @@ def caption_rows(
                 collator,
                 rows[start : start + batch_size],
                 do_sample=False,
-                num_beams=1,
                 max_new_tokens=model.generation_config.max_new_tokens or MAX_NEW_TOKENS,
             )
     model.train(training)

@@ -22,7 +22,7 @@ from .checkpoints import (
 )
 from .console import is_first_process
 from .files import write_text
-from .run_config import ConfigError, RunConfig, field_types
+from .run_config import ConfigError, RunConfig
 from .stages import STAGE_PATTERN, holds_progress, plan_stages
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,6 @@ _FREE_ON_RESUME = {
     *(f"training.{name}" for name in ("output_dir", "epochs", "max_steps", "patience", "resume", "compile")),
     *(f"training.{name}" for name in ("eval_steps", "save_steps", "logging_steps", "samples", "report_to")),
     *("training.cache_features", "data.max_bad_share"),
-    *(name for name in field_types() if name.startswith("generation.")),
 }
 
 
@@ -93,7 +92,7 @@ def check_same_run(config: RunConfig) -> None:
     before = RunConfig.load(output_dir / RUN_CONFIG_NAME)
     changes = [
         f"{section}.{name}: {old!r} → {new!r}"
-        for section in ("model", "data", "training")
+        for section in ("model", "data", "training", "generation")
         for name, old in dataclasses.asdict(getattr(before, section)).items()
         if (new := getattr(getattr(config, section), name)) != old and f"{section}.{name}" not in _FREE_ON_RESUME
     ]

@@ -96,7 +96,8 @@ class DataSection:
             and the text is not learnt. With `{question}` in it, the data's questions are asked there, and their
             answers are learnt. Captioning asks in the same way.
         chat: Whether the prompt is the user's turn in the language model's chat template, the caption the answer.
-        max_caption_tokens: Longer captions are cut here.
+        max_caption_tokens: Longer captions are cut here. Above the default, captions are also written that long unless
+            `generation.max_new_tokens` says otherwise.
         on_bad_image: What a picture that is missing or cannot be opened does: "error" stops the run; with "skip" it is
             left out, counted, and written to `bad_images.jsonl` in the output folder.
         max_bad_share: With "skip", a larger share of bad pictures stops the run.
@@ -212,10 +213,12 @@ class TrainingSection:
 class GenerationSection:
     """How captions are written, in the words of transformers' `generate`; None is the checkpoint's own setting.
 
+    A training's are the settings of the checkpoint that it makes, and of its dev captions.
+
     Attributes:
         max_new_tokens: The longest caption, in tokens.
         num_beams: Of beam search; 1 is greedy.
-        do_sample: Draw tokens by chance, the same ones in every evaluation.
+        do_sample: Draw tokens by chance, the same ones in every evaluation; dev captions are never drawn.
         repetition_penalty: Above 1, tokens that were written before become less likely.
         length_penalty: Of beam search: above 0 favours longer captions, below 0 shorter ones.
         no_repeat_ngram_size: No run of so many tokens is written twice; 0: any may be.

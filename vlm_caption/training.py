@@ -26,7 +26,7 @@ from .run_config import RunConfig
 from .stages import Stage, plan_stages
 from .trainer import CaptionTrainer, check_logging, training_arguments
 from .training_data import CaptionSplits, TrainingData, each_caption, each_question
-from .training_model import check_stages, compose_captioner, log_parts, set_prompt
+from .training_model import check_stages, compose_captioner, log_parts, set_generation, set_prompt
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
     check_data(config, data_found)
     model, processor = compose_captioner(config, each_caption(splits.train), splits.vectors)
     check_stages(model, stages)
+    set_generation(model, config)
     set_prompt(model, processor, config.data, [*each_question(splits.train), *each_question(splits.dev)])
     check_packing(model)
     arguments = training_arguments(stages[0].settings)

@@ -46,6 +46,30 @@ def compose_captioner(
         raise ConfigError(f"The settings in model do not go together: {' '.join(str(error).split())}") from error
 
 
+def set_generation(model: CaptionerForConditionalGeneration, config: RunConfig) -> None:
+    """Makes the config's generation settings the model's, which dev captions are written with, and saved with it.
+
+    Where captions are trained at more than the usual length, they are written at that length as well.
+
+    Args:
+        model: the run's.
+        config: the run's.
+
+    Raises:
+        ConfigError: if the settings do not go together.
+    """
+    own = model.generation_config
+    longest = config.data.max_caption_tokens
+    if longest > DataSection.max_caption_tokens:
+        own.max_new_tokens = max(longest, own.max_new_tokens or 0)
+    settings = config.generation.settings()
+    if settings.get("length_penalty", 1) != 1 and settings.get("num_beams", 1) == 1:
+        raise ConfigError(  # transformers would refuse to save it
+            "generation.length_penalty is of beam search: set generation.num_beams above 1, or leave it out."
+        )
+    own.update(**settings)
+
+
 def set_prompt(
     model: CaptionerForConditionalGeneration,
     processor: CaptionerProcessor,
