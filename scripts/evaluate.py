@@ -14,6 +14,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from datasets import disable_progress_bars
 
@@ -23,11 +24,11 @@ from vlm_caption.console import ArgumentParser, setup_logging
 from vlm_caption.data import DataError, Place, open_vectors
 from vlm_caption.evaluation import Evaluation, evaluate, evaluate_files, training_captions
 from vlm_caption.evaluation_files import write_evaluation
-from vlm_caption.facts import evaluation_facts, record_evaluation
+from vlm_caption.facts import evaluation_facts, record_evaluation, trained_caption_tokens
 from vlm_caption.hardware import hold_frozen
 from vlm_caption.images import ImageError
 from vlm_caption.model_card import write_model_card
-from vlm_caption.run_config import RunConfig, add_arguments, parse_arguments
+from vlm_caption.run_config import ConfigError, RunConfig, add_arguments, parse_arguments
 from vlm_caption.training_data import bad_images, open_data, picture_opener
 from vlm_caption.unfinished_captions import UNFINISHED_NAME
 
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         captioner = None
         if arguments.results is None:
             captioner = Captioner.from_pretrained(arguments.checkpoint)
+            config = _as_trained(captioner, arguments, overrides)
             hold_frozen(captioner.model, arguments.precision or config.training.precision)
             result = _evaluate(captioner, config, arguments)
         else:
@@ -104,6 +106,21 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     add_arguments(parser, ["data", "generation"])
     return parser
+
+
+def _as_trained(captioner: Captioner, arguments: argparse.Namespace, overrides: dict[str, Any]) -> RunConfig:
+    """The config, with the checkpoint's own settings where neither the file nor the command line has others."""
+    chat = captioner.processor.chat
+    own = {"data.chat": chat, "data.max_caption_tokens": trained_caption_tokens(captioner.model)}
+    defaults = {name: value for name, value in own.items() if value is not None}
+    config = RunConfig.load(arguments.config, overrides, defaults)
+    if config.data.chat != chat:
+        given, trained = str(config.data.chat).lower(), str(chat).lower()
+        raise ConfigError(
+            f"data.chat is {given}, and the checkpoint {arguments.checkpoint} was trained with {trained}: leave it "
+            "out."
+        )
+    return config
 
 
 def _evaluate(captioner: Captioner, config: RunConfig, arguments: argparse.Namespace) -> Evaluation:

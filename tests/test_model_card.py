@@ -327,7 +327,7 @@ class TestTraining:
         assert (training["steps"], training["images_a_step"]) == (8, 4)
         assert training["images_seen"] == 32
         assert training["learning_rate"] == 1e-2
-        assert training["prompt"] == "A colour:"
+        assert (training["prompt"], training["max_caption_tokens"]) == ("A colour:", 64)
         assert set(training["precision"].values()) == {"float32"}
         assert training["dev_loss"] > 0
         assert training["dev_loss_shuffled"] > 0

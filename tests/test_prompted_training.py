@@ -50,7 +50,7 @@ def test_questions_are_trained_on_and_asked_again_by_the_same_commands(tmp_path,
     assert "there is no question to fill it" in capsys.readouterr().err
 
     arguments = ["--checkpoint", str(run), "--data.path", str(tmp_path), "--precision", "fp32"]
-    arguments += ["--output-dir", str(tmp_path / "scores")]
+    arguments += ["--output-dir", str(tmp_path / "scores"), "--question-column", "question"]
     assert load_script("evaluate").main(arguments) == 0
     results = json.loads((tmp_path / "scores" / "results.json").read_text())
     found = {entry["image_id"]: entry["caption"] for entry in results}
@@ -58,7 +58,7 @@ def test_questions_are_trained_on_and_asked_again_by_the_same_commands(tmp_path,
     assert found["dev_red.png: A dog?"] == answers[1]
 
 
-def test_a_chat_is_trained_on_and_captions_as_a_chat(tmp_path):
+def test_a_chat_is_trained_on_and_captions_as_a_chat(tmp_path, capsys):
     write_colours(tmp_path)
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE
@@ -73,6 +73,10 @@ def test_a_chat_is_trained_on_and_captions_as_a_chat(tmp_path):
     [caption] = captioner.caption(tmp_path / "dev_red.png", max_new_tokens=4)
     [same] = captioner.caption(tmp_path / "dev_red.png", prompt="Say.", max_new_tokens=4)
     assert caption == same
+    arguments = ["--checkpoint", str(tmp_path / "run"), "--data.path", str(tmp_path), "--chat", "false"]
+    assert load_script("evaluate").main([*arguments, "--output-dir", str(tmp_path / "scores")]) == 2
+    sentence = f"data.chat is false, and the checkpoint {tmp_path / 'run'} was trained with true: leave it out."
+    assert sentence in capsys.readouterr().err
     assert (
         "Prompt before each caption, in the language model's chat template: `Say.`"
         in (tmp_path / "run" / "README.md").read_text()

@@ -8,6 +8,8 @@ from test_evaluation import REFERENCES, RIGHT, SAME, write_files
 from test_training import write_colours
 from towers import tiny_model, tiny_processor
 
+from vlm_caption import Captioner
+from vlm_caption.facts import record_training
 from vlm_caption.metrics import COCO_METRICS
 from vlm_caption.unfinished_captions import UNFINISHED_NAME, UnfinishedCaptions
 
@@ -89,6 +91,22 @@ class TestOfACheckpoint:
         assert (found["data"], found["images"]) == ("captions.csv, train", 2)
         assert found["generation"] == {"max_new_tokens": 2, "num_beams": 2}
 
+    def test_captions_are_cut_as_in_training_unless_that_is_said(self, command, options, tmp_path, capsys):
+        def loss(*changes: str) -> float:
+            assert command([*options, "--json", *changes]) == 0
+            return json.loads(capsys.readouterr().out.splitlines()[-1])["loss"]
+
+        model = Captioner.from_pretrained("checkpoint", device="cpu").model
+        usual, short, shorter = loss(), loss("--max-caption-tokens", "2"), loss("--max-caption-tokens", "1")
+        assert len({usual, short, shorter}) == 3
+        record_training(model, tmp_path / "checkpoint", {"max_caption_tokens": 2})
+        (tmp_path / "run.yaml").write_text("data: {max_caption_tokens: 1}\n")
+        assert loss() == short
+        assert loss("--config", "run.yaml") == shorter
+        assert loss("--config", "run.yaml", "--max-caption-tokens", "64") == usual
+        record_training(model, tmp_path / "checkpoint", {})  # of an earlier version
+        assert loss() == usual
+
     def test_an_error_of_the_data_is_not_one_of_the_output_folder(self, command, options, monkeypatch, capsys):
         def fail(*args, **kwargs):
             raise PermissionError(13, "Permission denied", "captions.csv")
@@ -116,6 +134,7 @@ class TestOfACheckpoint:
             (["--data.path", "nowhere"], "nowhere: there is no such file or folder"),
             (["--split", "tset"], "no image is in the split 'tset'"),
             (["--caption-column", "title"], "there is no caption column: looked for title and found image, caption"),
+            (["--chat", "true"], "data.chat is true, and the checkpoint checkpoint was trained with false: leave"),
             (["--question-column", "ask"], "data.question_column is 'ask', and data.prompt asks no question: write"),
             (["--dev-share", "2"], "data.dev_share must be at least 0 and below 1, and 2.0 is not."),
             (["--checkpoint", "no/where"], "'no/where'"),

@@ -61,6 +61,22 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
+def trained_caption_tokens(model: CaptionerPreTrainedModel) -> int | None:
+    """The `data.max_caption_tokens` that a checkpoint was trained with; None where that is not known.
+
+    Args:
+        model: as it was loaded from the checkpoint.
+    """
+    try:
+        facts = read_facts(Path(str(model.name_or_path)))
+    except ValueError as error:
+        logger.warning("%s It is not known where captions were cut in training.", error)
+        return None
+    if facts.get("weights") != weights_fingerprint(model):
+        return None
+    return facts.get("training", {}).get("max_caption_tokens")
+
+
 def record_training(model: CaptionerForConditionalGeneration, folder: Path, training: dict[str, Any]) -> None:
     """Writes down how a checkpoint was trained. What was known of earlier weights there is forgotten.
 
@@ -139,6 +155,7 @@ def training_facts(
         },
         "prompt": config.data.prompt or None,
         "chat": config.data.chat or None,
+        "max_caption_tokens": config.data.max_caption_tokens,
         "steps": steps,
         "images_a_step": settings.batch_size * settings.accumulation * processes,
         "images_seen": round(epochs * train_images),

@@ -252,8 +252,15 @@ class RunConfig:
     stages: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def load(cls, path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> "RunConfig":
+    def load(
+        cls,
+        path: str | Path | None = None,
+        overrides: dict[str, Any] | None = None,
+        defaults: dict[str, Any] | None = None,
+    ) -> "RunConfig":
         """Reads a YAML file and then applies overrides, `{"training.max_steps": 10}`.
+
+        `defaults`, likewise, are for what neither names.
 
         A relative `data.path`, `data.images` or `data.features` in the file is taken from the file's folder's parent
         (the repository, for `configs/`) unless it exists from where the program runs.
@@ -261,7 +268,7 @@ class RunConfig:
         Raises:
             ConfigError: for a file that cannot be read, an unknown field, or a value of the wrong kind.
         """
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = dict(defaults or {})
         stages: Any = []
         if path is not None:
             try:
