@@ -123,6 +123,26 @@ def test_a_wrong_value_gets_a_sentence(name, value, sentence):
     assert load_error({name: value}) == sentence
 
 
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"rank": 4}, "training.train_language: say its policy too, which is frozen|lora|last_n|full."),
+        ({"policy": "full", "rank": 4}, "training.train_language: rank is for the policy lora, and this is full."),
+        (
+            {"policy": "lora", "layers": 1},
+            "training.train_language: layers is for the policy last_n, and this is lora.",
+        ),
+    ],
+)
+def test_settings_of_a_module_that_would_do_nothing_are_refused(settings, sentence):
+    assert load_error({"training.train_language": settings}) == sentence
+
+
+def test_a_projector_with_a_rate_of_its_own_is_trained():
+    config = RunConfig.load(None, {"training.train_projector": {"learning_rate": 1e-4}})
+    assert config.training.module("projector").policy == "full"
+
+
 def test_an_unknown_setting_names_the_nearest():
     assert load_error({"training.learning_rte": 1}) == (
         "there is no setting 'training.learning_rte'; did you mean 'training.learning_rate'?"

@@ -19,6 +19,9 @@ from .freezing import MODULES, TOWERS, ModulePolicy, check_policy
 from .images import MAX_BYTES, MAX_PIXELS
 from .processing_captioner import check_prompt
 
+# What a module's policy must be for these settings of it to mean anything.
+_OF_ONE_POLICY = {"layers": "last_n", "rank": "lora", "alpha": "lora", "dropout": "lora", "targets": "lora"}
+
 # Nothing would be learnt, or told, with 0 of these.
 _POSITIVE = {"data.max_caption_tokens", "data.max_pixels", "data.max_bytes"} | {
     f"training.{name}"
@@ -434,6 +437,13 @@ def _checked_module(name: str, value: dict) -> dict[str, Any]:
     for key in value:
         _check_name(str(key), list(hints), f"{name}: there is no setting")
     checked = {key: _converted(f"{name}.{key}", given, hints[key]) for key, given in value.items()}
+    if "policy" not in checked:
+        if name != "training.train_projector":
+            raise ConfigError(f"{name}: say its policy too, which is {_type_name(hints['policy'])}.")
+        checked["policy"] = "full"
+    for key, policy in _OF_ONE_POLICY.items():
+        if key in checked and checked["policy"] != policy:
+            raise ConfigError(f"{name}: {key} is for the policy {policy}, and this is {checked['policy']}.")
     for key in ("layers", "rank"):
         if checked.get(key) is not None and checked[key] < 1:
             raise ConfigError(f"{name}.{key} must be at least 1, and {checked[key]} is not.")
