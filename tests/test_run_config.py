@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from vlm_caption.run_config import ConfigError, RunConfig, add_arguments, field_types, parse_arguments
+from vlm_caption.run_config import (
+    ConfigError,
+    RunConfig,
+    add_arguments,
+    field_types,
+    parse_arguments,
+    setting_meanings,
+)
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -224,6 +231,14 @@ class TestCommandLine:
     def test_has_an_option_for_every_setting(self):
         options = [word for name in field_types() for word in (f"--{name}", "null")]
         assert set(parse(*options)[1]) == set(field_types())
+
+    def test_help_says_what_each_setting_means(self):
+        meanings = setting_meanings()
+        assert all(meanings[name].endswith(".") for name in field_types())
+        assert meanings["data.dev_share"].startswith("The share of images that is cut off")
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        assert "training: Images in a batch. (default: 8)" in " ".join(parser.format_help().split())
 
     def test_says_nothing_of_settings_that_were_not_given(self):
         arguments, overrides = parse("--config", "run.yaml")
