@@ -168,6 +168,21 @@ def test_a_pooler_that_the_checkpoint_lacks_is_refused_where_it_is_used(tmp_path
         compose(source, language)
     model, processor = compose(source, language, pooled_feature="cls")
     assert model(**processor(images=picture(), return_tensors="pt")).logits.isfinite().all()
+    again = compose(source, language, pooled_feature="cls")[0].core.vision_tower.state_dict()
+    for name, tensor in model.core.vision_tower.state_dict().items():
+        assert tensor.equal(again[name]), "else features of the same tower are computed anew in every process"
+
+
+def test_patches_are_as_many_as_the_image_processors_pixels_have(tmp_path, language):
+    """The config of DINOv2's checkpoints says 518 pixels, and their image processor makes 224."""
+    source = save_vision_tower(tmp_path, "dinov2")
+    BitImageProcessorPil(size={"shortest_edge": 24}, crop_size={"height": 16, "width": 16}).save_pretrained(tmp_path)
+    model, processor = compose(source, language, image_tokens="patches")
+    assert (model.config.image_size, model.config.image_seq_length) == (16, 4)
+    inputs = processor(images=picture(), return_tensors="pt")
+    assert inputs["pixel_values"].shape == (1, 3, 16, 16)
+    assert model(**inputs).logits.isfinite().all()
+    assert compose(save_vision_tower(tmp_path, "dinov2"), language)[0].config.image_size is None
 
 
 def test_a_config_that_names_no_family_is_refused(language):

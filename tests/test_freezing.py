@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from towers import (
     EOS,
     LANGUAGE,
+    OTHER_LANGUAGE,
     PROJECTOR,
     VISION,
     picture,
@@ -162,7 +163,7 @@ def test_the_last_block_and_the_norm_behind_are_found_in_every_vision_tower(fami
     assert not any("head" in key or "pre" in key or key.startswith(f"{name}.") for key in names)
 
 
-@pytest.mark.parametrize("family", sorted(LANGUAGE))
+@pytest.mark.parametrize("family", sorted(LANGUAGE | OTHER_LANGUAGE))
 def test_the_last_block_and_the_norm_behind_are_found_in_every_language_model(family):
     model = tiny_model(language=family)
     block, norm = last_blocks(model.core.language_model, 1)
@@ -450,7 +451,9 @@ def test_an_adapter_goes_on_or_is_merged_when_another_policy_follows(model, inpu
     assert logits(model, inputs).equal(expected)
     set_policies(model, {"language": ModulePolicy("lora", rank=3, alpha=0.0)})  # the same one, turned off
     assert not torch.allclose(logits(model, inputs), expected)
-    set_policies(model, {"language": LORA})
+    set_policies(model, {"language": LORA})  # which says nothing of alpha
+    assert model.config.text_adapter["alpha"] == 0.0
+    set_policies(model, {"language": ModulePolicy("lora", rank=3, alpha=6.0)})
     for policy in (ModulePolicy("lora", rank=5), LAST, FULL):
         set_policies(model, {"language": policy})
         torch.testing.assert_close(logits(model, inputs), expected, rtol=1e-4, atol=1e-4)
@@ -543,7 +546,9 @@ def test_cached_features_are_keyed_by_the_adapter_as_well(model):
     draw_adapters(model)
     first = features_key(model, processor)
     draw_adapters(model)
-    assert len({plain, first, features_key(model, processor)}) == 3
+    second = features_key(model, processor)
+    set_policies(model, {"vision": ModulePolicy("lora", rank=LORA.rank, alpha=0.0)})
+    assert len({plain, first, second, features_key(model, processor)}) == 4
 
 
 def test_an_adapter_beside_a_tower_in_bfloat16_stays_in_float32(tmp_path, model, inputs):

@@ -12,6 +12,14 @@ from vlm_caption.run_config import ConfigError
 ROW = {"captions": ["a b", "some longer caption", "c"]}
 
 
+def test_image_tokens_are_as_wide_as_the_embeddings_whatever_the_layers_are():
+    """OPT-350M's embeddings are half as wide as its layers."""
+    model = tiny_model(language="opt", text_config={"word_embed_proj_dim": 8}, image_end="learned")
+    embeds = model.core.get_image_features(pixel_values=pixels(1)).pooler_output
+    assert embeds.shape == (1, model.config.image_seq_length, 8)
+    assert model.generate(pixel_values=pixels(1), max_new_tokens=2).shape[0] == 1
+
+
 @pytest.mark.parametrize("language", [*LANGUAGE, *OTHER_LANGUAGE])
 def test_a_family_trains_packed_captions_generates_what_forward_says_and_is_saved(language, tmp_path):
     model = tiny_model("vit_cls", language, image_tokens="patches", image_grid=2)

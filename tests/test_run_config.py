@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from vlm_caption.run_config import ConfigError, RunConfig, add_arguments, field_types, parse_arguments
+from vlm_caption.run_config import (
+    ConfigError,
+    RunConfig,
+    add_arguments,
+    field_types,
+    parse_arguments,
+    setting_meanings,
+)
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -131,6 +138,26 @@ def test_a_wrong_value_gets_a_sentence(name, value, sentence):
     assert load_error({name: value}) == sentence
 
 
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"rank": 4}, "training.train_language: say its policy too, which is frozen|lora|last_n|full."),
+        ({"policy": "full", "rank": 4}, "training.train_language: rank is for the policy lora, and this is full."),
+        (
+            {"policy": "lora", "layers": 1},
+            "training.train_language: layers is for the policy last_n, and this is lora.",
+        ),
+    ],
+)
+def test_settings_of_a_module_that_would_do_nothing_are_refused(settings, sentence):
+    assert load_error({"training.train_language": settings}) == sentence
+
+
+def test_a_projector_with_a_rate_of_its_own_is_trained():
+    config = RunConfig.load(None, {"training.train_projector": {"learning_rate": 1e-4}})
+    assert config.training.module("projector").policy == "full"
+
+
 def test_an_unknown_setting_names_the_nearest():
     assert load_error({"training.learning_rte": 1}) == (
         "there is no setting 'training.learning_rte'; did you mean 'training.learning_rate'?"
@@ -212,6 +239,14 @@ class TestCommandLine:
     def test_has_an_option_for_every_setting(self):
         options = [word for name in field_types() for word in (f"--{name}", "null")]
         assert set(parse(*options)[1]) == set(field_types())
+
+    def test_help_says_what_each_setting_means(self):
+        meanings = setting_meanings()
+        assert all(meanings[name].endswith(".") for name in field_types())
+        assert meanings["data.dev_share"].startswith("The share of images that is cut off")
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        assert "training: Images in a batch. (default: 8)" in " ".join(parser.format_help().split())
 
     def test_says_nothing_of_settings_that_were_not_given(self):
         arguments, overrides = parse("--config", "run.yaml")

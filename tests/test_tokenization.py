@@ -1,6 +1,7 @@
 """Tokenizers of language models with random weights: bytes, the captions' characters, or a named one."""
 
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from towers import LANGUAGE, VISION, one_special_tokenizer, picture, save_language_model
@@ -8,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from vlm_caption import BackboneError, CaptionerForConditionalGeneration, CaptionerProcessor, compose
 from vlm_caption.tokenization import byte_tokenizer, character_tokenizer, new_tokenizer
+from vlm_caption.training_data import each_text
 
 CAPTIONS = ["A dog runs.", "Zoë  sees\ttwo\ncats: 👩‍👩‍👧 e\u0301!"]
 VIT, GPT2 = VISION["vit_cls"]["vision_config"], LANGUAGE["gpt2"]
@@ -69,6 +71,13 @@ def test_a_random_language_model_speaks_its_captions_characters():
     assert inputs["input_ids"].shape == (1, 2 + 5)
     assert tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True) == "A dog"
     assert model(**inputs).logits.isfinite().all()
+
+
+def test_what_stands_around_an_answer_is_known_as_well():
+    rows = Dataset.from_dict({"captions": [["no"], ["2"]], "questions": [["Is it?"], ["How many?"]]})
+    tokenizer = character_tokenizer(each_text(rows, "<image>Q: {question}"))
+    assert tokenizer.unk_token_id not in tokenizer("Q: Is it? How many? no 2", add_special_tokens=False).input_ids
+    assert "<" not in tokenizer.get_vocab()
 
 
 def test_captions_may_be_as_long_as_the_positions_allow_and_have_no_unknown_character():

@@ -81,6 +81,8 @@ def compose(
         vision_config, vision_backbone = _tower_config(vision, vision_revision, "vision_config")
     text_config, text_backbone = _tower_config(language, language_revision, "text_config")
     text_tokenizer = _text_tokenizer(text_config, text_backbone, tokenizer, captions)
+    image_processor = None if vision_config is None else load_image_processor(vision_config, vision_backbone)
+    config_kwargs.setdefault("image_size", _unusual_size(image_processor, vision_config))
     config_kwargs.setdefault("image_token_id", max(text_config.vocab_size, len(text_tokenizer)))
     query_ids = None if query_text is None else _query_ids(query_text, text_tokenizer, config_kwargs)
     config = CaptionerConfig(
@@ -97,7 +99,7 @@ def compose(
     if query_ids is not None:
         with torch.no_grad():
             cast(torch.Tensor, model.core.query_tokens).copy_(model.get_input_embeddings()(query_ids))
-    processor = CaptionerProcessor.from_config(config, load_image_processor(config), text_tokenizer)
+    processor = CaptionerProcessor.from_config(config, image_processor, text_tokenizer)
     _settle_generation(model, text_tokenizer, tokenizer)
     return model, processor
 
@@ -259,29 +261,36 @@ def _load_tower(
             f"{directory} lacks {len(missing)} weights of the {part} ({', '.join(sorted(missing)[:3])}, …): name a "
             "checkpoint of the whole tower, or choose another pooled_feature."
         )
-    return tower.state_dict()
+    state = tower.state_dict()
+    for name in report["missing_keys"]:
+        state[name].zero_()  # else random, and another tower to every cache and fingerprint
+    return state
 
 
 CaptionerPreTrainedModel.load_towers = staticmethod(load_towers)
 
 
-def load_image_processor(config: CaptionerConfig):
-    """The vision tower's image processor; for a tower without a checkpoint, a plain resize to its image size.
-
-    None where there is no vision tower.
-    """
-    if config.vision_config is None:
-        return None
-    if pretrained_cfg := getattr(config.vision_config, "pretrained_cfg", None):
+def load_image_processor(vision_config: PreTrainedConfig, backbone: dict[str, Any] | None):
+    """The vision tower's image processor; for a tower without a checkpoint, a plain resize to its image size."""
+    if pretrained_cfg := getattr(vision_config, "pretrained_cfg", None):
         return _timm_image_processor(pretrained_cfg)
-    if config.vision_backbone is not None:
-        backbone = config.vision_backbone
+    if backbone is not None:
         # Pillow's resampling, whether torchvision is installed or not: the two differ in their pixels.
         return AutoImageProcessor.from_pretrained(
             resolve_backbone(backbone["name"], backbone.get("revision")), backend="pil"
         )
-    size = getattr(config.vision_config, "image_size", None) or 224
+    size = getattr(vision_config, "image_size", None) or 224
     return BitImageProcessorPil(size={"height": size, "width": size}, do_center_crop=False, do_resize=True)
+
+
+def _unusual_size(image_processor: Any, vision_config: PreTrainedConfig | None) -> int | None:
+    """The side of the squares that the image processor makes, where the tower's config names another."""
+    if image_processor is None:
+        return None
+    size = image_processor.crop_size if getattr(image_processor, "do_center_crop", False) else image_processor.size
+    side = (size or {}).get("height")
+    usual = getattr(vision_config, "image_size", None)
+    return side if side == (size or {}).get("width") and isinstance(usual, int) and side != usual else None
 
 
 def _timm_image_processor(pretrained_cfg: dict) -> BitImageProcessorPil:

@@ -63,6 +63,8 @@ class CaptionerConfig(PreTrainedConfig):
         image_tokens (`"pooled"`, `"patches"` or `"all"`): what the projector gets of an image: one pooled vector, the
             tower's patch tokens, or all its tokens as they are, class and register tokens included.
         image_grid (`int`, *optional*): with `"patches"`, average-pool the patches to `image_grid` × `image_grid`.
+        image_size (`int`, *optional*): height and width of `pixel_values`, where these are not the tower's own
+            `image_size` (DINOv2's is 518, and its image processor makes 224 × 224 pixels).
         pooled_in_front (`bool`): with `"patches"`, put the pooled vector before them.
         pooled_feature (`"pooler_output"`, `"cls"` or `"image_embeds"`): which vector is the pooled one.
             `"cls"` is the first token of `last_hidden_state`; `"image_embeds"` is CLIP's joint embedding (the tower is
@@ -122,6 +124,7 @@ class CaptionerConfig(PreTrainedConfig):
     feature_tokens: int = 1
     image_tokens: Literal["pooled", "patches", "all"] = "pooled"
     image_grid: int | None = None
+    image_size: int | None = None
     pooled_in_front: bool = False
     pooled_feature: Literal["pooler_output", "cls", "image_embeds"] = "pooler_output"
     image_start: Literal["bos", "learned", "none"] | None = None
@@ -281,6 +284,11 @@ class CaptionerConfig(PreTrainedConfig):
         )
 
     @property
+    def text_embedding_size(self) -> int:
+        """Width of the language model's embeddings: D_text. That of OPT-350M's is not that of its layers."""
+        return getattr(self.text_config, "word_embed_proj_dim", None) or self.text_config.hidden_size
+
+    @property
     def vision_seq_length(self) -> int:
         """Number of the vision tower's tokens that go into the projector: N.
 
@@ -293,7 +301,7 @@ class CaptionerConfig(PreTrainedConfig):
             return 1
         if self.image_grid is not None:
             return self.image_grid**2 + self.pooled_in_front
-        image_size = getattr(self.vision_config, "image_size", None)
+        image_size = self.image_size or getattr(self.vision_config, "image_size", None)
         patch_size = getattr(self.vision_config, "patch_size", None)
         if not isinstance(image_size, int) or not isinstance(patch_size, int):
             mend = "image_tokens='patches' and image_grid" if self.image_tokens == "all" else "image_grid"

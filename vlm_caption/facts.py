@@ -40,6 +40,9 @@ def weights_fingerprint(model: CaptionerPreTrainedModel) -> str:
         if module_of(name) == "projector" or is_adapter(name) or name.startswith(trained):
             digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for part in PARTS.values():
+        if adapter := getattr(core.config, f"{part}_adapter"):
+            digest.update(json.dumps([part, adapter["alpha"]]).encode())  # what no weight tells
     return f"sha256:{digest.hexdigest()}"
 
 

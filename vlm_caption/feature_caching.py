@@ -15,7 +15,7 @@ from .hardware import hold_frozen
 from .images import ImageError
 from .interruption import StopSignals
 from .run_config import ConfigError, RunConfig
-from .training_data import bad_images, each_caption, open_data, picture_opener
+from .training_data import bad_images, each_text, open_data, picture_opener
 from .training_model import compose_captioner
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def cache_features(config: RunConfig) -> dict[str, int]:
         if bad is not None:
             bad.expect(sum(map(len, splits.values())))
         open_picture = picture_opener(config.data)
-        model, processor = compose_captioner(config, each_caption(datasets[config.data.train_split]))
+        model, processor = compose_captioner(config, each_text(datasets[config.data.train_split], config.data.prompt))
         model.core.vision_tower.to(state.device)
         # The tower's dtype is a part of the setting.
         hold_frozen(model, config.training.precision, config.changed_towers)

@@ -84,7 +84,9 @@ def _settings(
 ) -> dict[str, Any]:
     config: CaptionerConfig = model.config
     tower_config = model.core.vision_tower.config.to_dict()
-    return {
+    # Its scale is in no weight. Without one the keys are those of before there were adapters.
+    adapter = {} if config.vision_adapter is None else {"adapter": config.vision_adapter}
+    return adapter | {
         # Not the backbone's fingerprint: what counts is what is in the model, wherever it came from.
         "tower_weights": _weights_digest(model),
         "tower_config": {name: value for name, value in tower_config.items() if name not in _INCIDENTAL},

@@ -67,7 +67,7 @@ def set_policies(model: Any, policies: dict[str, ModulePolicy]) -> None:
             config.freeze_projector = policy.train == "frozen"
             continue
         tower, part = getattr(core, TOWERS[module]), PARTS[TOWERS[module]]
-        adapter = None
+        before, adapter = getattr(config, f"{part}_adapter"), None
         if policy.train == "lora":
             adapter = {
                 "rank": policy.rank,
@@ -75,7 +75,8 @@ def set_policies(model: Any, policies: dict[str, ModulePolicy]) -> None:
                 "dropout": policy.dropout,
                 "targets": adapter_targets(tower, policy.targets),
             }
-        before = getattr(config, f"{part}_adapter")
+            if before is not None and policy.alpha is None and _same_shape(before, adapter):
+                adapter["alpha"] = before["alpha"]  # it goes on as it is
         if before is not None and policy.train != "frozen" and not _same_shape(before, adapter):
             merge_adapter(core, TOWERS[module])
             before = None
@@ -264,7 +265,8 @@ def last_blocks(tower: nn.Module, count: int) -> list[nn.Module]:
     if count > len(blocks):
         raise ValueError(f"layers: {type(tower).__name__} has {len(blocks)} blocks, and {count} are to be trained.")
     names = [key for key, _ in tower.named_modules()]
-    behind = names[names.index(name) :]
+    # OPT's last norm is registered before its blocks.
+    behind = [key for key in names[: names.index(name)] if "final" in key] + names[names.index(name) :]
     norms = [
         module
         for key in behind

@@ -569,7 +569,7 @@ class CaptionerModel(CaptionerPreTrainedModel):
             self.vision_tower = AutoModel.from_config(config.vision_config)
         self.multi_modal_projector = build_projector(config)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-        width = config.text_config.hidden_size
+        width = config.text_embedding_size
         self.image_start = nn.Parameter(torch.zeros(width)) if config.image_start == "learned" else None
         self.image_end = nn.Parameter(torch.zeros(width)) if config.image_end == "learned" else None
         self.query_tokens = nn.Parameter(torch.zeros(config.query_tokens, width)) if config.query_tokens else None

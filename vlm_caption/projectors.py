@@ -96,7 +96,7 @@ class LinearProjector(Projector):
     def __init__(self, config: CaptionerConfig):
         super().__init__()
         self.dropout = nn.Dropout(config.projector_dropout)
-        self.linear = nn.Linear(config.vision_feature_size, config.text_config.hidden_size)
+        self.linear = nn.Linear(config.vision_feature_size, config.text_embedding_size)
 
     def summary(self) -> str:
         return _layers(self.linear)
@@ -118,7 +118,7 @@ class MultiModalProjector(Projector):
         hidden = cast(int, config.projector_expansion) * width
         self.linear_1 = nn.Linear(width, hidden)
         self.act = ACT2FN[config.projector_hidden_act]
-        self.linear_2 = nn.Linear(hidden, config.text_config.hidden_size)
+        self.linear_2 = nn.Linear(hidden, config.text_embedding_size)
         self.act_name = config.projector_hidden_act
 
     def summary(self) -> str:
@@ -140,7 +140,7 @@ class PrefixMLPProjector(Projector):
     def __init__(self, config: CaptionerConfig):
         super().__init__()
         self.dropout = nn.Dropout(config.projector_dropout)
-        self.width = config.text_config.hidden_size
+        self.width = config.text_embedding_size
         out = cast(int, config.projector_tokens) * self.width
         self.linear_1 = nn.Linear(config.vision_feature_size, out // 2)
         self.act = ACT2FN[config.projector_hidden_act]
@@ -170,7 +170,7 @@ class PixelShuffleProjector(Projector):
         super().__init__()
         self.dropout = nn.Dropout(config.projector_dropout)
         self.factor = cast(int, config.projector_shuffle)
-        width, out = self.factor**2 * config.vision_feature_size, config.text_config.hidden_size
+        width, out = self.factor**2 * config.vision_feature_size, config.text_embedding_size
         self.act_name = config.projector_hidden_act
         if config.projector_expansion is None:
             self.linear_1 = nn.Linear(width, out)
@@ -266,7 +266,7 @@ class TransformerProjector(Projector):
 
     def __init__(self, config: CaptionerConfig):
         super().__init__()
-        self.width = config.text_config.hidden_size
+        self.width = config.text_embedding_size
         tokens = cast(int, config.projector_tokens)
         prefix = tokens if config.takes_one_vector else 1
         self.linear = nn.Linear(config.vision_feature_size, prefix * self.width)
@@ -311,7 +311,7 @@ class ResamplerProjector(Projector):
         self.linear_1, self.norm_1 = nn.Linear(width, width), nn.LayerNorm(width)
         self.learned_tokens = nn.Parameter(self.learned_std * torch.randn(cast(int, config.projector_tokens), width))
         self.layers = nn.ModuleList(Layer(width, config) for _ in range(cast(int, config.projector_layers)))
-        self.norm_2, self.linear_2 = nn.LayerNorm(width), nn.Linear(width, config.text_config.hidden_size)
+        self.norm_2, self.linear_2 = nn.LayerNorm(width), nn.Linear(width, config.text_embedding_size)
 
     def summary(self) -> str:
         tokens, width = self.learned_tokens.shape

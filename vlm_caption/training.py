@@ -25,7 +25,7 @@ from .resuming import check_data, check_processes, check_same_run, check_writabl
 from .run_config import RunConfig
 from .stages import Stage, plan_stages
 from .trainer import CaptionTrainer, check_logging, training_arguments
-from .training_data import CaptionSplits, TrainingData, each_caption, each_question
+from .training_data import CaptionSplits, TrainingData, each_question, each_text
 from .training_model import check_stages, compose_captioner, log_parts, set_generation, set_prompt
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def _train(config: RunConfig, signals: StopSignals) -> CaptionerForConditionalGe
     splits = CaptionSplits(config)  # first: what is wrong with them is said before a tower is fetched
     data_found = splits.describe()
     check_data(config, data_found)
-    model, processor = compose_captioner(config, each_caption(splits.train), splits.vectors)
+    model, processor = compose_captioner(config, each_text(splits.train, config.data.prompt), splits.vectors)
     check_stages(model, stages)
     set_generation(model, config)
     set_prompt(model, processor, config.data, [*each_question(splits.train), *each_question(splits.dev)])

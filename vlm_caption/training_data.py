@@ -117,6 +117,14 @@ def each_question(dataset: Dataset) -> Iterator[str]:
         yield from questions
 
 
+def each_text(dataset: Dataset, prompt: str) -> Iterator[str]:
+    """All that a language model reads of a dataset: captions, questions, and the prompt around the image."""
+    yield from each_caption(dataset)
+    yield from each_question(dataset)
+    if prompt:
+        yield prompt.replace("<image>", "").replace(QUESTION, "") + " "  # which separates a caption from its prompt
+
+
 def check_left(settings: DataSection, train_set: Dataset, dev_set: Dataset) -> None:
     """Sees that leaving out bad images has not emptied a split.
 

@@ -24,13 +24,13 @@ logger = logging.getLogger(__name__)
 
 
 def compose_captioner(
-    config: RunConfig, captions: Iterable[str], vectors: Vectors | None = None
+    config: RunConfig, texts: Iterable[str], vectors: Vectors | None = None
 ) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
     """Builds the captioner that a config describes; what it never trains of the language model comes in bfloat16.
 
     Args:
         config: the run's.
-        captions: those to train on; read only where the tokenizer is made of them.
+        texts: what the language model will read; looked at only where the tokenizer is made of them.
         vectors: what it will caption, where that is no pictures.
 
     Raises:
@@ -39,7 +39,7 @@ def compose_captioner(
     """
     sizes = {} if vectors is None else {"feature_tokens": vectors.shape[1], "feature_size": vectors.shape[2]}
     rounded = use_bf16(config.training.precision) and "language" not in config.changed_towers
-    options = {"language_dtype": torch.bfloat16 if rounded else None, "captions": captions, **sizes}
+    options = {"language_dtype": torch.bfloat16 if rounded else None, "captions": texts, **sizes}
     try:
         return compose(**dataclasses.asdict(config.model), **options)
     except (ValueError, StrictDataclassError) as error:

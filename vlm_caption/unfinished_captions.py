@@ -91,6 +91,7 @@ def caption_settings(captioner: Captioner, collator: CaptionCollator, generation
     own.pop("transformers_version", None)
     return {
         "checkpoint": _weights_digest(captioner),
+        "adapters": [captioner.model.config.vision_adapter, captioner.model.config.text_adapter],
         # Its ids as well, which depend on the chat template.
         "prompt": [collator.prompt, captioner.processor.chat, collator.prefix],
         "generation": own | generation,
