@@ -119,7 +119,7 @@ class DataSection:
             answers are learnt. Captioning asks in the same way.
         chat: Whether the prompt is the user's turn in the language model's chat template, the caption the answer.
         max_caption_tokens: Longer captions are cut here. Above the default, captions are also written that long unless
-            `generation.max_new_tokens` says otherwise.
+            `generation.max_new_tokens` says otherwise. Evaluation cuts where training did, if that is known.
         on_bad_image: What a picture that is missing or cannot be opened does: "error" stops the run; with "skip" it is
             left out, counted, and written to `bad_images.jsonl` in the output folder.
         max_bad_share: With "skip", a larger share of bad pictures stops the run.
