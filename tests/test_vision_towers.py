@@ -29,8 +29,8 @@ _VIT = {
     "initializer_range": 0.4,
 }
 
-# The config; the tokens in front of the patches, or None where `image_tokens: all` has to be told their number; and the
-# `pooled_feature`: "cls" where the tower has no pooler.
+# The config; the tokens in front of the patches, or None where `image_tokens: all` has to be told their number; and
+# the `pooled_feature`, "cls" where the tower has no pooler.
 OTHER_VISION: dict[str, tuple[dict[str, Any], int | None, str]] = {
     "beit": (_VIT, 1, "pooler_output"),
     "data2vec-vision": (_VIT, 1, "cls"),
