@@ -61,7 +61,7 @@ def check_logging(config: RunConfig) -> None:
             f"training.eval_captions {captions} must be at most training.eval_images, {config.training.eval_images}."
         )
     if captions and importlib.util.find_spec("pycocoevalcap") is None:
-        raise ConfigError("training.eval_captions needs pycocoevalcap: pip install 'vlm-caption[metrics]'.")
+        raise ConfigError("training.eval_captions needs pycocoevalcap: pip install pycocoevalcap.")
 
 
 def training_arguments(settings: TrainingSection) -> TrainingArguments:
