@@ -84,3 +84,18 @@ def test_cls_is_the_first_of_a_towers_tokens(family):
     model = tiny_model(family, pooled_feature="cls")
     hidden = model.core.vision_tower(pixels()).last_hidden_state
     torch.testing.assert_close(model.core.encode_images(pixels()).pooler_output[:, 0], hidden[:, 0])
+
+
+def test_a_tower_without_a_pooler_needs_none_for_its_patches():
+    fields = OTHER_VISION["ijepa"][0]
+    model = of_config({"model_type": "ijepa", **fields}, image_tokens="patches")
+    assert model.core.encode_images(pixels()).pooler_output.shape == (2, PATCHES, VISION_WIDTH)
+    with pytest.raises(ValueError, match="The ijepa tower gives no pooler_output: choose another pooled_feature"):
+        of_config({"model_type": "ijepa", **fields}).core.encode_images(pixels())
+
+
+def test_patches_of_a_tower_that_merges_them_are_refused():
+    sizes = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2}
+    swin = {"model_type": "swin", "image_size": IMAGE_SIZE, "patch_size": 4, **sizes}
+    with pytest.raises(ValueError, match=r"The swin tower gives 16 tokens and no token a patch, .* 8 x 8"):
+        of_config(swin, image_tokens="patches").core.encode_images(pixels())
