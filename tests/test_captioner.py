@@ -1,8 +1,10 @@
 import gc
 import json
 import math
+import re
 import shutil
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -324,3 +326,24 @@ def test_a_bridge_whose_tower_is_gone_says_which(tmp_path):
 def test_a_model_in_train_mode_is_put_in_eval_mode(captioner):
     captioner.model.train()
     assert not Captioner(captioner.model, captioner.processor).model.training
+
+
+def test_the_example_of_the_documentation_goes_on_where_it_stopped(checkpoint, photos, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "captioning.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"```python\n(import json\n.*?)```", page, re.DOTALL)
+    example = example.replace('"checkpoints/embedded"', repr(str(checkpoint)))
+    shutil.copytree(photos[0].parent, tmp_path / "photos")
+    (tmp_path / "photos" / "bad.jpg").write_text("no picture")
+    monkeypatch.chdir(tmp_path)
+    output = Path("captions.jsonl")
+
+    def written() -> list[tuple[str, str]]:
+        entries = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+        return [(entry["image"], entry.get("caption") or entry["error"]) for entry in entries]
+
+    exec(example, {})
+    whole = written()
+    assert len(whole) == 6
+    output.write_text("".join(output.read_text(encoding="utf-8").splitlines(keepends=True)[:3]), encoding="utf-8")
+    exec(example, {})
+    assert written() == whole

@@ -1,13 +1,18 @@
 """The settings of a run: defaults, YAML, overrides, the command line, and the sentences for what is wrong."""
 
 import argparse
+import dataclasses
 import json
+import re
+import typing
 from pathlib import Path
 
 import pytest
+import yaml
 
 from vlm_caption.run_config import (
     ConfigError,
+    ModuleSettings,
     RunConfig,
     add_arguments,
     field_types,
@@ -16,6 +21,7 @@ from vlm_caption.run_config import (
 )
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+SETTINGS_PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 
 
 def write(path: Path, text: str) -> Path:
@@ -284,3 +290,47 @@ class TestCommandLine:
         with pytest.raises(ConfigError) as caught:
             parse(*argv)
         assert str(caught.value) == sentence
+
+
+# docs/settings.md
+
+
+def documented() -> dict[str, object]:
+    """The settings in the page's tables and the defaults that it gives them."""
+    page = SETTINGS_PAGE.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w.]+)` \| `(.+?)` \|", page, re.MULTILINE)
+    assert len(dict(rows)) == len(rows)  # none is there twice
+    return {name: yaml.safe_load(default) for name, default in rows}
+
+
+def test_the_page_of_settings_has_every_setting_and_no_other():
+    fields = {field.name for field in dataclasses.fields(ModuleSettings)}
+    assert set(documented()) == set(field_types()) | fields
+
+
+@pytest.mark.parametrize("name", field_types())
+def test_the_page_of_settings_gives_the_default(name):
+    section, _, attribute = name.partition(".")
+    loaded = RunConfig.load(None, {name: documented()[name]})
+    assert getattr(getattr(loaded, section), attribute) == getattr(getattr(RunConfig(), section), attribute)
+
+
+def test_the_page_of_settings_gives_the_defaults_of_what_is_trained():
+    given = {name: default for name, default in documented().items() if "." not in name}
+    assert ModuleSettings(**given) == ModuleSettings()
+
+
+def choices(hint: object) -> list:
+    """The values of a `Literal`, also within a union; [] where there is none."""
+    if typing.get_origin(hint) is typing.Literal:
+        return list(typing.get_args(hint))
+    return [choice for part in typing.get_args(hint) for choice in choices(part)]
+
+
+def test_the_page_of_settings_names_every_choice():
+    rows = {
+        line.split("`")[1]: line for line in SETTINGS_PAGE.read_text(encoding="utf-8").splitlines() if "| `" in line
+    }
+    for name, hint in field_types().items():
+        for choice in choices(hint):
+            assert f"`{choice}`" in rows[name], name

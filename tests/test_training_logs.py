@@ -355,7 +355,7 @@ class TestEvalCaptions:
         monkeypatch.setattr(
             "importlib.util.find_spec", lambda name, *args: None if name == "pycocoevalcap" else find_spec(name, *args)
         )
-        with pytest.raises(ConfigError, match=r"needs pycocoevalcap: pip install 'vlm-caption\[metrics\]'"):
+        with pytest.raises(ConfigError, match=r"needs pycocoevalcap: pip install pycocoevalcap"):
             run(eval_captions=2)
         assert not (tmp_path / "run").exists()
 

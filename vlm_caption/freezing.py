@@ -357,7 +357,7 @@ def _import_peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise ImportError("LoRA adapters need peft: pip install 'vlm-caption[lora]'.") from error
+        raise ImportError("LoRA adapters need peft: pip install peft.") from error
     return peft
 
 

@@ -90,7 +90,8 @@ def use_bf16(precision: str) -> bool:
         return precision == "bf16"
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and "bf16" in _cpu_flags()
+    # The flag first: builds of torch for other processors lack the operation.
+    return "bf16" in _cpu_flags() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _cpu_flags() -> str:

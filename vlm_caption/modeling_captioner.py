@@ -626,7 +626,7 @@ class CaptionerModel(CaptionerPreTrainedModel):
             the config's `vision_seq_length`.
 
         Raises:
-            ValueError: if there is no vision tower.
+            ValueError: if there is no vision tower, or it does not give what the config takes of it.
         """
         if self.vision_tower is None:
             raise ValueError(
@@ -638,11 +638,9 @@ class CaptionerModel(CaptionerPreTrainedModel):
         with contextlib.nullcontext() if trained else torch.no_grad():
             outputs = self.vision_tower(pixel_values, return_dict=True, **kwargs)
         hidden = outputs.last_hidden_state  # [I, prefix + P, D], or a convolutional map [I, D, h, w]
-        if self.config.pooled_feature == "cls":
-            pooled = hidden[:, 0]
-        else:
-            pooled = outputs[self.config.pooled_feature].flatten(1)  # [I, D]
-        tokens = [pooled[:, None]] if self.config.image_tokens == "pooled" or self.config.pooled_in_front else []
+        tokens = []
+        if self.config.image_tokens == "pooled" or self.config.pooled_in_front:
+            tokens.append(self._pooled(outputs)[:, None])
         if self.config.image_tokens == "all":
             tokens.append(hidden)
         elif self.config.image_tokens == "patches":
@@ -658,6 +656,18 @@ class CaptionerModel(CaptionerPreTrainedModel):
     def _feature_shape(self) -> str:
         return f"[inputs, {self.config.feature_tokens}, {self.config.feature_size}]"
 
+    def _pooled(self, outputs: Any) -> torch.Tensor:
+        """The tower's pooled vectors, float [I, D]."""
+        if self.config.pooled_feature == "cls":
+            return outputs.last_hidden_state[:, 0]
+        pooled = outputs.get(self.config.pooled_feature)
+        if pooled is None:
+            raise ValueError(
+                f"The {self.config.vision_config.model_type} tower gives no {self.config.pooled_feature}: choose "
+                "another pooled_feature, or image_tokens='patches' without the pooled vector in front."
+            )
+        return pooled.flatten(1)
+
     def _patch_tokens(self, hidden: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
         """Patch tokens [I, P, D], or their averages over the cells of a g × g grid [I, g·g, D]."""
         if hidden.ndim == 3:
@@ -666,6 +676,11 @@ class CaptionerModel(CaptionerPreTrainedModel):
                 patch_size = self.vision_tower.timm_model.patch_embed.patch_size
             patch_h, patch_w = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
             rows, columns = pixel_values.shape[-2] // patch_h, pixel_values.shape[-1] // patch_w
+            if hidden.shape[1] < rows * columns:  # towers that merge patches on the way
+                raise ValueError(
+                    f"The {self.config.vision_config.model_type} tower gives {hidden.shape[1]} tokens and no token a "
+                    f"patch, of which there are {rows} x {columns}: choose image_tokens='pooled'."
+                )
             # Class and register tokens stand in front, as many as the tower has.
             patches = hidden[:, hidden.shape[1] - rows * columns :]
             hidden = patches.transpose(1, 2).reshape(len(hidden), -1, rows, columns)  # [I, D, rows, columns]

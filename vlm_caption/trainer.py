@@ -61,13 +61,13 @@ def check_logging(config: RunConfig) -> None:
             f"training.eval_captions {captions} must be at most training.eval_images, {config.training.eval_images}."
         )
     if captions and importlib.util.find_spec("pycocoevalcap") is None:
-        raise ConfigError("training.eval_captions needs pycocoevalcap: pip install 'vlm-caption[metrics]'.")
+        raise ConfigError("training.eval_captions needs pycocoevalcap: pip install pycocoevalcap.")
 
 
 def training_arguments(settings: TrainingSection) -> TrainingArguments:
     """Trainer's settings: AdamW with warm-up and cosine decay, checkpoints in the output folder."""
     policies = {settings.module(module).policy for module in TOWERS}
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=settings.output_dir,
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=settings.batch_size,
@@ -100,6 +100,10 @@ def training_arguments(settings: TrainingSection) -> TrainingArguments:
         use_cpu=not torch.accelerator.is_available(),  # unsaid, several processes on CPUs would each train alone
         ddp_timeout=24 * 3600,  # seconds; other processes wait while the first one computes the image features
     )
+    if arguments.n_gpu > 1:
+        logger.warning("Training on one of %d GPUs: for all, start it with torchrun or accelerate", arguments.n_gpu)
+        arguments._n_gpu = 1  # Trainer would spread each batch over threads, and packed rows do not come apart
+    return arguments
 
 
 class CaptionTrainer(CheckpointTrainer):

@@ -67,7 +67,7 @@ class TestScoreClip:
 
     def test_says_that_torchmetrics_is_missing(self, images, monkeypatch):
         monkeypatch.setitem(sys.modules, "torchmetrics.multimodal.clip_score", None)
-        with pytest.raises(ScorerMissingError, match=r"needs torchmetrics: pip install 'vlm-caption\[clip\]'"):
+        with pytest.raises(ScorerMissingError, match=r"needs torchmetrics: pip install torchmetrics"):
             score_clip(images, CAPTIONS, "anything")
 
     def test_says_that_the_model_cannot_be_loaded(self, images, tmp_path):

@@ -32,7 +32,7 @@ def score_clip(images: Iterable[ImageSource], captions: Sequence[str], model: st
     try:
         from torchmetrics.multimodal.clip_score import CLIPScore
     except ImportError as error:
-        raise ScorerMissingError("CLIPScore needs torchmetrics: pip install 'vlm-caption[clip]'") from error
+        raise ScorerMissingError("CLIPScore needs torchmetrics: pip install torchmetrics") from error
     try:
         parts = _TensorModel.from_pretrained(model), _CuttingProcessor.from_pretrained(model)
     except (OSError, ValueError) as error:

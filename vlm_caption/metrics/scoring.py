@@ -106,7 +106,7 @@ def _check(captions: Sequence[str], references: Sequence[Sequence[str]], metrics
 
 def _add(scores: Scores, metric: str, java_timeout: float, cider_process: CiderProcess | None) -> None:
     if importlib.util.find_spec("pycocoevalcap") is None:
-        raise ScorerMissingError(f"{metric} needs pycocoevalcap: pip install 'vlm-caption[metrics]'")
+        raise ScorerMissingError(f"{metric} needs pycocoevalcap: pip install pycocoevalcap")
     captions, references = scores.caption_tokens, scores.reference_tokens
     if metric == "bleu":
         corpus, per_image, scores.counts["bleu"] = ngram_scores.score_bleu(captions, references)
