@@ -250,9 +250,12 @@ def test_a_stage_that_does_not_fit_the_model_is_refused_before_the_first_is_trai
             "training.train_vision: there is no setting 'rang'; did",
         ),
         ([{"name": "a", "train_vision": {"rank": "3"}}], "training.train_vision.rank must be int, and '3' is not"),
-        ([{"name": "a", "train_vision": {"rank": 0}}], "training.train_vision.rank must be at least 1, and 0 is not"),
         (
-            [{"name": "a", "train_vision": {"dropout": 1}}],
+            [{"name": "a", "train_vision": {"policy": "lora", "rank": 0}}],
+            "training.train_vision.rank must be at least 1, and 0 is not",
+        ),
+        (
+            [{"name": "a", "train_vision": {"policy": "lora", "dropout": 1}}],
             "training.train_vision.dropout must be at least 0 and below 1",
         ),
         ([{"name": "a", "train_vision": "last_n"}], "training.train_vision: last_n needs layers, how many"),
