@@ -6,13 +6,15 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from vlm_caption.caption_file import CaptionFile, as_line
 from vlm_caption.captioner import DEFAULT_CHECKPOINT, Caption, Captioner
-from vlm_caption.console import ArgumentParser, positive_int, quiet_transformers, setup_logging
+from vlm_caption.console import ArgumentParser, positive_int, progress, quiet_transformers, setup_logging
 from vlm_caption.data import Vectors, open_vectors
-from vlm_caption.images import MAX_BYTES, MAX_PIXELS, ImageError, find_images
+from vlm_caption.images import MAX_BYTES, MAX_PIXELS, ImageError, describe, find_images
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,16 +53,28 @@ def main(argv: list[str] | None = None) -> int:
     named = len(pictures) > 1 or len(arguments.images) > 1 or arguments.features is not None
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold bytes that are no text
+    kept: CaptionFile | None = None
     try:
-        with quiet_transformers():
+        with ExitStack() as stack:
+            stack.enter_context(quiet_transformers())
             vectors = None
             if arguments.features is not None:
                 vectors = open_vectors(arguments.features, arguments.feature_column)
+            if arguments.output is not None:
+                kept = stack.enter_context(CaptionFile(arguments.output))
+                pictures, vectors, there = _without(kept.done, pictures, vectors)
+                if there:
+                    print(f"caption.py: {arguments.output} has {there} of these captions", file=stderr, flush=True)
             captioner = Captioner.from_pretrained(arguments.checkpoint)
-            for result in _captions(captioner, pictures, vectors, arguments):
+            results = _captions(captioner, pictures, vectors, arguments)
+            if kept is not None:
+                results = progress(results, len(pictures if vectors is None else vectors), "captions", stderr)
+            for result in results:
                 if isinstance(result, ImageError):
                     refuse(result)
                     failed = True
+                elif kept is not None:
+                    kept.add(result)
                 else:
                     print(_line(result, arguments.format, named), flush=True)
     except BrokenPipeError:  # `| head` has enough
@@ -82,6 +96,12 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="a folder or a Hub id")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="json: an object a line")
     parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="keep captions there, an object a line, and leave out pictures that it has: a stopped job goes on",
+    )
+    parser.add_argument(
         "--prompt", default="", help="text around the picture, which may say <image>; default: as in training"
     )
     parser.add_argument("--question", metavar="TEXT", help="what fills the prompt's {question}")
@@ -102,6 +122,16 @@ def _parser() -> ArgumentParser:
     return parser
 
 
+def _without(done: set[str], pictures: list, vectors: Vectors | None) -> tuple[list, Vectors | None, int]:
+    """What has no caption yet, and how many have one."""
+    if vectors is not None:
+        names = [vectors.name(row) for row in range(len(vectors))]
+        left = [name for name in names if name not in done]
+        return [], vectors.select(left), len(names) - len(left)
+    left = [picture for picture in pictures if describe(picture) not in done]
+    return left, None, len(pictures) - len(left)
+
+
 def _captions(
     captioner: Captioner, pictures: list, vectors: Vectors | None, arguments: argparse.Namespace
 ) -> Iterator[Caption | ImageError]:
@@ -120,7 +150,7 @@ def _captions(
 
 def _line(caption: Caption, output_format: str, named: bool) -> str:
     if output_format == "json":
-        return json.dumps({"image": caption.image, "caption": caption.text, "score": round(caption.score, 4)})
+        return as_line(caption).rstrip("\n")
     return f"{caption.image}: {caption.text}" if named else caption.text
 
 

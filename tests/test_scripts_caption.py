@@ -91,6 +91,29 @@ def test_json_is_one_object_a_line(run, photo):
     assert rows[0]["score"] < 0
 
 
+def test_a_job_that_was_stopped_goes_on_in_its_file(run, photo, tmp_path):
+    pictures = [photo, *sorted((ROOT / "examples").glob("*.jpg"))]
+    code, expected, _ = run(*pictures, "--format", "json", "--batch-size", "1")
+    assert code == 0
+    output = tmp_path / "captions.jsonl"
+    output.write_text("\n".join(expected[:2]) + "\n" + expected[2][:9])  # a kill came here
+    missing = tmp_path / "missing.jpg"
+    code, out, err = run(*pictures[:2], missing, *pictures[2:], "--output", output, "--batch-size", "1")
+    assert (code, out) == (1, [])
+    assert output.read_text().splitlines() == expected
+    assert err[0] == f"caption.py: {output} has 2 of these captions"
+    assert err[1].startswith(f"caption.py: {missing}")
+    assert err[-1].startswith("captions: 3/3")
+    assert run(*pictures, "--output", output)[0] == 0
+    assert output.read_text().splitlines() == expected
+
+
+def test_a_file_of_something_else_is_not_added_to(run, photo):
+    code, out, [line] = run(photo, "--output", photo)
+    assert (code, out) == (2, [])
+    assert line == f"caption.py: {photo}: line 1 is no caption with its image: name another file for captions."
+
+
 def test_the_settings_reach_the_model(run, photo):
     def caption(*settings) -> str:
         code, out, err = run(photo, "--format", "json", *settings)

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Generator, Iterable
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -36,7 +36,9 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
-def progress(iterable: Iterable[Item], total: int | None = None, desc: str = "") -> Iterable[Item]:
+def progress(
+    iterable: Iterable[Item], total: int | None = None, desc: str = "", file: TextIO | None = None
+) -> Iterable[Item]:
     """Pass the items on and say on stderr how far they are.
 
     On a terminal that is a bar. Elsewhere, such as in a log file, it is a line at most every 10 seconds and one at the
@@ -46,16 +48,17 @@ def progress(iterable: Iterable[Item], total: int | None = None, desc: str = "")
         iterable: The items.
         total: How many there are; by default `len(iterable)`, where it has one.
         desc: What stands before the count.
+        file: Where to say it instead, such as the stderr of before `quiet_transformers`.
     """
-    if sys.stderr.isatty():
-        return tqdm(iterable, desc=desc, total=total, file=sys.stderr)
+    if (file or sys.stderr).isatty():
+        return tqdm(iterable, desc=desc, total=total, file=file or sys.stderr)
     if total is None:
         with contextlib.suppress(TypeError):
             total = len(iterable)  # ty: ignore[invalid-argument-type]
-    return _progress_lines(iterable, total, desc)
+    return _progress_lines(iterable, total, desc, file)
 
 
-def _progress_lines(iterable: Iterable[Item], total: int | None, desc: str) -> Generator[Item]:
+def _progress_lines(iterable: Iterable[Item], total: int | None, desc: str, file: TextIO | None) -> Generator[Item]:
     start = last = time.monotonic()
     count, said = 0, None
 
@@ -63,7 +66,7 @@ def _progress_lines(iterable: Iterable[Item], total: int | None, desc: str) -> G
         done = f"{count}" if total is None else f"{count}/{total}"
         rate = count / max(now - start, 1e-9)
         left = f", {tqdm.format_interval((total - count) / rate)} left" if total and 0 < count < total else ""
-        print(f"{desc}{': ' if desc else ''}{done}, {rate:.3g}/s{left}", file=sys.stderr, flush=True)
+        print(f"{desc}{': ' if desc else ''}{done}, {rate:.3g}/s{left}", file=file or sys.stderr, flush=True)
 
     for item in iterable:
         yield item
