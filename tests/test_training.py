@@ -385,6 +385,10 @@ class TestSettings:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         monkeypatch.setattr(hardware, "_cpu_flags", lambda: "fpu sse avx2 avx512f")
         assert use_bf16("auto") is False
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        # A GPU that can, by emulation alone.
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+        assert use_bf16("auto") is False
 
     def test_pretrained_towers_are_not_saved_again(self, run, tmp_path):
         towers = {
