@@ -241,7 +241,7 @@ class CaptionerPreTrainedModel(PreTrainedModel):
             self.config.auto_map = dict(AUTO_MAP)
             if kwargs.get("is_main_process", True):
                 _copy_code(Path(save_directory))
-        with self._merged_config() if full else contextlib.nullcontext() as merged:
+        with self._merged_config() if full else self._plain_config() as merged:
             if merged is not None:
                 kwargs["state_dict"] = merged
             super().save_pretrained(save_directory, **kwargs)
@@ -266,6 +266,17 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         finally:
             for name, value in before.items():
                 setattr(self.config, name, value)
+
+    @contextlib.contextmanager
+    def _plain_config(self) -> Generator[None]:
+        """Takes the quantisation of a language model out of the config while a bridge leaves it out."""
+        # It is fetched as it was before; a later user may quantise it, or not.
+        fields, name = vars(self.config), "quantization_config"
+        before = {name: fields.pop(name)} if "language_model" in self.config.external_towers and name in fields else {}
+        try:
+            yield
+        finally:
+            fields.update(before)
 
     def push_to_hub(  # ty: ignore[incompatible-method-override]
         self, repo_id: str, *, full: bool = False, max_shard_size: int | str = "50GB", **kwargs
@@ -383,6 +394,8 @@ class CaptionerPreTrainedModel(PreTrainedModel):
                 "a checkpoint saved with full=True."
             )
         config = copy.deepcopy(config)  # the caller's own stays as it is
+        if "language_model" in config.external_towers:
+            vars(config).pop("quantization_config", None)  # of the model that an earlier version saved the bridge from
         for part, name in (("vision_backbone", vision_backbone), ("text_backbone", text_backbone)):
             if name is not None:
                 setattr(config, part, {**(getattr(config, part) or {}), "name": name, "revision": None})
