@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         except ImageError as error:
             refuse(error)
             failed = True
+    pictures = find_images(pictures)  # each once
     if not pictures and arguments.features is None:
         return 1
     named = len(pictures) > 1 or len(arguments.images) > 1 or arguments.features is not None

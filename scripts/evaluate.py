@@ -83,6 +83,12 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"give a whole number, 0 or more, not {text!r}")
+    return int(text)
+
+
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="evaluate.py",
@@ -102,7 +108,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--output-dir", type=Path, default=Path("evaluation"), help="of results.json, per_image.csv and report.html"
     )
-    parser.add_argument("--captions", type=int, default=10, help="how many captions to print")
+    parser.add_argument("--captions", type=_count, default=10, help="how many captions to print")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     add_arguments(parser, ["data", "generation"])
     return parser

@@ -56,3 +56,12 @@ def test_another_file_is_refused_and_stays_as_it_is(tmp_path, line):
 def test_a_folder_is_refused(tmp_path):
     with pytest.raises(DataError, match="captions cannot be kept there"):
         CaptionFile(tmp_path)
+
+
+@pytest.mark.parametrize("content", ['[{"image_id": 1, "caption": "A dog."}]', '{"model": 1}', "a"])
+def test_another_file_without_a_last_newline_is_refused_as_well(tmp_path, content):
+    path = tmp_path / "results.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match="line 1 is no caption with its image"):
+        CaptionFile(path)
+    assert path.read_text() == content

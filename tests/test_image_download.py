@@ -38,7 +38,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.headers_seen.append(dict(self.headers))  # ty: ignore[missing-attribute]
         # A client that has seen enough hangs up.
         with suppress(ConnectionError):
-            getattr(self, self.path.split("?")[0].strip("/").replace(".", "_").replace("%20", "_"))()
+            getattr(
+                self, self.path.split("?")[0].strip("/").replace(".", "_").replace("%20", "_").replace("%C3%A4", "ae")
+            )()
 
     def answer(self, content: bytes, status: int = 200, **headers):
         self.send_response(status)
@@ -48,6 +50,9 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def picture_png(self):
+        self.answer(encoded())
+
+    def kaese_png(self):
         self.answer(encoded())
 
     def a_picture_png(self):
@@ -72,6 +77,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def once(self):
         self.answer(b"", 302, Location="/picture.png")
+
+    def umlaut(self):
+        self.answer(b"", 302, Location="/käse.png".encode().decode("latin-1"))  # raw UTF-8, as PHP sends it
 
     def loop(self):
         self.answer(b"", 302, Location="/loop")
@@ -126,7 +134,9 @@ def server(running, monkeypatch):
     return f"http://127.0.0.1:{running.server_port}"
 
 
-@pytest.mark.parametrize("path", ["picture.png", "picture.png?a=b c&d=ü#part", "a picture.png", "chunked", "once"])
+@pytest.mark.parametrize(
+    "path", ["picture.png", "picture.png?a=b c&d=ü#part", "a picture.png", "chunked", "once", "umlaut"]
+)
 def test_a_url_gives_its_picture(server, path):
     np.testing.assert_array_equal(np.asarray(open_image(f"{server}/{path}")), np.asarray(picture()))
 

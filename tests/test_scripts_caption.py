@@ -108,6 +108,12 @@ def test_a_job_that_was_stopped_goes_on_in_its_file(run, photo, tmp_path):
     assert output.read_text().splitlines() == expected
 
 
+def test_a_picture_that_is_named_twice_is_captioned_once(run, photo):
+    code, out, err = run(photo, Path(photo).parent, photo)
+    assert (code, err, len(out)) == (0, [], 1)
+    assert out[0].startswith(f"{photo}: ")
+
+
 def test_a_file_of_something_else_is_not_added_to(run, photo):
     code, out, [line] = run(photo, "--output", photo)
     assert (code, out) == (2, [])
@@ -135,10 +141,10 @@ def test_bad_pictures_are_reported_and_the_good_ones_captioned(run, photo, tmp_p
     missing = tmp_path / "missing.jpg"
     bad = [missing, empty_folder, empty, text, cut, huge]
 
-    code, out, err = run(*bad[:3], photo, *bad[3:], photo)
+    other = shutil.copy(photo, tmp_path / "other.jpg")
+    code, out, err = run(*bad[:3], photo, *bad[3:], other)
     assert code == 1
-    assert len(out) == 2
-    assert all(line.startswith(f"{photo}: ") for line in out)
+    assert [line.split(": ")[0] for line in out] == [str(photo), str(other)]
     assert sorted(line.split(": ")[1] for line in err) == sorted(map(str, bad))
     assert all(line.startswith("caption.py: ") for line in err)
 

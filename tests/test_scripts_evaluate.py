@@ -115,6 +115,14 @@ class TestOfACheckpoint:
         assert command(options) == 2
         assert capsys.readouterr().err == "evaluate.py: [Errno 13] Permission denied: 'captions.csv'\n"
 
+    def test_a_wrong_number_of_captions_is_refused_before_the_work(self, command, options, capsys):
+        with pytest.raises(SystemExit) as caught:
+            command([*options, "--captions", "-1"])
+        assert caught.value.code == 2
+        assert (
+            capsys.readouterr().err == "evaluate.py: argument --captions: give a whole number, 0 or more, not '-1'\n"
+        )
+
     def test_a_stopped_evaluation_says_how_to_go_on(self, command, options, tmp_path, monkeypatch, capsys):
         def stop(*args, **kwargs):
             raise KeyboardInterrupt

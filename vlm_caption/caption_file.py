@@ -9,6 +9,9 @@ from typing import Self
 from .captioner import Caption
 from .data import DataError
 
+# How `as_line` begins.
+_START = b'{"image": "'
+
 
 class CaptionFile:
     """A file of JSON lines with `image`, `caption` and `score`, which captions are added to.
@@ -40,7 +43,9 @@ class CaptionFile:
             self._file.seek(0)
             whole = 0
             for number, line in enumerate(self._file, 1):
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n"):  # cut short by a kill, or no such file
+                    if not line.startswith(_START[: len(line)]):
+                        raise self._other(number)
                     break
                 self.done.add(self._image_of(line, number))
                 whole += len(line)
@@ -76,7 +81,10 @@ class CaptionFile:
                 return entry["image"]
         except (ValueError, KeyError, TypeError):
             pass
-        raise DataError(f"{self.path}: line {number} is no caption with its image: name another file for captions.")
+        raise self._other(number)
+
+    def _other(self, number: int) -> DataError:
+        return DataError(f"{self.path}: line {number} is no caption with its image: name another file for captions.")
 
     def _unusable(self, error: OSError) -> DataError:
         return DataError(f"{self.path}: captions cannot be kept there ({error.strerror or error}).")

@@ -4,6 +4,7 @@ By the standard library: the HTTP client that comes with huggingface_hub changes
 the URL is sent, no cookies and no credentials. Proxies are taken from the environment (`https_proxy`, …).
 """
 
+import contextlib
 import functools
 import io
 import queue
@@ -96,7 +97,10 @@ class _Fetch:
             with cast(HTTPResponse, self.opener.open(request, timeout=self.timeout)) as response:
                 if response.status not in _REDIRECTS:
                     return self._read(response)
-                url = urljoin(url, response.headers.get("Location", ""))
+                location = response.headers.get("Location", "")
+                with contextlib.suppress(UnicodeError):  # http.client takes headers for Latin-1
+                    location = location.encode("latin-1").decode("utf-8")
+                url = urljoin(url, location)
         raise ImageFetchError(self.name, f"the server redirects more than {MAX_REDIRECTS} times")
 
     def _encode(self, url: str) -> str:

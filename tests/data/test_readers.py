@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import tarfile
 
 import pandas as pd
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlm_caption.data import FORMATS, Cleaning, DataError, Format, clean_caption, load_captions, open_corpus
+from vlm_caption.data.records import find_split, settle_names
 
 
 def add_photos(folder, *names):
@@ -486,3 +488,77 @@ def test_any_text_comes_out_of_a_table_as_it_was_cleaned(tmp_path_factory, rows,
     corpus = open_corpus(path, dev_share=0, cleaning=Cleaning(min_words=1))
     assert as_pairs(corpus.load(), folder) == list(expected.items())
     assert list(corpus.problems()) == []
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("captions_train2017", "train"),
+        ("train0", "train"),
+        ("val00000", "val"),
+        ("imagenet-val-0001", "val"),
+        ("test01", "test"),
+        ("training", "train"),
+        ("testing", "test"),
+        ("validation", "validation"),
+        ("trainval2014", None),
+        ("val3d", None),
+        ("trains", None),
+        ("contest", None),
+    ],
+)
+def test_files_and_folders_are_called_by_their_split(name, split):
+    assert find_split(name) == split
+
+
+def test_names_of_which_some_say_a_split_say_none_and_are_told(caplog):
+    assert settle_names(["train", "test", None]) == [None, None, None]
+    assert "are called test and train, and others by no split" in caplog.text
+    caplog.clear()
+    assert settle_names(["train", None]) == [None, None]  # as annotations beside train2017
+    assert caplog.text == ""
+
+
+def test_a_parquet_files_name_is_no_pattern(tmp_path):
+    add_photos(tmp_path / "2024 [a]", "a.jpg")
+    for name, caption in (("train1", "A cat."), ("train[1]", "A dog.")):
+        pd.DataFrame({"image": ["a.jpg"], "caption": [caption]}).to_parquet(tmp_path / "2024 [a]" / f"{name}.parquet")
+    found = load_captions(tmp_path / "2024 [a]" / "train[1].parquet")
+    assert as_pairs(found, tmp_path / "2024 [a]") == [("a.jpg", ["A dog."])]
+
+
+def test_columns_of_one_name_are_refused(tmp_path):
+    add_photos(tmp_path, "a.jpg")
+    table = write_table(tmp_path / "t.csv", ("image", "caption", "Caption"), ("a.jpg", "A dog.", "One dog."))
+    with pytest.raises(DataError, match=r"t\.csv: the column 'caption' is there more than once"):
+        load_captions(table)
+
+
+@pytest.mark.parametrize("write", [str, json.dumps])
+def test_a_list_that_a_csv_spells_out_is_a_list(tmp_path, write):
+    """pandas writes lists so, and Flickr30k's table has them."""
+    add_photos(tmp_path, "a.jpg", "b.jpg")
+    pd.DataFrame(
+        {"image": ["a.jpg", "b.jpg"], "caption": [write(["A dog.", "It's brown."]), "['quoted' is a word]"]}
+    ).to_csv(tmp_path / "t.csv", index=False)
+    found = [
+        pair for split in ("train", "dev") for pair in as_pairs(load_captions(tmp_path / "t.csv", split), tmp_path)
+    ]
+    assert sorted(found) == [("a.jpg", ["A dog.", "It's brown."]), ("b.jpg", ["['quoted' is a word]"])]
+
+
+def test_a_folder_whose_name_is_no_text_gets_a_sentence(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    add_photos(folder, "a.jpg")
+    table = write_table(folder / "t.csv", ("image", "caption"), ("a.jpg", "A dog."))
+    with pytest.raises(DataError, match="a name is not UTF-8: rename the picture, its folder, or its split"):
+        load_captions(table)
+
+
+def test_a_picture_may_begin_with_two_dots(tmp_path):
+    add_photos(tmp_path, "..cover.jpg")
+    table = write_table(tmp_path / "t.csv", ("image", "caption"), ("..cover.jpg", "A dog."))
+    assert as_pairs(load_captions(table), tmp_path) == [("..cover.jpg", ["A dog."])]

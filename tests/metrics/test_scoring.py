@@ -180,3 +180,8 @@ class TestPublished:
         if "meteor" in scores.not_computed:
             pytest.skip(scores.not_computed["meteor"])
         assert round(100 * scores.corpus["meteor"], 4) == TABLE["meteor"]
+
+
+def test_references_without_a_word_give_a_cider_of_nought():
+    """Emoji and punctuation have no tokens."""
+    assert ngram_scores.score_cider(["a dog", ""], [["", ""], [""]]).tolist() == [0.0, 0.0]

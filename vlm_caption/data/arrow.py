@@ -4,6 +4,7 @@ Their Arrow files are memory-mapped and not compressed, so a picture in one of t
 is compressed: `datasets` turns it into Arrow files once, in the cache.
 """
 
+import glob
 import hashlib
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -101,7 +102,9 @@ def open_parquet(file: Path) -> Dataset:
     """
     directory = cache_dir() / "datasets" / "parquet"
     return _call(
-        lambda: Dataset.from_parquet(str(file), cache_dir=str(directory)), f"{file}: the Parquet file cannot be read"
+        # Its name is taken for a pattern.
+        lambda: Dataset.from_parquet(glob.escape(str(file)), cache_dir=str(directory)),
+        f"{file}: the Parquet file cannot be read",
     )
 
 

@@ -5,6 +5,7 @@ the corpus's order, a `Record` for an image and some of its captions, or a `Prob
 record only. What makes the rest unreadable (a broken file, no such column) it raises as a `DataError`.
 """
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,6 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from .places import Place
+
+logger = logging.getLogger(__name__)
 
 # Where a table has several of these, the first one named here counts.
 IMAGE_COLUMNS = (
@@ -27,8 +30,8 @@ SPLIT_COLUMN = "split"
 # Folders of pictures beside a file of captions, as the well-known corpora name them.
 PHOTO_FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images", "flickr30k_images", "flickr30k-images")
 
-# The words that file and folder names have for splits: "captions_train2017.json", "imagenet-val-0001.tar", "test/".
-_SPLIT_WORD = re.compile(r"(?:^|[^a-z])(train|dev|val|valid|validation|test)(?:\d{4})?(?=[^a-z\d]|$)")
+# The words that file and folder names have for splits: "captions_train2017.json", "imagenet-val-0001.tar", "testing/".
+_SPLIT_WORD = re.compile(r"(?:^|[^a-z])(train|dev|val|valid|validation|test)(?:ing)?\d*(?=[^a-z\d]|$)")
 
 
 # "./a.jpg" and "photos//a.jpg" are other words for "a.jpg" and "photos/a.jpg".
@@ -171,7 +174,7 @@ class ImageFolder:
             return Problem(where, f"{name} is a URL: download the picture and give its path", split=split)
         if _UNTIDY.search(name):
             name = PurePosixPath(name).as_posix()
-        if self._source.images is None and (name.startswith("/") or os.path.normpath(name).startswith("..")):
+        if self._source.images is None and (name.startswith("/") or os.path.normpath(name).split("/")[0] == ".."):
             reason = "leads out of the folder: set data.images to the folder it is meant from, and it is followed"
             return Problem(where, f"the path {name} {reason}", split=split)
         try:
@@ -225,7 +228,14 @@ def find_split(name: str) -> str | None:
 
 def settle_names(splits: Sequence[str | None]) -> list[str | None]:
     """The splits that the names of a corpus's parts speak of: none, unless all do, and not of "train" alone."""
-    return [None] * len(splits) if None in splits or set(splits) == {"train"} else list(splits)
+    named = {split for split in splits if split is not None}
+    if None in splits and named - {"train"}:
+        logger.warning(
+            "Some of the corpus's files or folders are called %s, and others by no split: the names are not taken for "
+            "splits",
+            " and ".join(sorted(named)),
+        )
+    return [None] * len(splits) if None in splits or named == {"train"} else list(splits)
 
 
 def as_captions(value: object) -> list[str]:

@@ -35,7 +35,7 @@ FEATURES = Features({"image": Value("string"), "captions": List(Value("string"))
 ASKED_FEATURES = Features({**FEATURES, "questions": List(Value("string"))})
 
 # Raise it whenever a reader or this file gives other rows for the same corpus.
-_READER_VERSION = 1
+_READER_VERSION = 2
 
 _REPORT = "report.json"
 _PROBLEMS = "problems.jsonl"
@@ -172,6 +172,12 @@ def _gather(
     for record in records:
         if isinstance(record, Problem):
             _put(problems, record)
+            continue
+        try:
+            "".join((record.image, record.key, record.where, record.split or "")).encode()
+        except UnicodeEncodeError:
+            reason = "a name is not UTF-8: rename the picture, its folder, or its split"
+            _put(problems, Problem(record.where, reason))
             continue
         captions = []
         for text, question in itertools.zip_longest(record.captions, map(clean_caption, record.questions)):

@@ -1,5 +1,7 @@
 """A table of images and captions: CSV, TSV, JSON lines, or Parquet; and the Hugging Face imagefolder made with one."""
 
+import ast
+import contextlib
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -169,7 +171,7 @@ def _record(
         return Problem(row.where, reason, split=split)
     if not captions:
         reason = (
-            f"the column {caption_column!r} must hold a caption, or in JSON lines a list of captions, and holds "
+            f"the column {caption_column!r} must hold a caption, or a list of captions, and holds "
             f"{row.values.get(caption_column)!r:.80}"
         )
         return Problem(row.where, reason, split=split)
@@ -226,6 +228,11 @@ def read_csv(table: Path) -> Iterator[Row | Problem]:
             offset, content = lines.end_row()
             if not header:
                 header = [_column(cell) for cell in cells]
+                if repeated := [name for name in header if name and header.count(name) > 1]:
+                    raise DataError(
+                        f"{table}: the column {repeated[0]!r} is there more than once: give each caption a row of its "
+                        "own"
+                    )
             elif cells and len(cells) != len(header):
                 reason = (
                     f"{len(cells)} fields, and the header has {len(header)}: put a field that holds the separator "
@@ -233,7 +240,8 @@ def read_csv(table: Path) -> Iterator[Row | Problem]:
                 )
                 yield Problem(f"{table}, row {number}", reason)
             elif cells:
-                yield Row(table, f"row {number}", dict(zip(header, cells, strict=True)), offset, content)
+                values = dict(zip(header, map(_spelt_out, cells), strict=True))
+                yield Row(table, f"row {number}", values, offset, content)
     except csv.Error as error:
         raise DataError(
             f"{table}, row {number + 1}: {error}: double the quotation marks inside a quoted field"
@@ -257,6 +265,18 @@ def read_jsonl(table: Path) -> Iterator[Row | Problem]:
         if not isinstance(values, dict):
             raise DataError(f"{where}: this is not a JSON object: write one object a line")
         yield Row(table, f"line {number}", {_column(key): value for key, value in values.items()}, offset, content)
+
+
+def _spelt_out(cell: str) -> str | list[str]:
+    """The list of strings that a CSV writer has spelt out in a cell (pandas does), or the cell as it is."""
+    if cell.lstrip()[:2] not in ('["', "['"):
+        return cell
+    for parse in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            values = parse(cell.strip())
+            if isinstance(values, list) and values and all(isinstance(value, str) for value in values):
+                return values
+    return cell
 
 
 def _column(name: str) -> str:

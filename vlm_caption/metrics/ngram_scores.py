@@ -77,6 +77,8 @@ def score_cider(captions: Sequence[str], references: Sequence[Sequence[str]]) ->
     """
     from pycocoevalcap.cider.cider import Cider
 
+    if not any(text.strip() for texts in references for text in texts):  # it takes the greatest of no counts
+        return np.zeros(len(captions))
     _, per_image = Cider().compute_score(*_by_index(captions, references))
     return np.asarray(per_image, dtype=np.float64)
 
