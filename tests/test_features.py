@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from towers import VISION, picture, pixels, tiny_model, tiny_processor
 from transformers import ViTImageProcessorPil
 
+from vlm_caption import feature_shards
 from vlm_caption import features as features_module
 from vlm_caption.data import DataError, PictureOpener
 from vlm_caption.features import features_key, image_features
@@ -442,6 +443,32 @@ class TestShards:
         assert warning.endswith("): removed, and its images are computed again")
         assert torch.equal(after[:], before)
         assert len(shards_in(directory)) == 3
+
+    @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(24, "Too many open files")])
+    def test_one_that_cannot_be_read_is_told_and_stays(self, model, processor, images, directory, error, monkeypatch):
+        image_features(model, processor, images, directory)
+        shards = shards_in(directory)
+
+        def fail(path):
+            raise error
+
+        monkeypatch.setattr(feature_shards, "_open_shard", fail)
+        with pytest.raises(DataError) as caught:
+            image_features(model, processor, images, directory)
+        told = f"{shards[0]}: these image features cannot be read ({error.strerror}): see that it may be read"
+        assert str(caught.value).startswith(told)
+        assert shards_in(directory) == shards
+
+    def test_a_damaged_one_that_cannot_be_removed_is_told(self, model, processor, images, directory, monkeypatch):
+        image_features(model, processor, images, directory)
+        shards_in(directory)[0].write_bytes(b"")
+
+        def fail(path, missing_ok=False):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "unlink", fail)
+        with pytest.raises(DataError, match=r"image features cannot be kept there \(Permission denied\)"):
+            image_features(model, processor, images, directory)
 
     def test_what_a_killed_process_left_is_cleared_away_later(self, model, processor, images, directory):
         image_features(model, processor, images, directory)

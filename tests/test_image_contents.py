@@ -1,9 +1,11 @@
 """Digests of images' contents: when a file is read, and when it is not."""
 
 import base64
+import contextlib
 import hashlib
 import logging
 import os
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -125,6 +127,20 @@ def test_a_damaged_memory_is_made_anew(files, memory, read, caplog):
     assert len(read) == 6
     [warning] = caplog.messages
     assert warning.startswith(f"{memory} is damaged (")
+
+
+@pytest.mark.parametrize("fault", ["damaged", "locked"])
+def test_a_memory_that_opens_and_cannot_be_read_is_told(files, memory, read, monkeypatch, fault):
+    hexes(files, memory)
+    # Opening reads no more than a page, and not at the same moment.
+    monkeypatch.setattr(image_contents, "_connect", lambda memory: sqlite3.connect(memory, timeout=0))
+    with contextlib.closing(sqlite3.connect(memory)) as other:
+        if fault == "locked":
+            other.execute("BEGIN EXCLUSIVE")
+        else:
+            memory.write_bytes(b"no database" * 1000)
+        with pytest.raises(DataError, match=r"contents\.sqlite: cannot be read \(.*\): see that .* or remove it"):
+            content_digests(files, memory)
 
 
 def test_a_memory_that_cannot_be_written_is_told(files, tmp_path):

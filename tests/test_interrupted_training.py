@@ -5,6 +5,9 @@ import json
 import logging
 import os
 import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -126,6 +129,32 @@ class TestDisk:
         for name, tensor in whole.state_dict().items():
             assert torch.equal(resumed.state_dict()[name], tensor), name
 
+    @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what files a process maps")
+    def test_a_resumed_run_holds_no_file_of_its_checkpoint(self, run, at_step, tmp_path):
+        run(max_steps=4, eval_steps=2)
+        held = []
+
+        def look(model, inputs):
+            maps = Path("/proc/self/maps").read_text().splitlines()
+            held.extend(line for line in maps if str(tmp_path / "run" / "checkpoint-4") in line)
+
+        at_step(5, look)
+        run(max_steps=6, eval_steps=2)
+        assert held == []
+
+    def test_what_cannot_be_removed_does_not_end_a_run(self, run, tmp_path, monkeypatch):
+        def still_open(folder, ignore_errors=False):
+            if not ignore_errors:
+                raise OSError(errno.EBUSY, "Device or resource busy")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints, "shutil", SimpleNamespace(rmtree=still_open))
+            run(max_steps=8)
+        left = {"checkpoint.removed-2", "checkpoint.removed-4"}
+        assert names(tmp_path / "run") == {"checkpoint-6", "checkpoint-8"} | left
+        run(max_steps=8)
+        assert names(tmp_path / "run") == {"checkpoint-6", "checkpoint-8"}
+
     def test_a_damaged_checkpoint_is_named(self, run, tmp_path):
         run(max_steps=4)
         (tmp_path / "run" / "checkpoint-4" / "optimizer.safetensors").write_bytes(b"half")
@@ -133,6 +162,19 @@ class TestDisk:
             CheckpointError, match=r"checkpoint-4 is damaged .* remove it, and the same command goes on"
         ):
             run(max_steps=8)
+
+    @pytest.mark.parametrize("content", ["", '{"global_step": 4', "[]", '{"steps": 4}'])
+    def test_a_damaged_state_is_named(self, run, tmp_path, content):
+        run(max_steps=4)
+        (tmp_path / "run" / "checkpoint-4" / "trainer_state.json").write_text(content)
+        with pytest.raises(CheckpointError, match=r"checkpoint-4 is damaged"):
+            run(max_steps=8)
+
+    def test_best_weights_that_are_gone_are_missed(self, run, tmp_path):
+        run(max_steps=4, eval_steps=2)
+        (tmp_path / "run" / "checkpoint-4" / "best.safetensors").unlink()
+        with pytest.raises(CheckpointError, match=r"checkpoint-4 is damaged \(.*best\.safetensors"):
+            run(max_steps=8, eval_steps=2)
 
     def test_a_run_of_other_processes_is_refused(self, run, tmp_path):
         run(max_steps=2)

@@ -1,12 +1,15 @@
 """What `from_pretrained` of any transformers model takes: dtypes, devices, attention, quantisation."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from accelerate import init_empty_weights, load_checkpoint_and_dispatch
 from towers import BOS, IMAGE, VOCAB_SIZE, pixels, save_language_model, save_vision_tower
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, TorchAoConfig
 
-from vlm_caption import CaptionerForConditionalGeneration, compose
+from vlm_caption import CaptionerConfig, CaptionerForConditionalGeneration, compose
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
 
@@ -31,6 +34,10 @@ def expected(checkpoint) -> torch.Tensor:
 
 def load(checkpoint: str, **options) -> CaptionerForConditionalGeneration:
     return CaptionerForConditionalGeneration.from_pretrained(checkpoint, **options)
+
+
+def load_config(checkpoint) -> CaptionerConfig:
+    return CaptionerConfig.from_pretrained(checkpoint)
 
 
 def dtypes(model: CaptionerForConditionalGeneration) -> dict[str, set[torch.dtype]]:
@@ -141,6 +148,33 @@ def test_quantisation_is_of_the_language_model_alone(checkpoint, name):
     model(input_ids=ids, pixel_values=pixels(), labels=ids.masked_fill(ids == IMAGE, -100)).loss.backward()
     trained = {key for key, parameter in model.named_parameters() if parameter.grad is not None}
     assert trained == {key for key, _ in model.named_parameters() if "multi_modal_projector" in key}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["bitsandbytes int8", "bitsandbytes int4"])
+def test_a_bridge_of_a_quantised_model_is_a_bridge_like_any_other(checkpoint, expected, tmp_path, name):
+    model = load(checkpoint, quantization_config=quantization(name))
+    if not load_config(checkpoint).external_towers:
+        pytest.skip("its towers can be fetched from nowhere")
+    model.save_pretrained(tmp_path)
+    assert not hasattr(load_config(tmp_path), "quantization_config")
+    assert model.config.quantization_config is not None  # the model's own stays
+    assert torch.equal(load(tmp_path).generate(pixel_values=pixels(), **GREEDY), expected)
+    again = load(tmp_path, quantization_config=quantization(name))
+    inputs = {"input_ids": torch.tensor([[BOS, IMAGE, 5, 6]]), "pixel_values": pixels(1)}
+    with torch.no_grad():
+        assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+
+
+def test_a_quantisation_in_the_config_of_a_bridge_is_passed_over(checkpoint, expected, tmp_path):
+    if not load_config(checkpoint).external_towers:
+        pytest.skip("of a full checkpoint it says what is in it")
+    folder = shutil.copytree(checkpoint, tmp_path / "old")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}})
+    )
+    assert torch.equal(load(str(folder)).generate(pixel_values=pixels(), **GREEDY), expected)
 
 
 def test_a_quantisation_that_names_what_to_skip_is_left_alone(checkpoint):

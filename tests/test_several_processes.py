@@ -7,6 +7,7 @@ import sys
 import pytest
 from commands import REPOSITORY
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
 from vlm_caption.hardware import check_launcher
 from vlm_caption.run_config import ConfigError, RunConfig
@@ -72,6 +73,15 @@ def test_a_model_in_shards_is_refused(name, unlaunched, monkeypatch, tmp_path):
     with pytest.raises(ConfigError, match=f"told to use {name}.*distributed_type MULTI_GPU"):
         train(RunConfig.load(REPOSITORY / "configs" / "tiny.yaml", {"training.output_dir": str(tmp_path / "run")}))
     assert not (tmp_path / "run").exists()
+
+
+def test_mixed_precision_of_accelerate_is_told_and_not_used(unlaunched, monkeypatch, caplog, tmp_path):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    check_launcher()
+    told = "accelerate launch was told mixed_precision bf16, which is not used: training.precision says it"
+    assert caplog.messages == [told]
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "no"
+    assert TrainingArguments(output_dir=str(tmp_path), use_cpu=True).mixed_precision == "no"
 
 
 def test_one_process_where_two_were_asked_for_is_told(unlaunched, monkeypatch, caplog):

@@ -28,7 +28,7 @@ from vlm_caption import (
     training_data,
 )
 from vlm_caption.backbones import BackboneError
-from vlm_caption.data import DataError, load_captions
+from vlm_caption.data import DataError, PictureOpener, load_captions
 from vlm_caption.data.collator import CaptionCollator
 from vlm_caption.hardware import use_all_cores, use_bf16
 from vlm_caption.image_inputs import ImageInputs, with_index
@@ -385,6 +385,10 @@ class TestSettings:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         monkeypatch.setattr(hardware, "_cpu_flags", lambda: "fpu sse avx2 avx512f")
         assert use_bf16("auto") is False
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        # A GPU that can, by emulation alone.
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+        assert use_bf16("auto") is False
 
     def test_pretrained_towers_are_not_saved_again(self, run, tmp_path):
         towers = {
@@ -538,6 +542,23 @@ def test_features_for_the_scale_are_spread_over_all_images(tmp_path):
     assert torch.equal(cached.sample_features(), cached.features[:])
     assert torch.equal(cached.sample_features(2), cached.features[[0, 4]])
     torch.testing.assert_close(from_pixels.sample_features(2).bfloat16(), cached.features[[0, 4]])
+
+
+def test_pictures_for_the_scale_are_encoded_one_after_the_other(tmp_path):
+    write_colours(tmp_path)
+    dataset = load_captions(tmp_path / "captions.csv", "train")
+    model = tiny_model("dinov2")
+    order = []
+
+    class Opener(PictureOpener):
+        def __call__(self, image):
+            order.append("opened")
+            return super().__call__(image)
+
+    model.core.vision_tower.register_forward_hook(lambda *_: order.append("encoded"))
+    inputs = ImageInputs(model, tiny_processor(model.config), dataset["image"], cache=False, open_picture=Opener())
+    assert len(inputs.sample_features()) == len(dataset)
+    assert order == ["opened", "encoded"] * len(dataset)
 
 
 def test_a_tower_that_is_trained_gets_pixels(tmp_path):

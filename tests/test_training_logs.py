@@ -14,7 +14,7 @@ from towers import tiny_model, tiny_processor
 from vlm_caption import reporting, trainer, training
 from vlm_caption.callbacks import PlainLog, ProgressBar
 from vlm_caption.console import describe_seconds
-from vlm_caption.data import load_captions
+from vlm_caption.data import DataError, load_captions
 from vlm_caption.data.collator import CaptionCollator
 from vlm_caption.dev_captions import caption_rows, score_cider
 from vlm_caption.image_inputs import ImageInputs, with_index
@@ -349,6 +349,12 @@ class TestEvalCaptions:
         with pytest.raises(ConfigError) as caught:
             run(**changes)
         assert complaint in str(caught.value)
+
+    def test_a_single_dev_image_that_is_left_is_refused(self, run, scripted, tmp_path):
+        write_colours(tmp_path, dev_colours=("red",))
+        with pytest.raises(DataError, match=r"single image of the split 'dev'.* set training\.eval_captions to 0"):
+            run(eval_captions=2)
+        run(max_steps=1)
 
     def test_a_missing_scorer_is_named_before_anything_is_begun(self, run, tmp_path, monkeypatch):
         find_spec = trainer.importlib.util.find_spec

@@ -21,6 +21,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -104,7 +105,9 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vlm_caption"
 
 
-def resolve_backbone(name: str, revision: str | None = None, fetch: bool = True) -> Path:
+def resolve_backbone(
+    name: str, revision: str | None = None, fetch: bool = True, hub: dict[str, Any] | None = None
+) -> Path:
     """Return the local Hugging Face directory of a tower, after fetching it where that is needed.
 
     Args:
@@ -112,6 +115,8 @@ def resolve_backbone(name: str, revision: str | None = None, fetch: bool = True)
             existing directory is taken before a Hub id of the same spelling.
         revision: The branch, tag or commit of a Hub id; None is its default branch.
         fetch: Whether it may be fetched and converted. Without, a Hub id's directory may lack files.
+        hub: options of `huggingface_hub.snapshot_download`, such as `token` and `cache_dir`; of these, a wheel obeys
+            `local_files_only` alone.
 
     Raises:
         BackboneError: There is no such tower, it cannot or may not be fetched, or a revision is given for what has
@@ -120,11 +125,11 @@ def resolve_backbone(name: str, revision: str | None = None, fetch: bool = True)
     directory = Path(name).expanduser()
     from_wheel = name.startswith(_WHEEL_PREFIX)
     if not from_wheel and not directory.is_dir():
-        return _from_hub(name, revision, fetch)
+        return _from_hub(name, revision, fetch, hub or {})
     if revision is not None:
         raise BackboneError(f"{name!r} takes no revision ({revision!r} is given): only a Hugging Face Hub id has one.")
     if from_wheel:
-        return _from_wheel(name, fetch)
+        return _from_wheel(name, fetch and not (hub or {}).get("local_files_only"))
     if not (directory / "config.json").is_file():
         raise BackboneError(f"The directory {name!r} holds no config.json: name a Hugging Face model directory.")
     return directory
@@ -139,7 +144,7 @@ def is_hub_id(name: str) -> bool:
     return name.count("/") == 1
 
 
-def _from_hub(name: str, revision: str | None, fetch: bool) -> Path:
+def _from_hub(name: str, revision: str | None, fetch: bool, hub: dict[str, Any]) -> Path:
     if not is_hub_id(name):
         raise BackboneError(
             f"{name!r} is neither an existing directory nor a Hugging Face Hub id such as 'org/name': "
@@ -148,12 +153,22 @@ def _from_hub(name: str, revision: str | None, fetch: bool) -> Path:
 
     if not fetch:
         try:
-            return Path(huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True))
+            return _find_snapshot(name, revision=revision, **hub)
         except LocalEntryNotFoundError as error:
             raise BackboneError(f"{name!r} has not been fetched yet.") from error
 
     def download(patterns: list[str]) -> Path:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
+        options: dict[str, Any] = {"revision": revision, "allow_patterns": patterns, **hub}
+        try:
+            return Path(huggingface_hub.snapshot_download(name, **options))
+        except Exception as error:
+            # Without a network the Hub client takes what it has, but not behind a proxy that refuses the Hub.
+            if type(error).__name__ != "ProxyError":
+                raise
+            try:
+                return _find_snapshot(name, **options)
+            except LocalEntryNotFoundError:
+                raise error from None
 
     try:
         directory = download(_HUB_FILES)
@@ -169,6 +184,16 @@ def _from_hub(name: str, revision: str | None, fetch: bool) -> Path:
     if not _weight_files(directory):
         raise BackboneError(f"{name!r} holds no safetensors and no {_BIN_FILES} weights: name another checkpoint.")
     return directory
+
+
+def _find_snapshot(name: str, **options: Any) -> Path:
+    """Return the directory of a Hub id in the Hub client's own cache.
+
+    Raises:
+        LocalEntryNotFoundError: There is none.
+    """
+    options["local_files_only"] = True
+    return Path(huggingface_hub.snapshot_download(name, **options))
 
 
 def _from_wheel(name: str, fetch: bool) -> Path:

@@ -20,7 +20,7 @@ import torch
 from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from transformers import ProcessorMixin, Trainer
+from transformers import ProcessorMixin, Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
@@ -46,17 +46,21 @@ def find_checkpoints(output_dir: Path) -> list[Path]:
 
 def remove_checkpoint(folder: Path) -> None:
     """Removes a checkpoint; stopped half-way, it leaves nothing that looks like one."""
-    removed = folder.with_name(_REMOVED)
+    # By a name of its own: what cannot be removed stays, and is not to be in the next one's way.
+    removed = folder.with_name(folder.name.replace("checkpoint-", f"{_REMOVED}-"))
     folder.rename(removed)
-    shutil.rmtree(removed)
+    # Network file systems keep files that are still open; `remove_leftovers` gets another chance.
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def remove_leftovers(output_dir: Path) -> None:
     """Removes what a process that was killed left of checkpoints and files it was writing or removing."""
     whole = find_checkpoints(output_dir)
-    for folder in (output_dir / _PARTIAL, output_dir / _REMOVED, *map(Path, sort_checkpoints(str(output_dir)))):
+    for folder in (output_dir / _PARTIAL, *map(Path, sort_checkpoints(str(output_dir)))):
         if folder not in whole and folder.exists():
             shutil.rmtree(folder)
+    for folder in output_dir.glob(f"{_REMOVED}*"):
+        shutil.rmtree(folder, ignore_errors=True)
     for file in output_dir.glob(".*.partial"):  # of `write_text`
         file.unlink()
 
@@ -185,7 +189,8 @@ class CheckpointTrainer(Trainer):
                     groups = json.loads(file.metadata()["param_groups"])
                     for key in file.keys():  # noqa: SIM118, it is no dict
                         index, _, name = key.partition(".")
-                        values.setdefault(int(index), {})[name] = file.get_tensor(key)
+                        # Cloned, for it maps the file, which is removed while the run goes on.
+                        values.setdefault(int(index), {})[name] = file.get_tensor(key).clone()
                 self.optimizer.load_state_dict({"state": values, "param_groups": groups})
                 self.lr_scheduler.load_state_dict(json.loads(Path(checkpoint, SCHEDULER_NAME).read_text()))
 
@@ -208,8 +213,19 @@ class CheckpointTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         with _reading(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            if (best := Path(resume_from_checkpoint, BEST_NAME)).exists():
-                self.best_weights = load_file(best)
+            if read_state(resume_from_checkpoint).best_global_step is not None:
+                best = load_file(Path(resume_from_checkpoint, BEST_NAME))
+                self.best_weights = {name: tensor.clone() for name, tensor in best.items()}
+
+
+def read_state(checkpoint: str | Path) -> TrainerState:
+    """What Trainer knows of a run at a checkpoint.
+
+    Raises:
+        CheckpointError: if it is damaged.
+    """
+    with _reading(checkpoint):
+        return TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
 
 
 def load_weights(model: Any, folder: Path) -> None:
@@ -238,7 +254,7 @@ def count_processes(checkpoint: Path) -> int:
 def _reading(checkpoint: str | Path) -> Generator[None]:
     try:
         yield
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
             f"{checkpoint} is damaged ({reason}): remove it, and the same command goes on from the checkpoint before "

@@ -210,12 +210,15 @@ def _with_fresh_projector(
     return model
 
 
-def load_towers(config: CaptionerConfig, check: bool = True) -> dict[str, torch.Tensor]:
+def load_towers(
+    config: CaptionerConfig, check: bool = True, hub: dict[str, Any] | None = None
+) -> dict[str, torch.Tensor]:
     """The weights of the towers that `config` names a backbone for, under the composed model's names.
 
     Args:
         config: of the composed model.
         check: compare each tower's fingerprint with the one in the config.
+        hub: as of `resolve_backbone`.
 
     Raises:
         BackboneError: if a tower cannot be had, or is not the one the config was written for.
@@ -227,7 +230,7 @@ def load_towers(config: CaptionerConfig, check: bool = True) -> dict[str, torch.
     ):
         if backbone is None or (config.external_towers and part not in config.external_towers):
             continue
-        directory = resolve_backbone(backbone["name"], backbone.get("revision"))
+        directory = resolve_backbone(backbone["name"], backbone.get("revision"), hub=hub)
         expected, found = backbone.get("fingerprint"), fingerprint(directory)
         if check and expected is not None and found != expected:
             raise BackboneError(

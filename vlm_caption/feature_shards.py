@@ -89,7 +89,11 @@ class FeatureShards:
         self.refresh()
 
     def refresh(self) -> None:
-        """Opens the shards that were written since."""
+        """Opens the shards that were written since.
+
+        Raises:
+            DataError: if one cannot be read, or a damaged one cannot be removed.
+        """
         for path in sorted(self.directory.glob(f"*{SUFFIX}")):
             if path in self._files:
                 continue
@@ -97,9 +101,17 @@ class FeatureShards:
                 keys, features = _open_shard(path)
             except FileNotFoundError:  # another process found it damaged
                 continue
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
+            except OSError as error:  # says nothing of what is in it, which may be days of work
+                raise DataError(
+                    f"{path}: these image features cannot be read ({error.strerror or error}): see that it may be "
+                    "read, or set VLM_CAPTION_CACHE to another folder."
+                ) from error
+            except (ValueError, KeyError, SafetensorError) as error:
                 logger.warning("%s is damaged (%s): removed, and its images are computed again", path, error)
-                path.unlink(missing_ok=True)
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as refusal:
+                    raise DataError(_unwritable(self.directory, refusal)) from refusal
                 continue
             self._files[path] = features
             self._keys.append(keys)
@@ -172,7 +184,8 @@ def _open_shard(path: Path) -> tuple[np.ndarray, torch.Tensor]:
     """A shard's keys, S32 [n], and its features, [n, N, D], mapped into memory.
 
     Raises:
-        OSError, ValueError, KeyError, SafetensorError: It is gone, or is not what it was when it was written.
+        OSError: It is gone, or cannot be read.
+        ValueError, KeyError, SafetensorError: It is not what it was when it was written.
     """
     with path.open("rb") as file:
         status = os.fstat(file.fileno())

@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 def check_launcher() -> None:
     """Refuses what `accelerate launch` was asked for and training does not do, and tells what accelerate left out.
 
+    Its mixed precision is set to "no" in the environment, before Trainer reads it there.
+
     Raises:
         ConfigError: if FSDP, DeepSpeed or Megatron-LM was chosen.
     """
@@ -28,6 +30,13 @@ def check_launcher() -> None:
                 f"accelerate launch was told to use {name}, which training does not support: every process holds the "
                 "whole model; choose distributed_type MULTI_GPU (docs/distributed.md)."
             )
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision != "no":
+        logger.warning(
+            "accelerate launch was told mixed_precision %s, which is not used: training.precision says it", precision
+        )
+        # Trainer would take it. It stays set, for it also tells that accelerate started the run.
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
     # accelerate names a meeting point where several processes were asked for, and may yet start just one.
     alone = not os.environ.keys() & {"WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"}
     if alone and {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys():
@@ -89,7 +98,7 @@ def use_bf16(precision: str) -> bool:
     if precision != "auto":
         return precision == "bf16"
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     # The flag first: builds of torch for other processors lack the operation.
     return "bf16" in _cpu_flags() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 

@@ -60,14 +60,20 @@ def content_digests(
         digests are zeros.
 
     Raises:
-        DataError: if `memory` cannot be written.
+        DataError: if `memory` cannot be written, or read.
     """
     digests = np.zeros((len(images), DIGEST_SIZE), dtype=np.uint8)
     errors: dict[int, ImageError] = {}
     starts: Sequence[int] = range(0, len(images), _SLICE)
     with contextlib.closing(_open(memory)) as connection, ThreadPoolExecutor() as readers:
         for start in progress(starts, desc=f"image contents, {_SLICE:,} each") if len(starts) > 1 else starts:
-            found = _digest_slice(list(images[start : start + _SLICE]), connection, readers, max_bytes)
+            try:
+                found = _digest_slice(list(images[start : start + _SLICE]), connection, readers, max_bytes)
+            except sqlite3.Error as error:
+                raise DataError(
+                    f"{memory}: cannot be read ({error}): see that no other program holds it, or remove it, and the "
+                    "images are read again."
+                ) from error
             for index, digest in enumerate(found, start):
                 if isinstance(digest, ImageError):
                     errors[index] = digest
@@ -102,7 +108,7 @@ def _digest_slice(
     try:
         with connection:
             connection.executemany("INSERT OR REPLACE INTO contents VALUES (?, ?, ?, ?, ?)", learnt)
-    except sqlite3.OperationalError as error:  # a full disk, a lock that is never given back
+    except sqlite3.DatabaseError as error:  # a full disk, a lock that is never given back
         logger.warning("The contents of %d images are not remembered (%s)", len(learnt), error)
     return found  # ty: ignore[invalid-explicit-return]
 

@@ -83,12 +83,12 @@ class ImageInputs:
 
     @torch.no_grad()
     def sample_features(self, count: int = 512) -> torch.Tensor:
-        """Features of `count` images or some more, evenly spread, or of all; float [S, N, D_vision]."""
+        """Features of `count` images or some more, evenly spread, or of all; float [S, N, D_vision], on the CPU."""
         chosen = range(0, len(self.rows), max(1, len(self.rows) // count))
         if self.features is not None:
             return self.features[[self.rows[index] for index in chosen]]
-        batches = [self([{"index": index}])["pixel_values"] for index in chosen]
-        return torch.cat([self.model.core.encode_images(pixels)["pooler_output"] for pixels in batches])
+        batches = (self([{"index": index}])["pixel_values"] for index in chosen)  # one at a time: pixels are many
+        return torch.cat([self.model.core.encode_images(pixels)["pooler_output"].cpu() for pixels in batches])
 
 
 def with_index(dataset: Dataset) -> Dataset:

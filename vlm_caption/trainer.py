@@ -18,10 +18,9 @@ from torch.utils.data import DataLoader
 from transformers import TrainerState, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from .checkpoints import CheckpointTrainer
+from .checkpoints import CheckpointTrainer, read_state
 from .data import Place
 from .data.batches import LengthBatchSampler
 from .data.collator import CaptionCollator
@@ -185,7 +184,7 @@ class CaptionTrainer(CheckpointTrainer):
             ConfigError: if a checkpoint cannot be written.
         """
         if resume_from_checkpoint is not None:
-            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint, TRAINER_STATE_NAME)))
+            state = read_state(resume_from_checkpoint)
             self._seconds_before = training_seconds(state.log_history) or 0.0
             *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
             # Trainer would first make one step and then look whether it was one too many.

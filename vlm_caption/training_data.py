@@ -197,7 +197,8 @@ class TrainingData:
         choose_targets: which token of each; None: all.
 
     Raises:
-        DataError: if too many images are bad, or a vector holds a number that is not finite.
+        DataError: if too many images are bad, or a vector holds a number that is not finite, or a single image is
+            left to choose weights by its caption.
         ImageError: if one is, and bad images are not left out.
     """
 
@@ -227,6 +228,11 @@ class TrainingData:
                 path = Path(config.training.output_dir) / BAD_IMAGES_NAME
                 logger.info("Left out %d bad images: %s", len(bad.reasons), path)
             check_left(config.data, train, dev)
+        if settings.eval_captions and len(dev) < 2:
+            raise DataError(
+                f"{config.data.path}: a single image of the split {config.data.dev_split!r} is left, whose CIDEr is "
+                "always 0: give it more images, or set training.eval_captions to 0."
+            )
         self.train, self.dev = with_index(train), with_index(dev)
         options = {
             "max_caption_tokens": config.data.max_caption_tokens,
