@@ -37,18 +37,15 @@ def main(argv: list[str] | None = None) -> int:
         complain(error)
         return 2
 
+    failed = False
+
     def refuse(error: ImageError) -> None:
+        nonlocal failed
+        failed = True
         complain(error)
         print(json.dumps({"file": error.source, "reason": error.reason}, ensure_ascii=False), file=bad, flush=True)
 
-    pictures, failed = [], False
-    for path in arguments.images:
-        try:
-            pictures += find_images([path])
-        except ImageError as error:
-            refuse(error)
-            failed = True
-    pictures = find_images(pictures)  # each once
+    pictures = find_images(arguments.images, refuse)
     if not pictures and arguments.features is None:
         return 1
     named = len(pictures) > 1 or len(arguments.images) > 1 or arguments.features is not None
@@ -73,7 +70,6 @@ def main(argv: list[str] | None = None) -> int:
             for result in results:
                 if isinstance(result, ImageError):
                     refuse(result)
-                    failed = True
                 elif kept is not None:
                     kept.add(result)
                 else:

@@ -20,7 +20,7 @@ from datasets import disable_progress_bars
 
 from vlm_caption.backbones import BackboneError
 from vlm_caption.captioner import DEFAULT_CHECKPOINT, Captioner
-from vlm_caption.console import ArgumentParser, setup_logging
+from vlm_caption.console import ArgumentParser, natural_int, setup_logging
 from vlm_caption.data import DataError, Place, open_vectors
 from vlm_caption.evaluation import Evaluation, evaluate, evaluate_files, training_captions
 from vlm_caption.evaluation_files import write_evaluation
@@ -83,12 +83,6 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()):
-        raise argparse.ArgumentTypeError(f"give a whole number, 0 or more, not {text!r}")
-    return int(text)
-
-
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="evaluate.py",
@@ -108,7 +102,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--output-dir", type=Path, default=Path("evaluation"), help="of results.json, per_image.csv and report.html"
     )
-    parser.add_argument("--captions", type=_count, default=10, help="how many captions to print")
+    parser.add_argument("--captions", type=natural_int, default=10, help="how many captions to print")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     add_arguments(parser, ["data", "generation"])
     return parser
@@ -148,7 +142,7 @@ def _evaluate(captioner: Captioner, config: RunConfig, arguments: argparse.Names
         allow_missing=arguments.allow_missing,
         prompt=data.prompt,
         max_caption_tokens=data.max_caption_tokens,
-        open_picture=picture_opener(config.data),
+        open_picture=picture_opener(data),
         vectors=None if data.features is None else open_vectors(data.features, data.feature_column),
         bad=bad,
         unfinished=arguments.output_dir / UNFINISHED_NAME,

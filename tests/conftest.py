@@ -60,7 +60,7 @@ def own_cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def run(tmp_path):
-    """Trains with the tiny settings, some of the training's changed; `output_dir` is a name."""
+    """Trains with the tiny settings, some changed: the training's by their own names; `output_dir` is a name."""
     from test_training import tiny_settings, write_colours  # not for tests of data and metrics, which need no torch
 
     from vlm_caption.run_config import RunConfig
@@ -70,6 +70,7 @@ def run(tmp_path):
 
     def run(output_dir: str = "run", **changes):
         settings = tiny_settings(tmp_path) | {"training.output_dir": str(tmp_path / output_dir)}
-        return train(RunConfig.load(None, settings | {f"training.{name}": value for name, value in changes.items()}))
+        changed = {name if "." in name else f"training.{name}": value for name, value in changes.items()}
+        return train(RunConfig.load(None, settings | changed))
 
     return run

@@ -13,10 +13,7 @@ from vlm_caption.facts import read_facts
 from vlm_caption.run_config import ConfigError, RunConfig
 from vlm_caption.training import train
 
-
-@pytest.fixture(autouse=True)
-def as_before(tmp_path, monkeypatch):
-    monkeypatch.setenv("VLM_CAPTION_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def settings(folder: Path) -> dict:

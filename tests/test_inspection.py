@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import shutil
 import tarfile
 from pathlib import Path
@@ -22,14 +21,7 @@ from vlm_caption.run_config import DataSection
 script = load_script("inspect_data")
 
 
-@pytest.fixture(autouse=True)
-def surroundings(tmp_path, monkeypatch):
-    monkeypatch.setenv("VLM_CAPTION_CACHE", str(tmp_path / "cache"))
-    logger = logging.getLogger("vlm_caption")  # the script sets it up
-    handlers, level = logger.handlers, logger.level
-    yield
-    logger.handlers = handlers
-    logger.setLevel(level)
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def write(folder, rows):

@@ -53,6 +53,8 @@ VISION = {
 }
 LANGUAGE = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 96, "initializer_range": 0.4}
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 
 def write_colours(folder: Path, train_colours=COLOURS, dev_colours=COLOURS[::-1]) -> Path:
     """Writes plain pictures and a table that captions each with the name of its colour."""
@@ -105,25 +107,6 @@ def history(folder: Path) -> list[dict]:
 
 def step_values(folder: Path, name: str = "loss") -> list[float]:
     return [entry[name] for entry in history(folder) if name in entry]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """Each test computes its own features."""
-    monkeypatch.setenv("VLM_CAPTION_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def run(tmp_path):
-    """Trains with the tiny settings, some of them changed; `output_dir` is a name."""
-    write_colours(tmp_path)
-
-    def run(output_dir: str = "run", **changes):
-        settings = tiny_settings(tmp_path) | {"training.output_dir": str(tmp_path / output_dir)}
-        return train(RunConfig.load(None, settings | changes))
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -348,12 +331,12 @@ class TestSettings:
         assert torch.equal(projector(first)["linear_1.weight"], projector(second)["linear_1.weight"])
         assert not torch.equal(projector(first)["linear_1.weight"], projector(other)["linear_1.weight"])
 
-    def test_cached_features_learn_as_pixels_do(self, run, tmp_path, cache):
+    def test_cached_features_learn_as_pixels_do(self, run, tmp_path, own_cache):
         changes = {"training.max_steps": 3, "training.save_steps": 3, "training.learning_rate": 1e-3}
         run("pixels", **changes, **{"training.cache_features": False})
-        assert not (cache / "features").exists()
+        assert not (own_cache / "features").exists()
         run("features", **changes)
-        assert len(list((cache / "features").glob("*/*.safetensors"))) == 1  # the dev pictures are the same
+        assert len(list((own_cache / "features").glob("*/*.safetensors"))) == 1  # the dev pictures are the same
         # The cache rounds to bfloat16.
         assert step_values(tmp_path / "features") == pytest.approx(step_values(tmp_path / "pixels"), rel=5e-3)
 

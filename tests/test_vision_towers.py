@@ -8,10 +8,10 @@ import torch
 from towers import (
     IMAGE_SIZE,
     LANGUAGE,
-    PATCH_SIZE,
     PATCHES,
     PREFIX_TOKENS,
     VISION_WIDTH,
+    VIT,
     build,
     pixels,
     tiny_model,
@@ -19,24 +19,14 @@ from towers import (
 
 from vlm_caption import CaptionerConfig, CaptionerForConditionalGeneration
 
-_VIT = {
-    "hidden_size": VISION_WIDTH,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": IMAGE_SIZE,
-    "patch_size": PATCH_SIZE,
-    "initializer_range": 0.4,
-}
-
 # The config; the tokens in front of the patches, or None where `image_tokens: all` has to be told their number; and
 # the `pooled_feature`, "cls" where the tower has no pooler.
 OTHER_VISION: dict[str, tuple[dict[str, Any], int | None, str]] = {
-    "beit": (_VIT, 1, "pooler_output"),
-    "data2vec-vision": (_VIT, 1, "cls"),
-    "deit": (_VIT, 2, "pooler_output"),
-    "dinov3_vit": ({**_VIT, "num_register_tokens": 3}, 4, "pooler_output"),
-    "ijepa": (_VIT, None, "cls"),
+    "beit": (VIT, 1, "pooler_output"),
+    "data2vec-vision": (VIT, 1, "cls"),
+    "deit": (VIT, 2, "pooler_output"),
+    "dinov3_vit": ({**VIT, "num_register_tokens": 3}, 4, "pooler_output"),
+    "ijepa": (VIT, None, "cls"),
 }
 
 

@@ -33,7 +33,7 @@ PROJECTOR = {
     f"core.multi_modal_projector.{layer}.{kind}" for layer in ("linear_1", "linear_2") for kind in ("weight", "bias")
 }
 
-_VIT = {
+VIT = {
     "hidden_size": VISION_WIDTH,
     "intermediate_size": 32,
     "num_hidden_layers": 2,
@@ -47,15 +47,15 @@ _TIMM_SIZES = {"num_features": VISION_WIDTH, "image_size": IMAGE_SIZE, "model_ar
 
 # Fields of CaptionerConfig, by vision family.
 VISION: dict[str, dict[str, Any]] = {
-    "clip": {"vision_config": {"model_type": "clip_vision_model", **_VIT}},
+    "clip": {"vision_config": {"model_type": "clip_vision_model", **VIT}},
     "clip_projection": {
-        "vision_config": {"model_type": "clip_vision_model", **_VIT, "projection_dim": 12},
+        "vision_config": {"model_type": "clip_vision_model", **VIT, "projection_dim": 12},
         "pooled_feature": "image_embeds",
     },
-    "vit_cls": {"vision_config": {"model_type": "vit", **_VIT}, "pooled_feature": "cls"},
-    "dinov2": {"vision_config": {"model_type": "dinov2", **_VIT}},
-    "dinov2_registers": {"vision_config": {"model_type": "dinov2_with_registers", **_VIT, "num_register_tokens": 3}},
-    "siglip": {"vision_config": {"model_type": "siglip_vision_model", **_VIT}},
+    "vit_cls": {"vision_config": {"model_type": "vit", **VIT}, "pooled_feature": "cls"},
+    "dinov2": {"vision_config": {"model_type": "dinov2", **VIT}},
+    "dinov2_registers": {"vision_config": {"model_type": "dinov2_with_registers", **VIT, "num_register_tokens": 3}},
+    "siglip": {"vision_config": {"model_type": "siglip_vision_model", **VIT}},
     "timm": {"vision_config": {"model_type": "timm_wrapper", "architecture": "vit_tiny_patch16_224", **_TIMM_SIZES}},
     "timm_registers": {
         "vision_config": {

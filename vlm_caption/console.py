@@ -30,10 +30,24 @@ def positive_int(text: str) -> int:
     Raises:
         argparse.ArgumentTypeError: It is anything else.
     """
-    # isdecimal: int() also takes "1_0" and " 1 ".
-    if not (text.isascii() and text.isdecimal() and int(text) >= 1):
+    if not (_is_whole(text) and int(text) >= 1):
         raise argparse.ArgumentTypeError(f"give a whole number of at least 1, not {text!r}")
     return int(text)
+
+
+def natural_int(text: str) -> int:
+    """An argument of at least 0, likewise.
+
+    Raises:
+        argparse.ArgumentTypeError: It is anything else.
+    """
+    if not _is_whole(text):
+        raise argparse.ArgumentTypeError(f"give a whole number, 0 or more, not {text!r}")
+    return int(text)
+
+
+def _is_whole(text: str) -> bool:
+    return text.isascii() and text.isdecimal()  # int() also takes "1_0" and " 1 "
 
 
 def progress(

@@ -75,9 +75,8 @@ def trained_caption_tokens(model: CaptionerPreTrainedModel) -> int | None:
     except ValueError as error:
         logger.warning("%s It is not known where captions were cut in training.", error)
         return None
-    if facts.get("weights") != weights_fingerprint(model):
-        return None
-    return facts.get("training", {}).get("max_caption_tokens")
+    tokens = facts.get("training", {}).get("max_caption_tokens")
+    return tokens if tokens is not None and facts.get("weights") == weights_fingerprint(model) else None
 
 
 def record_training(model: CaptionerForConditionalGeneration, folder: Path, training: dict[str, Any]) -> None:

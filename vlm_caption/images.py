@@ -10,7 +10,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote_to_bytes
@@ -120,12 +120,18 @@ def open_image(
         return _decode(image, name)
 
 
-def find_images(paths: Iterable[str | os.PathLike]) -> list[Path | str]:
+def find_images(
+    paths: Iterable[str | os.PathLike], on_error: Callable[[ImageError], None] | None = None
+) -> list[Path | str]:
     """List the pictures named by files, folders and URLs, each once.
 
     A folder stands for the files below it that end like a picture (`IMAGE_SUFFIXES`), in sorted order and without
     hidden ones. A file is kept whatever its ending, and a path that does not exist too: opening it reports it. A URL
     is kept as it is, a string.
+
+    Args:
+        paths: Files, folders and URLs.
+        on_error: Gets the error of each folder without pictures; by default the first one is raised.
 
     Raises:
         ImageNotFoundError: A folder holds no pictures.
@@ -138,7 +144,14 @@ def find_images(paths: Iterable[str | os.PathLike]) -> list[Path | str]:
             found.setdefault(name, name)
             continue
         path = Path(given)
-        for image in _walk(path, describe(given)) if path.is_dir() else [path]:
+        try:
+            images = _walk(path, describe(given)) if path.is_dir() else [path]
+        except ImageError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+            continue
+        for image in images:
             found.setdefault(os.path.abspath(image), image)  # noqa: PTH100 - one name for a file, links kept
     return list(found.values())
 
