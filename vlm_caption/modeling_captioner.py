@@ -20,6 +20,7 @@ from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    Cache,
     CLIPVisionModelWithProjection,
     GenerationMixin,
     LogitsProcessorList,
@@ -29,7 +30,7 @@ from transformers import initialization as init
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 from transformers.generation.logits_process import SuppressTokensLogitsProcessor
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.processing_utils import Unpack
 from transformers.quantizers.base import get_keys_to_not_convert
@@ -88,14 +89,9 @@ class CaptionerModelOutputWithPast(BaseModelOutputWithPast):
 
 
 @dataclass
-class CaptionerCausalLMOutputWithPast(ModelOutput):
-    """`logits`: float, [B, T, V] or what `logits_to_keep` left of it; `loss`: a scalar where `labels` were given."""
+class CaptionerCausalLMOutputWithPast(CausalLMOutputWithPast):
+    """`image_hidden_states`: the projected image tokens, float [I, N, D_text], where an image was encoded."""
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: object | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     image_hidden_states: torch.Tensor | None = None
 
 
@@ -109,7 +105,6 @@ class CaptionerPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities: Any = ("image", "text")
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -516,9 +511,19 @@ def _forward_checkpointed(layer: Any, forward: Callable, *args, **kwargs):
     """
     forward = functools.partial(forward, **kwargs)
     # With a cache the second forward would write into it again.
-    if layer.training or not torch.is_grad_enabled() or kwargs.get("past_key_values") is not None:
+    if layer.training or not torch.is_grad_enabled() or _find_cache(forward.keywords) is not None:
         return forward(*args)
     return layer._gradient_checkpointing_func(forward, *args)
+
+
+def _find_cache(kwargs: dict[str, Any]) -> Cache | None:
+    """Returns the key-value cache among keyword arguments, whatever this version of transformers calls it."""
+    return next((value for value in kwargs.values() if isinstance(value, Cache)), None)
+
+
+def _known_fields(output_class: type, outputs: Any) -> dict[str, Any]:
+    """Returns the fields of a language model's output that `output_class` has; families add others of their own."""
+    return {name: outputs[name] for name in output_class.__dataclass_fields__ if name in outputs}
 
 
 def _move(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
@@ -783,7 +788,6 @@ class CaptionerModel(CaptionerPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values=None,
         inputs_embeds: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
@@ -819,7 +823,7 @@ class CaptionerModel(CaptionerPreTrainedModel):
             attention_mask = torch.zeros_like(attention_mask, dtype=inputs_embeds.dtype).masked_fill(
                 ~attention_mask, blocked
             )
-        inputs = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "past_key_values": past_key_values}
+        inputs = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
         if position_ids is not None:
             inputs["position_ids"] = position_ids
         return inputs, image_embeds
@@ -831,7 +835,6 @@ class CaptionerModel(CaptionerPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values=None,
         inputs_embeds: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
@@ -843,18 +846,13 @@ class CaptionerModel(CaptionerPreTrainedModel):
             pixel_values,
             attention_mask,
             position_ids,
-            past_key_values,
             inputs_embeds,
             image_features,
             mm_encoder_outputs,
         )
         outputs = self.language_model.base_model(**inputs, **kwargs)
         return CaptionerModelOutputWithPast(
-            last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_hidden_states=image_embeds,
+            **_known_fields(CaptionerModelOutputWithPast, outputs), image_hidden_states=image_embeds
         )
 
 
@@ -883,7 +881,6 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values=None,
         inputs_embeds: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
@@ -921,7 +918,6 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             pixel_values,
             attention_mask,
             position_ids,
-            past_key_values,
             inputs_embeds,
             image_features,
             mm_encoder_outputs,
@@ -938,11 +934,7 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
         if shift_labels is not None:
             loss = caption_loss(outputs.logits, shift_labels, num_items_in_batch, target_weights)
         return CaptionerCausalLMOutputWithPast(
-            loss=loss,
-            logits=outputs.logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            **(_known_fields(CaptionerCausalLMOutputWithPast, outputs) | {"loss": loss}),
             image_hidden_states=image_embeds,
         )
 
@@ -980,13 +972,14 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
         return super().generate(input_ids, generation_config, **kwargs)  # ty: ignore[invalid-argument-type]
 
     def prepare_inputs_for_generation(  # ty: ignore[incompatible-method-override]
-        self, input_ids, past_key_values=None, inputs_embeds=None, **kwargs
+        self, input_ids, inputs_embeds=None, **kwargs
     ):
-        """As of `GenerationMixin`. An assistant's first pass is not called the first, and needs the image as well."""
-        if past_key_values is None or past_key_values.get_seq_length() == 0:
+        """See `GenerationMixin`. An assistant's first pass is not called the first, and needs the image as well."""
+        cache = _find_cache(kwargs)
+        if cache is None or cache.get_seq_length() == 0:
             kwargs["is_first_iteration"] = True
         return super().prepare_inputs_for_generation(  # ty: ignore[invalid-argument-type]
-            input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
+            input_ids, inputs_embeds=inputs_embeds, **kwargs
         )
 
     def _get_candidate_generator(self, *args, **kwargs):
