@@ -14,7 +14,7 @@ import torch
 
 from vlm_caption import compose
 from vlm_caption.data.collator import CaptionCollator
-from vlm_caption.hardware import hold_frozen
+from vlm_caption.towers.precision import hold_frozen
 
 CAPTIONS = [
     "A child in a pink dress is climbing up a set of stairs in an entry way.",

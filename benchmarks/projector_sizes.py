@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vlm_caption import CaptionerConfig
-from vlm_caption.projectors import PROJECTORS, build_projector
+from vlm_caption.model.projectors import PROJECTORS, build_projector
 
 VIT_BASE = {"model_type": "vit"}  # 768 wide, 14 × 14 patches and a class token
 PAIRS = {

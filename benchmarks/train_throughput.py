@@ -33,9 +33,9 @@ from training_loops import (
     caption_texts,
 )
 
-from vlm_caption.data.batches import LengthBatchSampler
-from vlm_caption.features import image_features
-from vlm_caption.hardware import hold_frozen
+from vlm_caption.data.sampler import LengthBatchSampler
+from vlm_caption.features.cache import image_features
+from vlm_caption.towers.precision import hold_frozen
 
 # Steps that make one repeat: seconds each.
 STEPS = {"ours": 4, "unpacked_16_tokens": 2, "clipcap_bf16": 1, "clipcap_fp32": 1, "tutorial": 3}

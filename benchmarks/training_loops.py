@@ -28,11 +28,11 @@ from transformers import (
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from vlm_caption import CaptionerConfig, CaptionerForConditionalGeneration, CaptionerProcessor
+from vlm_caption.config.run_config import RunConfig
 from vlm_caption.data.collator import CaptionCollator
-from vlm_caption.hardware import choose_kernels, hold_frozen
-from vlm_caption.image_inputs import with_index
-from vlm_caption.run_config import RunConfig
-from vlm_caption.trainer import CaptionTrainer, training_arguments
+from vlm_caption.features.inputs import with_index
+from vlm_caption.towers.precision import choose_kernels, hold_frozen
+from vlm_caption.training.loop import CaptionTrainer, training_arguments
 
 Step = Callable[[], int]
 

@@ -10,11 +10,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from vlm_caption.caption_file import CaptionFile, as_line
-from vlm_caption.captioner import DEFAULT_CHECKPOINT, Caption, Captioner
-from vlm_caption.console import ArgumentParser, positive_int, progress, quiet_transformers, setup_logging
+from vlm_caption.captioning.caption_file import CaptionFile, as_line
+from vlm_caption.captioning.captioner import DEFAULT_CHECKPOINT, Caption, Captioner
+from vlm_caption.core.console import ArgumentParser, positive_int, progress, quiet_transformers, setup_logging
+from vlm_caption.core.errors import ImageError
 from vlm_caption.data import Vectors, open_vectors
-from vlm_caption.images import MAX_BYTES, MAX_PIXELS, ImageError, describe, find_images
+from vlm_caption.images.finding import find_images
+from vlm_caption.images.opening import MAX_BYTES, MAX_PIXELS, describe
 
 
 def main(argv: list[str] | None = None) -> int:

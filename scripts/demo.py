@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-from vlm_caption.captioner import Captioner
-from vlm_caption.console import ArgumentParser, quiet_transformers, setup_logging
-from vlm_caption.gallery import write_gallery
+from vlm_caption.captioning.captioner import Captioner
+from vlm_caption.core.console import ArgumentParser, quiet_transformers, setup_logging
+from vlm_caption.pages.gallery import write_gallery
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 

@@ -18,19 +18,18 @@ from typing import Any
 
 from datasets import disable_progress_bars
 
-from vlm_caption.backbones import BackboneError
-from vlm_caption.captioner import DEFAULT_CHECKPOINT, Captioner
-from vlm_caption.console import ArgumentParser, natural_int, setup_logging
+from vlm_caption.captioning.captioner import DEFAULT_CHECKPOINT, Captioner
+from vlm_caption.config.run_config import RunConfig, add_arguments, parse_arguments
+from vlm_caption.core.console import ArgumentParser, natural_int, setup_logging
+from vlm_caption.core.errors import BackboneError, ConfigError, ImageError
 from vlm_caption.data import DataError, Place, open_vectors
-from vlm_caption.evaluation import Evaluation, evaluate, evaluate_files, training_captions
-from vlm_caption.evaluation_files import write_evaluation
-from vlm_caption.facts import evaluation_facts, record_evaluation, trained_caption_tokens
-from vlm_caption.hardware import hold_frozen
-from vlm_caption.images import ImageError
-from vlm_caption.model_card import write_model_card
-from vlm_caption.run_config import ConfigError, RunConfig, add_arguments, parse_arguments
-from vlm_caption.training_data import bad_images, open_data, picture_opener
-from vlm_caption.unfinished_captions import UNFINISHED_NAME
+from vlm_caption.data.opening import bad_images, open_data, picture_opener
+from vlm_caption.evaluation.captions import UNFINISHED_NAME
+from vlm_caption.evaluation.evaluate import Evaluation, evaluate, evaluate_files, training_captions
+from vlm_caption.evaluation.files import write_evaluation
+from vlm_caption.hub.facts import evaluation_facts, record_evaluation, trained_caption_tokens
+from vlm_caption.hub.model_card import write_model_card
+from vlm_caption.towers.precision import hold_frozen
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,12 +4,12 @@ import json
 import sys
 from pathlib import Path
 
-from vlm_caption.backbones import BackboneError
-from vlm_caption.console import ArgumentParser, positive_int, setup_logging
+from vlm_caption.config.run_config import RunConfig, add_arguments, parse_arguments
+from vlm_caption.core.console import ArgumentParser, positive_int, setup_logging
+from vlm_caption.core.errors import BackboneError, ConfigError
 from vlm_caption.data import DataError
-from vlm_caption.inspection import inspect_data, local_tokenizer, write_contact_sheet
-from vlm_caption.run_config import ConfigError, RunConfig, add_arguments, parse_arguments
-from vlm_caption.training_data import open_data
+from vlm_caption.data.opening import open_data
+from vlm_caption.inspection.inspect import inspect_data, local_tokenizer, write_contact_sheet
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,12 +7,11 @@ import datasets
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from vlm_caption.backbones import BackboneError
-from vlm_caption.console import ArgumentParser, is_first_process, setup_logging
+from vlm_caption.config.run_config import RunConfig, add_arguments, parse_arguments
+from vlm_caption.core.console import ArgumentParser, is_first_process, setup_logging
+from vlm_caption.core.errors import BackboneError, ConfigError, ImageError
 from vlm_caption.data import DataError
-from vlm_caption.images import ImageError
-from vlm_caption.run_config import ConfigError, RunConfig, add_arguments, parse_arguments
-from vlm_caption.training import train
+from vlm_caption.training.train import train
 
 
 def main(argv: list[str] | None = None) -> int:

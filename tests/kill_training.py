@@ -56,8 +56,8 @@ def train(folder: Path, name: str, staged: bool) -> None:
     """The run: tiny towers, sampled captions, features cached for this run alone. Called in a process of its own."""
     from test_training import tiny_settings
 
-    from vlm_caption.run_config import RunConfig
-    from vlm_caption.training import train
+    from vlm_caption.config.run_config import RunConfig
+    from vlm_caption.training.train import train
 
     os.environ["VLM_CAPTION_CACHE"] = str(folder / f"cache-{name}")
     settings = tiny_settings(folder) | {
@@ -91,7 +91,7 @@ def kill_runs(folder: Path, count: int, seed: int, staged: bool = False) -> Iter
     more = [row.replace("png,", f"png,{word} ") for row in rows for word in ("a", "the very", "some")]
     table.write_text("\n".join([header, *rows, *more]))
     context = multiprocessing.get_context("forkserver")  # imports once, forks for every run
-    context.set_forkserver_preload(["vlm_caption.training"])
+    context.set_forkserver_preload(["vlm_caption.training.train"])
 
     def start(name: str):
         process = context.Process(target=train, args=(folder, name, staged))

@@ -9,9 +9,10 @@ import pytest
 import yaml
 from commands import REPOSITORY, load_script
 
-from vlm_caption.facts import read_facts
-from vlm_caption.run_config import ConfigError, RunConfig
-from vlm_caption.training import train
+from vlm_caption.config.run_config import RunConfig
+from vlm_caption.core.errors import ConfigError
+from vlm_caption.hub.facts import read_facts
+from vlm_caption.training.train import train
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

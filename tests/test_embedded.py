@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from vlm_caption import BackboneError, Captioner, open_image
-from vlm_caption.captioner import DEFAULT_CHECKPOINT
+from vlm_caption.captioning.captioner import DEFAULT_CHECKPOINT
+from vlm_caption.captioning.nll import caption_nll
 from vlm_caption.data import load_captions
 from vlm_caption.data.collator import CaptionCollator
-from vlm_caption.image_inputs import ImageInputs, with_index
-from vlm_caption.nll import caption_nll
+from vlm_caption.features.inputs import ImageInputs, with_index
 
 pytestmark = pytest.mark.index
 

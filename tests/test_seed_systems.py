@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from commands import REPOSITORY
 from safetensors.torch import load_file
-from test_training import write_colours
-from towers import PROJECTOR, save_language_model, save_timm_tower, save_vision_tower
+from tiny_models import PROJECTOR, save_language_model, save_timm_tower, save_vision_tower
+from tiny_runs import write_colours
 
 from vlm_caption import Captioner, CaptionerForConditionalGeneration
-from vlm_caption.freezing import is_adapter, module_of
-from vlm_caption.run_config import RunConfig
-from vlm_caption.training import train
+from vlm_caption.config.run_config import RunConfig
+from vlm_caption.model.freezing import is_adapter, module_of
+from vlm_caption.training.train import train
 
 
 @pytest.fixture

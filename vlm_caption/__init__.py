@@ -2,14 +2,15 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from .backbones import BackboneError, resolve_backbone
-from .captioner import Caption, Captioner
-from .composition import compose
-from .configuration_captioner import CaptionerConfig
-from .images import ImageError, open_image
-from .model_card import write_model_card
-from .modeling_captioner import CaptionerForConditionalGeneration, CaptionerModel
-from .processing_captioner import CaptionerProcessor
+from .captioning.captioner import Caption, Captioner
+from .core.errors import BackboneError, ImageError
+from .hub.model_card import write_model_card
+from .images.opening import open_image
+from .model.configuration_captioner import CaptionerConfig
+from .model.modeling_captioner import CaptionerForConditionalGeneration, CaptionerModel
+from .model.processing_captioner import CaptionerProcessor
+from .towers.composition import compose
+from .towers.sources import resolve_backbone
 
 __version__ = "0.1.0"
 

@@ -6,9 +6,9 @@ import threading
 import pytest
 from PIL import Image
 
+from vlm_caption.core.errors import ImageTooLargeError, TruncatedImageError
+from vlm_caption.core.threads import map_in_threads
 from vlm_caption.data import BadImages, DataError, PictureOpener, Place, check_pictures, open_corpus, open_place
-from vlm_caption.data.parallel import map_in_threads
-from vlm_caption.images import ImageTooLargeError, TruncatedImageError
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from towers import pixels, tiny_model, tiny_processor
+from tiny_models import pixels, tiny_model, tiny_processor
 
-from vlm_caption.data.batches import LengthBatchSampler
 from vlm_caption.data.collator import CaptionCollator
+from vlm_caption.data.sampler import LengthBatchSampler
 
 # The captions of one of Flickr8k's images have 67 ± 11 tokens of SmolLM2 together, and 18 stand before them.
 PREFIX = 18

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from towers import (
+from tiny_models import (
     BOS,
     EOS,
     IMAGE,

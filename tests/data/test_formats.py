@@ -17,7 +17,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from vlm_caption.data import DataError, Place, load_captions, open_corpus, open_place
-from vlm_caption.images import open_image
+from vlm_caption.images.opening import open_image
 
 ZWNJ, ZWJ = "\u200c", "\u200d"
 

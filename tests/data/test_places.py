@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from vlm_caption.core.errors import ImageError, TruncatedImageError
 from vlm_caption.data import Place, open_place
-from vlm_caption.images import ImageError, TruncatedImageError, open_image
+from vlm_caption.images.opening import open_image
 
 text = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("#@+%;/0123456789"))
 sizes = st.none() | st.integers(0, sys.maxsize)

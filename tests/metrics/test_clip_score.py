@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from vlm_caption.images import ImageError
+from vlm_caption.core.errors import ImageError
 from vlm_caption.metrics import ScorerMissingError
 from vlm_caption.metrics.clip_score import score_clip
 

@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
 from upstream.suites import Kind, ModelTests, ProcessorTests, modeling, processing
 
 from vlm_caption import CaptionerConfig, CaptionerForConditionalGeneration, CaptionerModel, CaptionerProcessor
-from vlm_caption.modeling_captioner import CaptionerPreTrainedModel
+from vlm_caption.model.modeling_captioner import CaptionerPreTrainedModel
 
 # The mixin looks classes up by name in transformers' own tables, where a class from outside never stands, however it
 # is registered. These are the mixin's names for the tables, not the tables that the auto classes use.
@@ -113,7 +113,7 @@ FLAGS: dict[str, dict[str, Any]] = {
 
 
 def captioner(vision: str, language: str) -> Kind:
-    """A captioner of the families `vision` and `language` of tests/towers.py."""
+    """A captioner of the families `vision` and `language` of tests/tiny_models.py."""
     family = "vit_cls" if vision == "vit" else vision
     # Weights as large as those of our own tests leave the tolerances of these.
     usual = {"initializer_range": 0.02}

@@ -4,7 +4,7 @@ import towers
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaModel, LlavaProcessor
 from upstream.suites import IMAGE_TOKEN, Kind, ModelTests, ProcessorTests, suite
 
-from vlm_caption.tokenization import byte_tokenizer
+from vlm_caption.towers.tokenizers import byte_tokenizer
 
 
 def _config() -> LlavaConfig:

@@ -19,7 +19,8 @@ from unittest import mock
 
 import transformers
 
-from vlm_caption.backbones import _pip_download, cache_dir
+from vlm_caption.core.cache import cache_dir
+from vlm_caption.towers.sources import _pip_download
 
 # Not `tests`, which is what they call themselves: that name belongs to whoever runs them.
 PACKAGE = "transformers_tests"

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..console import progress
-from ..files import write_text
-from ..images import MAX_BYTES, MAX_PIXELS, ImageError, open_image
-from .parallel import map_in_threads
+from ..core.console import progress
+from ..core.errors import DataError, ImageError
+from ..core.files import write_text
+from ..core.threads import map_in_threads
+from ..images.opening import MAX_BYTES, MAX_PIXELS, open_image
 from .places import Place, open_place
-from .records import DataError, Problem
+from .records import Problem
 
 BAD_IMAGES_NAME = "bad_images.jsonl"
 

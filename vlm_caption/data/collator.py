@@ -14,11 +14,11 @@ from collections.abc import Callable
 
 import torch
 
-from ..loss import IGNORE_INDEX
-from ..processing_captioner import QUESTION, CaptionerProcessor
+from ..core.errors import DataError
+from ..model.loss import IGNORE_INDEX
+from ..model.processing_captioner import QUESTION, CaptionerProcessor
 from .captions import CaptionChoice
 from .places import Place
-from .records import DataError
 
 
 class CaptionCollator:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Collection, Iterator
 import pyarrow as pa
 from datasets import Dataset
 
+from ..core.errors import DataError
 from .captions import Cleaning
 from .places import Place
-from .records import DataError, Format, Problem, Source
+from .records import Format, Problem, Source
 from .store import store
 
 logger = logging.getLogger(__name__)

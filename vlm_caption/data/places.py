@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ..images import MAX_BYTES, ImageError, ImageTooLargeError
+from ..core.errors import ImageError, ImageTooLargeError
+from ..images.opening import MAX_BYTES
 
 # As in "shards/000.tar#0001.jpg@1536+20480" and "inputs.csv#row 2@35+1200;base64".
 _STRETCH = re.compile(r"(.+)#([^#]*)@(\d+)\+(\d*)(;base64)?", re.DOTALL)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from ..core.errors import DataError
 from .places import Place
 
 logger = logging.getLogger(__name__)
@@ -36,10 +37,6 @@ _SPLIT_WORD = re.compile(r"(?:^|[^a-z])(train|dev|val|valid|validation|test)(?:i
 
 # "./a.jpg" and "photos//a.jpg" are other words for "a.jpg" and "photos/a.jpg".
 _UNTIDY = re.compile(r"^\./|//|/\./|/$")
-
-
-class DataError(ValueError):
-    """Captioned images cannot be read: the message names the file and says what to do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,9 +25,10 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from filelock import FileLock
 
-from ..backbones import cache_dir
+from ..core.cache import cache_dir
+from ..core.errors import DataError
 from .captions import Cleaning, clean_caption, count_words
-from .records import DataError, Format, Problem, Record, Source
+from .records import Format, Problem, Record, Source
 
 logger = logging.getLogger(__name__)
 

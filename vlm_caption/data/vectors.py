@@ -20,21 +20,11 @@ import pyarrow.compute as pc
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..console import first_line_of
-from .arrow import open_parquet, read_batches
-from .records import (
-    CAPTION_COLUMNS,
-    SPLIT_COLUMN,
-    DataError,
-    Format,
-    Problem,
-    Record,
-    Source,
-    as_captions,
-    find_column,
-    the_one,
-)
-from .table import TABLE_NAMES, TABLE_SUFFIXES, find_table, read_csv, read_jsonl
+from ..core.console import first_line_of
+from ..core.errors import DataError
+from .readers.arrow import open_parquet, read_batches
+from .readers.table import TABLE_NAMES, TABLE_SUFFIXES, find_table, read_csv, read_jsonl
+from .records import CAPTION_COLUMNS, SPLIT_COLUMN, Format, Problem, Record, Source, as_captions, find_column, the_one
 
 SUFFIXES = (".npy", ".safetensors", ".parquet")
 

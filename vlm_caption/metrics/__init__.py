@@ -1,9 +1,9 @@
 """Metrics of captions: `score` for those of COCO's evaluation, and what else says how good captions are."""
 
+from ..core.errors import ScorerMissingError
 from .bootstrap import Difference, Interval, compare, confidence_intervals, mean_interval
 from .coco_files import CaptionPairs, ImageId, pair_captions, read_file_names, read_references, read_results
 from .diversity import Diversity, measure_diversity
-from .errors import ScorerMissingError
 from .names import COCO_METRICS, METRIC_NAMES
 from .ptb_tokenizer import tokenize
 from .scoring import METRICS, Scores, score

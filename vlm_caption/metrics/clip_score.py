@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from transformers import CLIPModel, CLIPProcessor
 
-from ..console import progress
-from ..images import ImageSource, open_image
-from .errors import ScorerMissingError
+from ..core.console import progress
+from ..core.errors import ScorerMissingError
+from ..images.opening import ImageSource, open_image
 
 # Hessel et al. stretch the cosine, which hardly ever passes 0.4.
 _STRETCH = 2.5

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data import DataError
-from ..data.text import read_text
+from ..core.errors import DataError
+from ..core.text import read_text
 
 ImageId = int | str
 

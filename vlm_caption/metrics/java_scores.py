@@ -10,7 +10,7 @@ from threading import Event, Timer
 
 import numpy as np
 
-from .errors import ScorerMissingError
+from ..core.errors import ScorerMissingError
 
 # The weights of exact, stem, synonym and paraphrase matches, and the parameters of METEOR 1.5 for English: Denkowski
 # and Lavie, "Meteor Universal", WMT 2014; `-l en` of the program.

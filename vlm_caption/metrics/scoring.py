@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..core.errors import ScorerMissingError
 from . import java_scores, ngram_scores
-from .errors import ScorerMissingError
 from .ngram_scores import CiderProcess
 from .ptb_tokenizer import tokenize
 

@@ -1,0 +1,150 @@
+"""Captions that are kept as they are written: after a kill, the same captions as without one."""
+
+import json
+import logging
+
+import pytest
+from tiny_runs import write_colours
+from tiny_models import tiny_model, tiny_processor
+
+from vlm_caption.evaluation import captions as unfinished_captions
+from vlm_caption.captioning.captioner import Captioner
+from vlm_caption.data import DataError, load_captions
+from vlm_caption.data.collator import CaptionCollator
+from vlm_caption.evaluation.evaluate import evaluate
+from vlm_caption.evaluation.captions import UnfinishedCaptions, caption_settings
+
+SETTINGS = {"checkpoint": "a", "generation": {"num_beams": 1}}
+
+
+def test_prompts_that_differ_behind_the_question_are_other_settings():
+    model = tiny_model("dinov2")
+    captioner = Captioner(model, tiny_processor(model.config))
+
+    def settings(prompt: str) -> dict:
+        return caption_settings(captioner, CaptionCollator(captioner.processor, lambda rows: {}, prompt=prompt), {})
+
+    before, after = settings("Q: {question} Answer:"), settings("Q: {question} In short:")
+    assert [name for name in before if before[name] != after[name]] == ["prompt"]
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("VLM_CAPTION_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(unfinished_captions, "BATCH_SIZE", 2)
+    caplog.set_level(logging.INFO, logger="vlm_caption")
+
+
+class TestFile:
+    @pytest.fixture
+    def path(self, tmp_path):
+        path = tmp_path / "new" / "unfinished.jsonl"
+        UnfinishedCaptions(path, SETTINGS).add(["a \u2028 dog", "b", "c", "d"])
+        return path
+
+    def test_gives_back_what_was_written(self, path):
+        assert UnfinishedCaptions(path, SETTINGS).captions == ["a \u2028 dog", "b", "c", "d"]
+
+    @pytest.mark.parametrize(("cut", "left"), [(1, 4), (4, 2), (9, 2), (12, 0)])
+    def test_takes_whole_batches_of_what_a_kill_left(self, path, cut, left):
+        path.write_bytes(path.read_bytes()[:-cut])
+        kept = UnfinishedCaptions(path, SETTINGS)
+        assert kept.captions == ["a \u2028 dog", "b", "c", "d"][:left]
+        kept.add(["e", "f"])
+        assert UnfinishedCaptions(path, SETTINGS).captions == [*["a \u2028 dog", "b", "c", "d"][:left], "e", "f"]
+
+    def test_starts_afresh_with_other_settings_and_says_which(self, path, caplog):
+        assert UnfinishedCaptions(path, SETTINGS | {"generation": {"num_beams": 3}}).captions == []
+        assert "was written with another generation: starting afresh" in caplog.text
+        assert UnfinishedCaptions(path, SETTINGS).captions == []
+
+    @pytest.mark.parametrize("content", ["", "\n", "[1]\n", "no JSON\n", "\x00"])
+    def test_takes_nothing_from_what_is_no_such_file(self, path, content):
+        path.write_text(content)
+        assert UnfinishedCaptions(path, SETTINGS).captions == []
+
+    def test_is_removed_at_the_end(self, path):
+        UnfinishedCaptions(path, SETTINGS).remove()
+        assert not path.exists()
+
+    def test_without_a_path_nothing_is_written(self, tmp_path):
+        kept = UnfinishedCaptions(None, SETTINGS)
+        kept.add(["a"])
+        kept.remove()
+        assert kept.captions == ["a"]
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_folder_that_cannot_be_made_is_named(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(DataError, match="captions cannot be written there"):
+            UnfinishedCaptions(tmp_path / "file" / "unfinished.jsonl", SETTINGS)
+
+
+class TestEvaluation:
+    @pytest.fixture
+    def dataset(self, tmp_path):
+        write_colours(tmp_path)
+        return load_captions(tmp_path / "captions.csv", "train", limit=7)
+
+    @pytest.fixture
+    def run(self, dataset, tmp_path):
+        def run(seed=0, **generation):
+            model = tiny_model("dinov2", seed=seed)
+            return evaluate(
+                Captioner(model, tiny_processor(model.config)),
+                dataset,
+                generation={"max_new_tokens": 4, "do_sample": True} | generation,
+                metrics=["bleu"],
+                unfinished=tmp_path / "unfinished.jsonl",
+            ).captions
+
+        return run
+
+    @pytest.fixture
+    def batches(self, monkeypatch):
+        """Where the batches that were written began; set `batches.most` to end the run at one."""
+
+        class Batches(list):
+            most = None
+
+        batches = Batches()
+        original = unfinished_captions._generate
+
+        def generate(*args, **kwargs):
+            if len(batches) == batches.most:
+                raise KeyboardInterrupt
+            batches.append(kwargs["seed"])
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(unfinished_captions, "_generate", generate)
+        return batches
+
+    def test_goes_on_where_it_was_and_ends_with_the_same_captions(self, run, batches, tmp_path, caplog):
+        expected = run()
+        file = tmp_path / "unfinished.jsonl"
+        assert not file.exists()
+        batches.clear()
+        batches.most = 2
+        with pytest.raises(KeyboardInterrupt):
+            run()
+        assert [json.loads(line) for line in file.read_text().splitlines()[1:]] == expected[:4]
+        with file.open("a") as out:
+            out.write('"half of a cap')
+        batches.most = None
+        assert run() == expected
+        assert batches == [0, 2, 4, 6]
+        assert "Going on from 4 captions of 7" in caplog.text
+        assert not file.exists()
+
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [({"max_new_tokens": 5}, "generation"), ({"num_beams": 2}, "generation"), ({"seed": 1}, "checkpoint")],
+    )
+    def test_other_settings_start_afresh(self, run, batches, change, named, caplog):
+        batches.most = 1
+        with pytest.raises(KeyboardInterrupt):
+            run()
+        batches.most = None
+        run(**change)
+        assert batches == [0, 0, 2, 4, 6]
+        assert f"was written with another {named}" in caplog.text

@@ -1,0 +1,13 @@
+"""Names of repositories on the Hugging Face Hub."""
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name is spelt like a Hugging Face Hub id, "org/name"."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1

@@ -1,0 +1,208 @@
+"""The formats that corpora come in, and which of them a folder or file is."""
+
+import difflib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from datasets import Dataset
+
+from ..core.errors import DataError
+from .captions import Cleaning
+from .corpus import Corpus
+from .readers.arrow import find_dataset, list_dataset_files, read_dataset
+from .readers.flickr8k import find_results, find_tokens, list_token_files, read_results, read_tokens
+from .readers.json_corpora import (
+    find_coco,
+    find_karpathy,
+    find_llava,
+    find_vqa,
+    list_vqa_files,
+    read_coco,
+    read_karpathy,
+    read_llava,
+    read_vqa,
+)
+from .readers.shards import find_shards, read_shards
+from .readers.table import (
+    METADATA_NAMES,
+    TABLE_NAMES,
+    TABLE_SUFFIXES,
+    find_metadata,
+    find_table,
+    list_table_files,
+    read_imagefolder,
+    read_table,
+)
+from .readers.text_files import find_text_files, list_text_files, read_text_files
+from .records import Format, Problem, Record, Source
+from .vectors import VECTORS
+
+_TABLE_SIGN = f"a file that ends in {', '.join(TABLE_SUFFIXES)}, or a folder with {', '.join(TABLE_NAMES)}"
+_SAVED_SIGN = "a folder of save_to_disk, a folder of .parquet files, or a Hub dataset's id"
+
+FORMATS: dict[str, Format] = {
+    "coco": Format("COCO's captions_*.json, in a folder or its annotations", find_coco, read_coco),
+    "karpathy": Format("Karpathy's dataset_*.json", find_karpathy, read_karpathy),
+    "llava": Format("a .json of LLaVA conversations", find_llava, read_llava, questions="maybe"),
+    "flickr8k": Format("Flickr8k.token.txt, or a file of its kind", find_tokens, read_tokens, files=list_token_files),
+    "flickr30k": Format("Flickr30k's results.csv, with | between the fields", find_results, read_results),
+    "imagefolder": Format(
+        f"a folder with {', '.join(METADATA_NAMES)}", find_metadata, read_imagefolder, questions="maybe"
+    ),
+    "table": Format(_TABLE_SIGN, find_table, read_table, files=list_table_files, questions="maybe"),
+    "dataset": Format(_SAVED_SIGN, find_dataset, read_dataset, files=list_dataset_files, questions="maybe"),
+    "webdataset": Format("tar shards (.tar)", find_shards, read_shards, questions="maybe"),
+    "text_files": Format(
+        "a folder with NAME.txt beside NAME.jpg", find_text_files, read_text_files, files=list_text_files
+    ),
+    "vqa": Format("VQA's *_mscoco_*_questions.json", find_vqa, read_vqa, files=list_vqa_files, questions="always"),
+}
+
+
+def load_captions(
+    path: str | os.PathLike,
+    split: str = "train",
+    format: str | None = None,
+    limit: int | None = None,
+    *,
+    on_problem: Callable[[Problem], None] | None = None,
+    **options,
+) -> Dataset:
+    """Read a split of captioned images: `open_corpus(path, format, **options).load(split, limit, on_problem)`."""
+    return open_corpus(path, format, **options).load(split, limit, on_problem)
+
+
+def open_corpus(
+    path: str | os.PathLike,
+    format: str | None = None,
+    *,
+    images: str | os.PathLike | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    subset: str | None = None,
+    features: str | os.PathLike | None = None,
+    feature_column: str | None = None,
+    question_column: str | None = None,
+    questions: bool = False,
+    cleaning: Cleaning | None = None,
+    dev_share: float = 0.05,
+) -> Corpus:
+    """Read captioned images into the cache, or find them there.
+
+    What is read depends on the files' paths, sizes and times of change, and on the settings here: when one changes,
+    the corpus is read anew.
+
+    Args:
+        path: A corpus's folder or file, or a Hub dataset's id.
+        format: A name in `FORMATS`; by default it is recognised from what is there.
+        images: The folder that image paths are relative to, where it is not the one that is found.
+        image_column, caption_column: The columns of a table, where they are not found by name.
+        subset: Of a Hub dataset.
+        features: A file of vectors that the captions are of, instead of pictures; `path` is then a table of captions.
+        feature_column: The column of vectors, if that file is Parquet and has several.
+        question_column: The column of questions, likewise.
+        questions: Whether to read questions, for a column `questions` beside `captions`, which are then the answers.
+        cleaning: What is done to the captions; by default only `clean_caption`.
+        dev_share: The share of images, by a hash of each, that is "dev" where the corpus has no splits.
+
+    Raises:
+        DataError: The format is not known or not clear, or the corpus is malformed.
+    """
+    source, name = _recognise(
+        path,
+        format,
+        images=images,
+        image_column=image_column,
+        caption_column=caption_column,
+        subset=subset,
+        features=features,
+        feature_column=feature_column,
+        question_column=question_column,
+        questions=questions,
+    )
+    return Corpus(source, name, _format(source, name), cleaning or Cleaning(), dev_share)
+
+
+def read_records(path: str | os.PathLike, format: str | None = None, **settings) -> Iterator[Record | Problem]:
+    """Yield what the reader of a corpus does, one after the other, in its order.
+
+    Args:
+        path, format: As of `open_corpus`.
+        **settings: `images`, `image_column`, `caption_column`, `subset`, `features`, `feature_column`,
+            `question_column`, `questions`, likewise.
+
+    Raises:
+        DataError: The format is not known or not clear, or what follows cannot be read.
+    """
+    source, name = _recognise(path, format, **settings)
+    return _format(source, name).read(source)
+
+
+def _format(source: Source, name: str) -> Format:
+    return FORMATS[name] if source.features is None else VECTORS
+
+
+def _recognise(
+    path: str | os.PathLike,
+    format: str | None,
+    *,
+    images: str | os.PathLike | None = None,
+    features: str | os.PathLike | None = None,
+    questions: bool = False,
+    **columns: str | None,
+) -> tuple[Source, str]:
+    folder, vectors = (None if given is None else Path(given) for given in (images, features))
+    source = Source(Path(path), images=folder, features=vectors, questions=questions, **columns)
+    if format is not None and format not in FORMATS:
+        near = difflib.get_close_matches(format.lower(), FORMATS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(FORMATS)}"
+        raise DataError(f"unknown format {format!r}: {hint}")
+    if vectors is not None:
+        if format not in (None, "table"):
+            raise DataError(
+                f"data.features goes with a table of captions, and data.format is {format!r}: leave it out"
+            )
+        if questions:
+            raise DataError(
+                f"{source.path}: captions of vectors have no questions: take {{question}} out of data.prompt"
+            )
+        if not source.path.exists() or not vectors.is_file():
+            raise DataError(f"{vectors if source.path.exists() else source.path}: there is no such file")
+        return source, "table"
+    is_on_hub = bool(find_dataset(source.path)) if format is None else format == "dataset"
+    if not source.path.exists() and not is_on_hub:
+        raise DataError(f"{source.path}: there is no such file or folder")
+    unfit = "never" if questions else "always"
+    if format is not None:
+        if FORMATS[format].questions == unfit:
+            raise DataError(_unfit(source.path, format, questions))
+        return source, format
+    found = {name: files for name, known in FORMATS.items() if (files := known.find(source.path))}
+    fit = {name: files for name, files in found.items() if FORMATS[name].questions != unfit}
+    if found and not fit:
+        raise DataError(_unfit(source.path, next(iter(found)), questions))
+    found = fit
+    if len(found) > 1:
+        signs = " and ".join(f"{files[0].name} ({name})" for name, files in found.items())
+        raise DataError(f"{source.path}: its format could be any of several, for it has {signs}: set data.format")
+    if not found:
+        looked_for = "; ".join(f"{known.sign} ({name})" for name, known in FORMATS.items())
+        raise DataError(
+            f"{source.path}: the format is not recognised: looked for {looked_for}; found {_list_some(source.path)}"
+        )
+    return source, next(iter(found))
+
+
+def _unfit(path: Path, name: str, questions: bool) -> str:
+    if questions:
+        return f"{path}: data of the format {name} has no questions: take {{question}} out of data.prompt"
+    return f"{path}: data of the format {name} has questions: write {{question}} in data.prompt"
+
+
+def _list_some(source: Path) -> str:
+    if not source.is_dir():
+        return f"a file that ends in {source.suffix!r}"
+    names = sorted(child.name for child in source.iterdir())
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return (", ".join(names[:5]) or "an empty folder") + more

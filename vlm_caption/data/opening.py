@@ -1,0 +1,118 @@
+"""Opens the corpus, the vectors and the pictures that a config describes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from datasets import Dataset
+
+from ..config.run_config import DataSection, RunConfig
+from ..core.errors import ConfigError, DataError
+from ..model.processing_captioner import QUESTION
+from ..towers.composition import NO_TOWER
+from .bad_images import BadImages, PictureOpener
+from .captions import Cleaning
+from .corpus import Corpus
+from .formats import open_corpus
+from .vectors import Vectors, open_vectors
+
+
+def open_data(settings: DataSection) -> Corpus:
+    """Opens the corpus that the settings describe.
+
+    Raises:
+        ConfigError: if they name a column of questions, and the prompt asks none.
+        DataError: if it cannot be read.
+    """
+    if settings.question_column is not None and QUESTION not in settings.prompt:
+        raise ConfigError(
+            f"data.question_column is {settings.question_column!r}, and data.prompt asks no question: write "
+            f"{QUESTION} in data.prompt, or leave out data.question_column."
+        )
+    return open_corpus(
+        settings.path,
+        settings.format,
+        images=settings.images,
+        image_column=settings.image_column,
+        caption_column=settings.caption_column,
+        subset=settings.subset,
+        question_column=settings.question_column,
+        questions=QUESTION in settings.prompt,
+        features=settings.features,
+        feature_column=settings.feature_column,
+        cleaning=Cleaning(settings.final_stop, settings.lower_case, settings.min_words, settings.max_words),
+        dev_share=settings.dev_share,
+    )
+
+
+def open_features(config: RunConfig) -> Vectors | None:
+    """The vectors that the captions are of, where they are not of pictures.
+
+    Raises:
+        ConfigError: if the settings name vectors and a vision tower, or neither.
+        DataError: if the vectors cannot be read.
+    """
+    if config.data.features is None:
+        if config.model.vision == NO_TOWER:
+            raise ConfigError("model.vision is none: name the file of vectors to caption in data.features.")
+        return None
+    if config.model.vision != NO_TOWER:
+        raise ConfigError("data.features gives vectors, which no vision tower makes: set model.vision to none.")
+    return open_vectors(config.data.features, config.data.feature_column)
+
+
+def picture_opener(settings: DataSection) -> PictureOpener:
+    """What opens the pictures, within the settings' limits."""
+    return PictureOpener(settings.max_pixels, settings.max_bytes)
+
+
+def bad_images(settings: DataSection, path: Path | None = None) -> BadImages | None:
+    """What counts bad images, and writes them to `path`, where they are left out; None where one ends the run."""
+    return BadImages(path, settings.max_bad_share) if settings.on_bad_image == "skip" else None
+
+
+def load_splits(
+    corpus: Corpus, settings: DataSection, eval_images: int, bad: BadImages | None = None
+) -> tuple[Dataset, Dataset]:
+    """The images to train on and those to watch the loss on, at most `eval_images`; missing ones go to `bad`.
+
+    Raises:
+        DataError: if something is wrong with the corpus, or too many images are bad.
+    """
+    on_missing = None if bad is None else bad.add_missing
+    train_set = corpus.load(settings.train_split, settings.limit, on_missing=on_missing)
+    dev_limit = min(eval_images, settings.limit or eval_images)
+    dev_set = corpus.load(settings.dev_split, dev_limit, on_missing=on_missing)
+    if bad is not None:
+        bad.expect(len(train_set) + len(dev_set))
+    return train_set, dev_set
+
+
+def each_caption(dataset: Dataset) -> Iterator[str]:
+    """All captions of a dataset with the column `captions`, one after the other."""
+    for captions in dataset["captions"]:
+        yield from captions
+
+
+def each_question(dataset: Dataset) -> Iterator[str]:
+    """All questions of a dataset, one after the other; none where the prompt asks none."""
+    for questions in dataset["questions"] if "questions" in dataset.column_names else ():
+        yield from questions
+
+
+def each_text(dataset: Dataset, prompt: str) -> Iterator[str]:
+    """All that a language model reads of a dataset: captions, questions, and the prompt around the image."""
+    yield from each_caption(dataset)
+    yield from each_question(dataset)
+    if prompt:
+        yield prompt.replace("<image>", "").replace(QUESTION, "") + " "  # which separates a caption from its prompt
+
+
+def check_left(settings: DataSection, train_set: Dataset, dev_set: Dataset) -> None:
+    """Sees that leaving out bad images has not emptied a split.
+
+    Raises:
+        DataError: if it has.
+    """
+    for split, dataset in ((settings.train_split, train_set), (settings.dev_split, dev_set)):
+        if len(dataset) == 0:
+            raise DataError(f"{settings.path}: none of the images of the split {split!r} that are read can be opened")

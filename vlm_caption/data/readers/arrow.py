@@ -1,0 +1,262 @@
+"""Tables of Hugging Face `datasets`: a `save_to_disk` folder, Parquet files, a dataset of the Hub.
+
+Their Arrow files are memory-mapped and not compressed, so a picture in one of them is a stretch of the file. Parquet
+is compressed: `datasets` turns it into Arrow files once, in the cache.
+"""
+
+import glob
+import hashlib
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.types as kinds
+from datasets import Dataset, DatasetDict
+
+from ...core.cache import cache_dir
+from ...core.console import first_line_of
+from ...core.errors import DataError
+from ...core.hub_ids import is_hub_id
+from ..places import Place, digest_base64, find_base64
+from ..records import (
+    IMAGE_COLUMNS,
+    SPLIT_COLUMN,
+    ImageFolder,
+    Problem,
+    Record,
+    Source,
+    as_answers,
+    as_captions,
+    describe_unpaired,
+    find_column,
+    find_split,
+    find_texts,
+    list_subfolders,
+    settle_names,
+)
+
+_SAVED_NAMES = ("dataset_dict.json", "state.json")
+
+
+def find_dataset(path: Path) -> list[Path]:
+    """What makes a folder one of `save_to_disk`, or one of Parquet files; or a Hub id that is no misspelt path."""
+    if not path.exists():
+        return [path] if is_hub_id(str(path)) and not path.parent.is_dir() else []
+    if not path.is_dir():
+        return []
+    saved = [path / name for name in _SAVED_NAMES if (path / name).is_file()]
+    return saved or _find_parquet(path)
+
+
+def list_dataset_files(source: Source) -> list[Path]:
+    """All files with rows in them; a Hub dataset is fetched for it."""
+    if not any((source.path / name).is_file() for name in _SAVED_NAMES) and source.path.is_dir():
+        return _find_parquet(source.path)
+    return [Path(file["filename"]) for dataset in _load(source).values() for file in dataset.cache_files]
+
+
+def read_dataset(source: Source) -> Iterator[Record | Problem]:
+    """Yield a record for each row, with the pictures where the Arrow files have them.
+
+    The image column is the one of the type Image, or found by name as in a table; it holds bytes, base64 or paths.
+    Captions are strings or lists of strings. A column `split` counts more than the dataset's own splits.
+
+    Raises:
+        DataError: There is no such dataset, it cannot be read, or it lacks a column.
+    """
+    folder = ImageFolder(source, [source.path])
+    if source.path.is_dir() and (files := _find_parquet(source.path)):
+        splits = settle_names([find_split(file.name) or find_split(file.parent.name) for file in files])
+        for split in dict.fromkeys(splits):
+            chosen = [file for file, other in zip(files, splits, strict=True) if other == split]
+            yield from read_parquet(chosen, source, folder, split)
+    else:
+        loaded = _load(source)
+        for split, dataset in zip(settle_names(list(loaded)), loaded.values(), strict=True):
+            yield from _read_rows(dataset, source, folder, split, str(source.path))
+    folder.check()
+
+
+def read_parquet(
+    files: Sequence[Path], source: Source, folder: ImageFolder, split: str | None
+) -> Iterator[Record | Problem]:
+    """Yield a record for each row of Parquet files, as of `read_dataset`.
+
+    Raises:
+        DataError: A file is not Parquet, or lacks a column.
+    """
+    for file in files:
+        yield from _read_rows(open_parquet(file), source, folder, split, str(file))
+
+
+def open_parquet(file: Path) -> Dataset:
+    """A Parquet file, unpacked into Arrow files in the cache.
+
+    Raises:
+        DataError: It is not Parquet.
+    """
+    directory = cache_dir() / "datasets" / "parquet"
+    return _call(
+        # Its name is taken for a pattern.
+        lambda: Dataset.from_parquet(glob.escape(str(file)), cache_dir=str(directory)),
+        f"{file}: the Parquet file cannot be read",
+    )
+
+
+def _find_parquet(path: Path) -> list[Path]:
+    """Parquet files in a folder or its `data`, `train`, … as a clone of a Hub dataset has them."""
+    folders = [path, *(child for child in list_subfolders(path) if child.name == "data" or find_split(child.name))]
+    files = [file for folder in folders for file in sorted(folder.glob("*.parquet"))]
+    return [file for file in files if file.stem not in ("metadata", "captions")]  # those are tables
+
+
+def _load(source: Source) -> dict[str | None, Dataset]:
+    """The dataset's tables by split; None for a dataset without splits."""
+    if source.path.exists():
+        loaded = _call(lambda: datasets.load_from_disk(str(source.path)), f"{source.path}: the dataset cannot be read")
+    else:
+        loaded = _call(
+            lambda: datasets.load_dataset(str(source.path), source.subset),
+            f"{source.path}: there is no such file or folder, and fetching the dataset from the Hub failed",
+        )
+    return (
+        {str(split): table for split, table in loaded.items()} if isinstance(loaded, DatasetDict) else {None: loaded}
+    )
+
+
+def _call(load: Callable[[], Any], complaint: str) -> Any:
+    try:
+        with _quiet():
+            return load()
+    except Exception as error:  # datasets lets through the errors of pyarrow, fsspec, json and the Hub's client
+        raise DataError(f"{complaint} ({first_line_of(error)})") from error
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """No progress bars of `datasets` in logs."""
+    was_on = datasets.is_progress_bar_enabled()
+    if was_on and not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if was_on:
+            datasets.enable_progress_bars()
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """Where a row's picture is; `digest` is the SHA-256 of its bytes, as hex."""
+
+    place: Place
+    digest: str
+
+
+def _read_rows(
+    dataset: Dataset, source: Source, folder: ImageFolder, split: str | None, name: str
+) -> Iterator[Record | Problem]:
+    of_type_image = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+    given = source.image_column or (of_type_image[0] if len(of_type_image) == 1 else None)
+    columns = dataset.column_names
+    image_column = find_column(columns, given, IMAGE_COLUMNS, "image", name)
+    caption_column, question_column = find_texts(columns, source, name)
+    number = 0
+    for file in dataset.cache_files:
+        for buffer, batch in read_batches(Path(file["filename"]), name):
+            pictures = _pictures(batch.column(image_column), buffer, file["filename"])
+            captions = batch.column(caption_column).to_pylist()
+            asked = [None] * len(captions) if question_column is None else batch.column(question_column).to_pylist()
+            splits = batch.column(SPLIT_COLUMN).to_pylist() if SPLIT_COLUMN in columns else [split] * len(captions)
+            for picture, texts, question, row_split in zip(pictures, captions, asked, splits, strict=True):
+                number += 1
+                yield _record(
+                    picture, texts, question, folder, row_split, name, number, caption_column, question_column
+                )
+    if number != len(dataset):
+        raise DataError(f"{name}: it is a selection of the rows in its files: save it again with save_to_disk")
+
+
+def _record(
+    picture: "_Picture | str | None",
+    texts: object,
+    question: object,
+    folder: ImageFolder,
+    split: str | None,
+    name: str,
+    number: int,
+    caption_column: str,
+    question_column: str | None,
+) -> Record | Problem:
+    where = f"{name}, row {number}"
+    questions, captions = ([], as_captions(texts)) if question_column is None else as_answers(question, texts)
+    if not captions and question_column is not None:
+        return Problem(where, describe_unpaired(question_column, caption_column, question, texts), split=split)
+    if not captions:
+        reason = f"the column {caption_column!r} must hold a caption or a list of captions, and holds {texts!r:.80}"
+        return Problem(where, reason, split=split)
+    if picture is None:
+        return Problem(where, "there is no picture", split=split)
+    if isinstance(picture, str):
+        return folder.record(picture, captions, where, split, questions)
+    place = picture.place if picture.place.is_whole_file else replace(picture.place, name=f"row {number}")
+    return Record(str(place), tuple(captions), picture.digest, where, split, tuple(questions))
+
+
+def read_batches(file: Path, name: str) -> Iterator[tuple[pa.Buffer, pa.RecordBatch]]:
+    """Yield the batches of an Arrow file beside the memory map that they lie in."""
+    try:
+        with pa.memory_map(str(file)) as mapped:
+            buffer = mapped.read_buffer()
+        for batch in pa.ipc.open_stream(buffer):
+            yield buffer, batch
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{name}: the Arrow file {file} cannot be read ({error})") from error
+
+
+def _pictures(column: pa.Array, buffer: pa.Buffer, file: str) -> Iterator[_Picture | str | None]:
+    """Yield where each picture of a batch is: in the file itself, at a path, or nowhere."""
+    if kinds.is_struct(column.type) and {"bytes", "path"} <= set(
+        column.type.names
+    ):  # the type Image: bytes, and a path or the name they had
+        for inside, path in zip(
+            _pictures(column.field("bytes"), buffer, file), column.field("path").to_pylist(), strict=True
+        ):
+            if inside is None and path and Path(path).is_file():  # `datasets` knows the file, wherever it is
+                yield _Picture(Place(path), hashlib.sha256(Path(path).read_bytes()).hexdigest())
+            else:
+                yield inside or path
+        return
+    is_text = kinds.is_string(column.type) or kinds.is_large_string(column.type)
+    if not is_text and not kinds.is_binary(column.type) and not kinds.is_large_binary(column.type):
+        raise DataError(f"{file}: the image column is of the type {column.type}: expected pictures, bytes or text")
+    _, offsets, values = column.buffers()
+    if values is None or values.size == 0:  # there is not one
+        yield from [None] * len(column)
+        return
+    is_large = kinds.is_large_string(column.type) or kinds.is_large_binary(column.type)
+    ends = np.frombuffer(offsets, np.int64 if is_large else np.int32)[column.offset :]
+    start = values.address - buffer.address
+    if not 0 <= start <= buffer.size - values.size:
+        raise DataError(f"{file}: the Arrow file is compressed: save it again with save_to_disk")
+    for row, is_there in enumerate(column.is_valid().to_pylist()):
+        offset = start + int(ends[row])
+        content = values[int(ends[row]) : int(ends[row + 1])] if is_there else None
+        if not content:
+            yield None
+        elif not is_text:
+            yield _Picture(Place(file, "", offset, content.size), hashlib.sha256(content).hexdigest())
+        else:
+            text = content.to_pybytes().decode()
+            encoded = find_base64(text)
+            if encoded is None:
+                yield text.strip()
+            else:  # ASCII to its end, and before it
+                place = Place(file, "", offset + text.index(encoded), len(encoded), is_base64=True)
+                yield _Picture(place, digest_base64(encoded))

@@ -1,0 +1,103 @@
+"""Flickr8k and Flickr30k as their authors gave them out.
+
+Flickr8k: `Flickr8k.token.txt`, a list of names for each split, a folder of photos. Flickr30k: `results.csv`, with `|`
+between the fields; its own file of tokens is read like Flickr8k's.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...core.text import first_line, read_lines
+from ..records import PHOTO_FOLDERS, ImageFolder, Problem, Record, Source, the_one
+
+TOKEN_FILE = "Flickr8k.token.txt"
+RESULTS_FILE = "results.csv"
+
+_TOKEN_FILES = (TOKEN_FILE, "results_20130124.token")
+_LISTS = {split: f"Flickr_8k.{split}Images.txt" for split in ("train", "dev", "test")}
+_TOKEN_LINE = re.compile(r"([^\t]+)#\d+\t(.*)", re.DOTALL)
+
+# Row 20,001 of Flickr30k's results.csv lacks its second separator: "2199200615.jpg| 4   A dog runs across the grass ."
+_NUMBER_AND_CAPTION = re.compile(r"\s*\d+\s+(\S.*)", re.DOTALL)
+
+
+def find_tokens(path: Path) -> list[Path]:
+    """The file of tokens that `path` is or holds."""
+    if path.is_dir():
+        return [path / name for name in _TOKEN_FILES if (path / name).is_file()]
+    is_text = path.suffix.lower() in (".txt", ".token")
+    return [path] if is_text and _TOKEN_LINE.match(first_line(path)) else []
+
+
+def list_token_files(source: Source) -> list[Path]:
+    """The file of tokens and the lists of splits beside it."""
+    tokens = find_tokens(source.path)
+    return tokens + [path for file in tokens for name in _LISTS.values() if (path := file.parent / name).is_file()]
+
+
+def read_tokens(source: Source) -> Iterator[Record | Problem]:
+    """Yield the images of each split's list, in its order, with their captions; without lists, those of the tokens.
+
+    Images that no list names are passed over.
+
+    Raises:
+        DataError: A file cannot be read, or the photos are not there.
+    """
+    tokens = the_one(find_tokens(source.path), source.path, f"file of tokens ({' or '.join(_TOKEN_FILES)})")
+    folder = ImageFolder(source, [tokens.parent / name for name in PHOTO_FOLDERS] + [tokens.parent])
+    captions: dict[str, list[str]] = {}
+    problems: list[Problem] = []
+    for number, _, _, line in read_lines(tokens):
+        if not line.strip():
+            continue
+        match = _TOKEN_LINE.fullmatch(line)
+        if match:
+            captions.setdefault(match[1].strip(), []).append(match[2])
+        else:
+            reason = f"expected NAME.jpg#K, a tab and a caption, found {line.strip()[:80]!r}"
+            problems.append(Problem(f"{tokens}, line {number}", reason))
+    yield from problems
+
+    lists = {split: tokens.parent / name for split, name in _LISTS.items() if (tokens.parent / name).is_file()}
+    for split, path in lists.items():
+        for number, _, _, line in read_lines(path):
+            name = line.strip()
+            if name and name not in captions:
+                reason = f"the image {name} has no captions in {tokens.name}"
+                yield Problem(f"{path}, line {number}", reason, split=split)
+            elif name:
+                yield folder.record(name, captions[name], f"{path}, line {number}", split)
+    if not lists:
+        for name, texts in captions.items():
+            yield folder.record(name, texts, str(tokens))
+    folder.check()
+
+
+def find_results(path: Path) -> list[Path]:
+    """The `results.csv` of Flickr30k that `path` is or holds, known by the bars in its first line."""
+    file = path / RESULTS_FILE if path.is_dir() else path
+    return [file] if file.suffix.lower() == ".csv" and file.is_file() and first_line(file).count("|") == 2 else []
+
+
+def read_results(source: Source) -> Iterator[Record | Problem]:
+    """Yield a record for each line of Flickr30k's `results.csv`: image, number and caption with bars between.
+
+    Raises:
+        DataError: The file cannot be read, or the photos are not there.
+    """
+    results = the_one(find_results(source.path), source.path, f"{RESULTS_FILE} with bars (|) between the fields")
+    folder = ImageFolder(source, [results.parent / name for name in PHOTO_FOLDERS] + [results.parent])
+    for number, _, _, line in read_lines(results):
+        if number == 1 or not line.strip():
+            continue
+        where = f"{results}, line {number}"
+        name, _, rest = line.partition("|")
+        _, bar, caption = rest.partition("|")
+        if not bar and (match := _NUMBER_AND_CAPTION.fullmatch(rest)):
+            bar, caption = "|", match[1]
+        if bar and name.strip():
+            yield folder.record(name.strip(), [caption], where)
+        else:
+            yield Problem(where, f"expected NAME.jpg| number| caption, found {line.strip()[:80]!r}")
+    folder.check()

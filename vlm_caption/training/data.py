@@ -1,0 +1,141 @@
+"""What a run trains on: its config's splits, the images as the model gets them, and the choice of captions."""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from ..config.run_config import RunConfig, TrainingSection
+from ..core.console import is_first_process
+from ..core.errors import DataError
+from ..data.bad_images import BAD_IMAGES_NAME
+from ..data.captions import CaptionChoice, TargetChoice
+from ..data.collator import CaptionCollator
+from ..data.corpus import count_captions
+from ..data.opening import bad_images, check_left, load_splits, open_data, open_features, picture_opener
+from ..features.inputs import ImageInputs, with_index
+from ..model.modeling_captioner import CaptionerForConditionalGeneration
+from ..model.processing_captioner import CaptionerProcessor
+
+logger = logging.getLogger(__name__)
+
+
+class CaptionSplits:
+    """The rows of a run's two splits, before any picture is opened.
+
+    Attributes:
+        train, dev: rows to train on and to watch the loss on, with `image` and `captions`, and `questions` where the
+            prompt asks them.
+        bad: where bad images are left out, these; else None.
+        vectors: what the captions are of, where that is no pictures; `image` is then the name of a row of them.
+
+    Raises:
+        ConfigError: if the config names vectors and a vision tower, or neither; or questions that are not asked.
+        DataError: if something is wrong with the corpus, or too many images are missing.
+    """
+
+    def __init__(self, config: RunConfig):
+        self.config = config
+        self.vectors = open_features(config)
+        corpus = open_data(config.data)
+        # Of several processes, which all find the same, one writes it down.
+        path = Path(config.training.output_dir) / BAD_IMAGES_NAME if is_first_process() else None
+        self.bad = bad_images(config.data, path)
+        self.train, self.dev = load_splits(corpus, config.data, config.training.eval_images, self.bad)
+        chosen = config.data.captions_per_image
+        logger.info(
+            "Data: %d images with %d captions to train on%s, %d images to watch the loss on",
+            len(self.train),
+            count_captions(self.train),
+            "" if chosen == "all" else f" ({chosen} of each image's)",
+            len(self.dev),
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """What tells these rows from others: of each split the number of images and of captions, and a fingerprint of
+        the images' names and the captions. What is in a picture's file does not count."""
+        return {
+            name: {
+                "images": len(dataset),
+                "captions": count_captions(dataset),
+                "fingerprint": _fingerprint(dataset),
+            }
+            for name, dataset in (("train", self.train), ("dev", self.dev))
+        }
+
+
+class TrainingData:
+    """A run's two splits as a model gets them.
+
+    Args:
+        splits: their rows.
+        settings: of the training, or of the stage.
+        model: on its device, its parts frozen or not as they are to be trained.
+        processor: the model's.
+
+    Attributes:
+        train, dev: rows whose images can be opened, with `image`, `captions` and `index`.
+        images: of the rows to train on.
+        collator, dev_collator: make batches of the rows.
+        choice: which captions of an image are trained on.
+        choose_targets: which token of each; None: all.
+
+    Raises:
+        DataError: if too many images are bad, or a vector holds a number that is not finite, or a single image is
+            left to choose weights by its caption.
+        ImageError: if one is, and bad images are not left out.
+    """
+
+    def __init__(
+        self,
+        splits: CaptionSplits,
+        settings: TrainingSection,
+        model: CaptionerForConditionalGeneration,
+        processor: CaptionerProcessor,
+    ):
+        config, bad = splits.config, splits.bad
+        tower = model.core.vision_tower
+        is_frozen = tower is not None and not any(parameter.requires_grad for parameter in tower.parameters())
+        options: dict[str, Any] = {
+            "cache": settings.cache_features and is_frozen,
+            "open_picture": picture_opener(config.data),
+            "bad": bad,
+            "vectors": splits.vectors,
+        }
+        self.images, dev_images = (
+            ImageInputs(model, processor, dataset["image"], **options) for dataset in (splits.train, splits.dev)
+        )
+        train, dev = self.images.keep(splits.train), dev_images.keep(splits.dev)
+        if bad is not None:
+            bad.settle()
+            if bad.reasons:
+                path = Path(config.training.output_dir) / BAD_IMAGES_NAME
+                logger.info("Left out %d bad images: %s", len(bad.reasons), path)
+            check_left(config.data, train, dev)
+        if settings.eval_captions and len(dev) < 2:
+            raise DataError(
+                f"{config.data.path}: a single image of the split {config.data.dev_split!r} is left, whose CIDEr is "
+                "always 0: give it more images, or set training.eval_captions to 0."
+            )
+        self.train, self.dev = with_index(train), with_index(dev)
+        options = {
+            "max_caption_tokens": config.data.max_caption_tokens,
+            "positions": model.config.text_positions,
+        }
+        self.choice = CaptionChoice(config.data.captions_per_image, settings.seed)
+        self.choose_targets = TargetChoice(settings.seed) if settings.objective == "random_token" else None
+        self.collator = CaptionCollator(
+            processor, self.images, choose=self.choice, choose_targets=self.choose_targets, **options
+        )
+        self.dev_collator = CaptionCollator(processor, dev_images, **options)
+
+
+def _fingerprint(dataset: Dataset) -> str:
+    digest = hashlib.sha256()
+    columns = [name for name in ("image", "captions", "questions") if name in dataset.column_names]
+    for batch in dataset.select_columns(columns).iter(10_000):
+        digest.update(json.dumps([batch[name] for name in columns]).encode())
+    return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,102 @@
+"""Describes a training run for the model card."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import transformers
+
+from ..config.run_config import RunConfig
+from ..hub.facts import data_name
+from ..model.freezing import ModulePolicy, describe_policy, policies_of
+from ..model.modeling_captioner import CaptionerForConditionalGeneration
+from .stages import Stage
+
+
+def training_facts(
+    config: RunConfig,
+    stages: Sequence[Stage],
+    model: CaptionerForConditionalGeneration,
+    steps: int,
+    epochs: float,
+    processes: int,
+    train_images: int,
+    train_captions: int,
+    dev_images: int,
+    **facts: Any,
+) -> dict[str, Any]:
+    """A training run's facts, without the paths and names of the machine that it ran on.
+
+    Where it had stages, `by_stage` tells them apart, and all that differs between them is otherwise the last one's.
+
+    Args:
+        config: the run's.
+        stages: the run's; one where it had none.
+        model: as it was trained.
+        steps, epochs: how far the last stage went.
+        processes: how many trained together.
+        train_images, train_captions: how many were trained on.
+        dev_images: how many images the loss was watched on.
+        **facts: more of them; None is not known.
+    """
+    settings = stages[-1].settings
+    parts = {name: next(part.parameters()) for name, part in model.core.named_children()}
+    device = model.device
+    known = {
+        "data": {
+            "name": data_name(config.data.path),
+            "train": {
+                "split": config.data.train_split,
+                "images": train_images,
+                "captions": train_captions,
+            },
+            "dev": {"split": config.data.dev_split, "images": dev_images},
+        },
+        "prompt": config.data.prompt or None,
+        "chat": config.data.chat or None,
+        "max_caption_tokens": config.data.max_caption_tokens,
+        "steps": steps,
+        "images_a_step": settings.batch_size * settings.accumulation * processes,
+        "images_seen": round(epochs * train_images),
+        "optimiser": "AdamW",
+        "learning_rate": settings.learning_rate,
+        "learning_rates": _own_rates(stages[-1]) or None,
+        "objective": None if settings.objective == "all" else settings.objective,
+        "schedule": f"{settings.warmup_steps} steps of warm-up, cosine decay",
+        "weight_decay": settings.weight_decay or None,
+        "max_grad_norm": settings.max_grad_norm,
+        "seed": config.training.seed,
+        "precision": {name: str(weight.dtype).removeprefix("torch.") for name, weight in parts.items()},
+        "trained": {
+            module: describe_policy(policy)
+            for module, policy in policies_of(model.config).items()
+            if module != "projector" and policy.train != "frozen"
+        }
+        or None,
+        "by_stage": {stage.name: _stage_facts(stage) for stage in stages if stage.name is not None} or None,
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "versions": {"torch": str(torch.__version__), "transformers": transformers.__version__},
+        **facts,
+    }
+    return {name: fact for name, fact in known.items() if fact is not None}
+
+
+def _stage_facts(stage: Stage) -> dict[str, Any]:
+    """What a stage trains, at which learning rates, and its objective where that is not all tokens."""
+    trained = {module: describe_policy(policy) for module, policy in _trained(stage).items()}
+    facts: dict[str, Any] = {
+        "trained": trained,
+        "learning_rates": {module: stage.rates[module][0] for module in trained},
+    }
+    return facts if stage.settings.objective == "all" else facts | {"objective": stage.settings.objective}
+
+
+def _own_rates(stage: Stage) -> dict[str, float]:
+    """The learning rates of trained modules that are not the stage's."""
+    rates = {module: stage.rates[module][0] for module in _trained(stage)}
+    return {module: rate for module, rate in rates.items() if rate != stage.settings.learning_rate}
+
+
+def _trained(stage: Stage) -> dict[str, ModulePolicy]:
+    return {module: policy for module, policy in stage.policies.items() if policy.train != "frozen"}

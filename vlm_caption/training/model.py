@@ -1,0 +1,156 @@
+"""The model of a run: composed as its config says, put where it is trained, its parts told, and saved."""
+
+import dataclasses
+import logging
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+
+from ..config.run_config import DataSection, RunConfig
+from ..core.errors import ConfigError
+from ..data.vectors import Vectors
+from ..model.freezing import check_policies
+from ..model.modeling_captioner import CaptionerForConditionalGeneration
+from ..model.processing_captioner import QUESTION, CaptionerProcessor
+from ..towers.composition import compose
+from ..towers.precision import use_bf16
+from .checkpoints import save_files
+from .stages import Stage
+
+logger = logging.getLogger(__name__)
+
+
+def compose_captioner(
+    config: RunConfig, texts: Iterable[str], vectors: Vectors | None = None
+) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
+    """Builds the captioner that a config describes; what it never trains of the language model comes in bfloat16.
+
+    Args:
+        config: the run's.
+        texts: what the language model will read; looked at only where the tokenizer is made of them.
+        vectors: what it will caption, where that is no pictures.
+
+    Raises:
+        ConfigError: if they do not go together.
+        BackboneError: if a tower cannot be had.
+    """
+    sizes = {} if vectors is None else {"feature_tokens": vectors.shape[1], "feature_size": vectors.shape[2]}
+    rounded = use_bf16(config.training.precision) and "language" not in config.changed_towers
+    options = {"language_dtype": torch.bfloat16 if rounded else None, "captions": texts, **sizes}
+    try:
+        return compose(**dataclasses.asdict(config.model), **options)
+    except (ValueError, StrictDataclassError) as error:
+        raise ConfigError(f"The settings in model do not go together: {' '.join(str(error).split())}") from error
+
+
+def set_generation(model: CaptionerForConditionalGeneration, config: RunConfig) -> None:
+    """Makes the config's generation settings the model's, which dev captions are written with, and saved with it.
+
+    Where captions are trained at more than the usual length, they are written at that length as well.
+
+    Args:
+        model: the run's.
+        config: the run's.
+
+    Raises:
+        ConfigError: if the settings do not go together.
+    """
+    own = model.generation_config
+    longest = config.data.max_caption_tokens
+    if longest > DataSection.max_caption_tokens:
+        own.max_new_tokens = max(longest, own.max_new_tokens or 0)
+    settings = config.generation.settings()
+    if settings.get("length_penalty", 1) != 1 and settings.get("num_beams", 1) == 1:
+        raise ConfigError(  # transformers would refuse to save it
+            "generation.length_penalty is of beam search: set generation.num_beams above 1, or leave it out."
+        )
+    own.update(**settings)
+
+
+def set_prompt(
+    model: CaptionerForConditionalGeneration,
+    processor: CaptionerProcessor,
+    settings: DataSection,
+    questions: Iterable[str] = (),
+) -> None:
+    """Makes the settings' prompt the processor's, to be saved with it, and the end of its answers one for `generate`.
+
+    Where the language model has a table of positions, captions are no longer than what the prompt leaves of it.
+
+    Args:
+        model: the run's.
+        processor: the model's.
+        settings: with the prompt.
+        questions: all that fill it; it is as long as with the longest.
+
+    Raises:
+        ConfigError: if it is to be a chat, and the language model has no chat template for it.
+    """
+    processor.prompt, processor.chat = settings.prompt, settings.chat
+    try:
+        end_token_id = processor.end_token_id
+    except ValueError as error:
+        raise ConfigError(f"data.chat: {error}") from error
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    if end_token_id not in ends:
+        model.generation_config.eos_token_id = [*ends, end_token_id]
+    positions = model.config.text_positions
+    if positions is not None:
+        longest = max(questions, key=len, default="?") if QUESTION in processor.prompt else None
+        before, [behind] = processor.encode_prompts([longest])
+        room = max(1, positions - len(before) - len(behind))  # where there is none, the collator says so
+        model.generation_config.max_new_tokens = min(room, model.generation_config.max_new_tokens or room)
+
+
+def check_stages(model: CaptionerForConditionalGeneration, stages: list[Stage]) -> None:
+    """Sees, before the first of them is trained, that the stages fit the model.
+
+    Raises:
+        ConfigError: if one does not.
+    """
+    for stage in stages:
+        where = "training" if stage.name is None else f"The stage {stage.name}"
+        try:
+            check_policies(model, stage.policies)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"{where}: {error}") from error
+        if all(policy.train == "frozen" for policy in stage.policies.values()):
+            raise ConfigError(f"{where} trains nothing: vision, projector and language are all frozen.")
+
+
+def log_parts(model: CaptionerForConditionalGeneration) -> None:
+    """Says of every part of the model whether it is frozen or trained, and how large it is; of parts, by names."""
+    parts: list[tuple[str, str, dict[str, torch.nn.Parameter]]] = [
+        (name, type(part).__name__, dict(part.named_parameters())) for name, part in model.core.named_children()
+    ]
+    parts += [(name, "learned", {name: vector}) for name, vector in model.core.soft_tokens().items()]
+    for name, kind, parameters in parts:
+        trained = {key: p.numel() for key, p in parameters.items() if p.requires_grad}
+        total = sum(p.numel() for p in parameters.values())
+        count = sum(trained.values())
+        state = "frozen" if not trained else "trained" if count == total else f"{count:,} trained"
+        dtype = str(next(iter(parameters.values())).dtype).removeprefix("torch.")
+        logger.info("%-22s %-28s %12s parameters  %-8s %s", name, kind, f"{total:,}", dtype, state)
+        if trained and count < total:
+            groups: dict[str, list[int]] = {}
+            for key, size in trained.items():
+                groups.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", key), []).append(size)
+            for key, sizes in groups.items():
+                logger.info("  trained: %s.%s  %d of %s parameters", name, key, len(sizes), f"{sum(sizes):,}")
+    logger.info("Trained in all: %s parameters", f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}")
+
+
+def save_captioner(
+    model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, directory: Path, **options
+) -> None:
+    """Writes a captioner's checkpoint, each file whole or not at all; `options` are of `save_pretrained`."""
+    with save_files(directory) as partial:
+        model.save_pretrained(partial, **options)
+        processor.save_pretrained(partial)
+        for weights in partial.glob("*.safetensors"):
+            shutil.copymode(partial / "config.json", weights)  # safetensors lets only the owner read it

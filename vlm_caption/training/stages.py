@@ -1,0 +1,86 @@
+"""The stages of a run, one after the other: what each trains, where its checkpoints are, and taking up a finished one.
+
+A run without stages is one stage, and its checkpoints stand in the output folder. Otherwise each stage has a folder
+of its own there, `stage-1-align`; when it has ended, what it trained stands in that folder as a bridge, and the next
+stage begins with it. The last one's is the run's.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config.run_config import RunConfig, TrainingSection
+from ..model.freezing import MODULES, ModulePolicy
+from .checkpoints import find_checkpoints
+
+STAGE_PATTERN = "stage-*-*"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run.
+
+    Attributes:
+        number: from 1.
+        name: as the config has it; None where the run is one stage.
+        settings: of the training, in full; with this stage's folder and seed.
+        is_last: whether no other follows.
+    """
+
+    number: int
+    name: str | None
+    settings: TrainingSection
+    is_last: bool
+
+    @property
+    def folder(self) -> Path:
+        """Where its checkpoints are."""
+        return Path(self.settings.output_dir)
+
+    @property
+    def policies(self) -> dict[str, ModulePolicy]:
+        """What it trains of each module."""
+        return {module: self.settings.module(module).as_policy() for module in MODULES}
+
+    @property
+    def rates(self) -> dict[str, tuple[float, float]]:
+        """Learning rate and weight decay of each module."""
+        rates = {}
+        for module in MODULES:
+            own = self.settings.module(module)
+            rates[module] = (
+                self.settings.learning_rate if own.learning_rate is None else own.learning_rate,
+                self.settings.weight_decay if own.weight_decay is None else own.weight_decay,
+            )
+        return rates
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its result is there, for the next stage to begin with. The last one can always be taken further."""
+        return self.settings.resume and not self.is_last and _holds_weights(self.folder)
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The newest whole checkpoint that it can go on from."""
+        whole = find_checkpoints(self.folder) if self.settings.resume else []
+        return whole[-1] if whole else None
+
+
+def _holds_weights(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+
+
+def holds_progress(folder: Path) -> bool:
+    """Whether a stage's folder holds a checkpoint or its result."""
+    return bool(find_checkpoints(folder)) or _holds_weights(folder)
+
+
+def plan_stages(config: RunConfig) -> list[Stage]:
+    """The stages of a run, in order; one where the config names none."""
+    stages = []
+    names = [stage["name"] for stage in config.stages] or [None]
+    for number, (name, settings) in enumerate(zip(names, config.stage_settings(), strict=True), 1):
+        if name is not None:
+            settings.output_dir = str(Path(settings.output_dir) / f"stage-{number}-{name}")
+        settings.seed += number - 1  # other batches, and other captions where these are sampled
+        stages.append(Stage(number, name, settings, is_last=number == len(names)))
+    return stages
