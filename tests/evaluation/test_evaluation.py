@@ -5,21 +5,19 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny_runs import write_colours
+from coco_files import NO_JAVA, REFERENCES, RIGHT, SAME, write_files
 from tiny_models import picture, tiny_model, tiny_processor
+from tiny_runs import write_colours
 
-from vlm_caption.evaluation import evaluate as evaluation
 from vlm_caption.captioning.captioner import Captioner
+from vlm_caption.captioning.nll import caption_nll, rows_of_others
+from vlm_caption.core.errors import ImageError
 from vlm_caption.data import BadImages, DataError, Place, load_captions, open_corpus
 from vlm_caption.data.collator import CaptionCollator
+from vlm_caption.evaluation import evaluate as evaluation
 from vlm_caption.evaluation.evaluate import evaluate, evaluate_files, training_captions
 from vlm_caption.evaluation.files import write_evaluation
 from vlm_caption.features.inputs import ImageInputs, with_index
-from vlm_caption.core.errors import ImageError
-from vlm_caption.captioning.nll import caption_nll, rows_of_others
-from coco_files import NO_JAVA, REFERENCES, RIGHT, SAME, write_files
-
-
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -210,10 +208,6 @@ class TestTrainingCaptions:
         rows = (tmp_path / "captions.csv").read_text().splitlines()
         assert len(captions) == sum("train_" in row and "train_red" not in row for row in rows)
         assert training_captions(corpus, "none") is None
-
-
-
-
 
 
 class TestEvaluateFiles:

@@ -4,15 +4,15 @@ import json
 import logging
 
 import pytest
-from tiny_runs import write_colours
 from tiny_models import tiny_model, tiny_processor
+from tiny_runs import write_colours
 
-from vlm_caption.evaluation import captions as unfinished_captions
 from vlm_caption.captioning.captioner import Captioner
 from vlm_caption.data import DataError, load_captions
 from vlm_caption.data.collator import CaptionCollator
-from vlm_caption.evaluation.evaluate import evaluate
+from vlm_caption.evaluation import captions as unfinished_captions
 from vlm_caption.evaluation.captions import UnfinishedCaptions, caption_settings
+from vlm_caption.evaluation.evaluate import evaluate
 
 SETTINGS = {"checkpoint": "a", "generation": {"num_beams": 1}}
 

@@ -38,7 +38,7 @@ from ..model.processing_captioner import CaptionerProcessor
 logger = logging.getLogger(__name__)
 
 # Beside the package, in a clone of the repository.
-DEFAULT_CHECKPOINT = Path(__file__).resolve().parents[1] / "checkpoints" / "embedded"
+DEFAULT_CHECKPOINT = Path(__file__).resolve().parents[2] / "checkpoints" / "embedded"
 
 
 @dataclass(frozen=True)

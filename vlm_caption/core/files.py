@@ -1,32 +1,96 @@
-"""Files that are written whole or not at all."""
+"""Writes files and folders whole or not at all.
 
+Everything is written under another name, brought to the disk (`fsync`) and renamed, so that whatever has its final
+name is complete, whenever the process or the machine stops.
+"""
+
+import contextlib
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 
 def write_text(path: Path, text: str, errors: str = "strict") -> None:
-    """Writes a UTF-8 file beside its name and moves it there, so that nobody ever sees a half of it.
+    """Writes a UTF-8 file, and replaces the file that was there.
 
     Args:
-        path: the file; what was there is replaced.
-        text: its content.
-        errors: what to do with characters that are no text, as of `str.encode`.
+        path: The file.
+        text: Its content.
+        errors: How to encode characters that are not valid text; see `str.encode`.
 
     Raises:
-        OSError: if it cannot be written; then nothing is left behind, and the old file stays.
+        OSError: The file cannot be written. Nothing is left behind, and the old file stays.
     """
     write_bytes(path, text.encode("utf-8", errors))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file as `write_text` does.
+    """Writes a file, and replaces the file that was there.
+
+    Args:
+        path: The file.
+        content: Its content.
 
     Raises:
-        OSError: if it cannot be written; then nothing is left behind, and the old file stays.
+        OSError: The file cannot be written. Nothing is left behind, and the old file stays.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(content)
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def move_folder(partial: Path, folder: Path) -> None:
+    """Renames a folder once everything in it is on the disk.
+
+    Args:
+        partial: The folder that was written.
+        folder: Its final name, on the same file system, which nothing has yet.
+
+    Raises:
+        OSError: The folder cannot be renamed, for example because `folder` exists.
+    """
+    for path in [*partial.rglob("*"), partial]:
+        sync(path)
+    partial.rename(folder)
+    sync(folder.parent)
+
+
+@contextlib.contextmanager
+def writing_files(folder: Path, partial_name: str) -> Generator[Path]:
+    """Yields a new folder to write files to, and then moves each file into `folder`, weights last.
+
+    Args:
+        folder: The final folder. Files of the same names are replaced.
+        partial_name: The name of the new folder inside `folder`.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    partial = folder / partial_name
+    partial.mkdir(parents=True)
+    yield partial
+    for path in sorted(partial.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+        sync(path)
+        path.replace(folder / path.name)
+    partial.rmdir()
+    sync(folder)
+
+
+def sync(path: Path) -> None:
+    """Brings a file or a folder to the disk.
+
+    A name may reach the disk before the content that it names, and a power cut would then leave an empty file.
+    """
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

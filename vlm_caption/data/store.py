@@ -27,6 +27,7 @@ from filelock import FileLock
 
 from ..core.cache import cache_dir
 from ..core.errors import DataError
+from ..core.files import move_folder
 from .captions import Cleaning, clean_caption, count_words
 from .records import Format, Problem, Record, Source
 
@@ -106,7 +107,7 @@ def store(
                     records = _tell(corpus_format.read(source), source)
                     _write(rows, records, cleaning, dev_share, built, source.questions)
                 shutil.rmtree(target, ignore_errors=True)
-                built.rename(target)
+                move_folder(built, target)
             return _open(target), False
     except (OSError, sqlite3.Error) as error:
         raise DataError(

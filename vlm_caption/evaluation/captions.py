@@ -11,14 +11,15 @@ import xxhash
 from datasets import Dataset
 
 from ..captioning.captioner import Captioner
-from ..core.console import progress
-from ..core.errors import DataError
-from ..data.bad_images import PictureOpener
-from ..data.vectors import Vectors
-from ..data.collator import CaptionCollator
 from ..captioning.generation import caption_batch
-from ..features.cache import CONTENTS_NAME, features_dir, features_key
+from ..core.console import progress
+from ..core.digests import digest_tensors
+from ..core.errors import DataError
 from ..core.files import write_text
+from ..data.bad_images import PictureOpener
+from ..data.collator import CaptionCollator
+from ..data.vectors import Vectors
+from ..features.cache import CONTENTS_NAME, features_dir, features_key
 from ..features.contents import content_digests
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def caption_settings(captioner: Captioner, collator: CaptionCollator, generation
     own = captioner.model.generation_config.to_diff_dict()
     own.pop("transformers_version", None)
     return {
-        "checkpoint": _weights_digest(captioner),
+        "checkpoint": digest_tensors(captioner.model.state_dict().items()).hexdigest(),
         "adapters": [captioner.model.config.vision_adapter, captioner.model.config.text_adapter],
         # Its ids as well, which depend on the chat template.
         "prompt": [collator.prompt, captioner.processor.chat, collator.prefix],
@@ -188,11 +189,3 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
             break
         captions.append(caption)
     return (settings, captions) if isinstance(settings, dict) else (None, [])
-
-
-def _weights_digest(captioner: Captioner) -> str:
-    digest = xxhash.xxh3_128()
-    for name, tensor in sorted(captioner.model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -20,25 +20,31 @@ import numpy as np
 from datasets import Dataset
 
 from ..captioning.captioner import Captioner
+from ..captioning.nll import caption_nll, rows_of_others
+from ..core.errors import DataError, ImageError, ScorerMissingError
 from ..data.bad_images import BadImages, PictureOpener
+from ..data.collator import CaptionCollator
 from ..data.corpus import Corpus, ask_one_by_one
-from ..core.errors import DataError
 from ..data.places import Place
 from ..data.vectors import Vectors
-from ..data.collator import CaptionCollator
-from .table import evaluation_lines
 from ..features.inputs import ImageInputs, with_index
-from ..core.errors import ImageError
+from ..metrics import read_results
+from ..metrics.bootstrap import Difference, Interval, compare, confidence_intervals, mean_interval
+from ..metrics.clip_score import score_clip
+from ..metrics.coco_files import ImageId, pair_captions, read_file_names, read_references
+from ..metrics.diversity import Diversity, measure_diversity
 from ..metrics.names import COCO_METRICS
 from ..metrics.scoring import METRICS, Scores, score
-from ..metrics.bootstrap import Difference, Interval, compare, confidence_intervals, mean_interval
-from ..metrics.diversity import Diversity, measure_diversity
-from ..metrics.coco_files import ImageId, pair_captions, read_file_names, read_references
-from ..core.errors import ScorerMissingError
-from ..metrics import read_results
-from ..metrics.clip_score import score_clip
-from ..captioning.nll import caption_nll, rows_of_others
-from .captions import BATCH_SIZE, UnfinishedCaptions, caption_settings, picture_settings, question_settings, vector_settings, write_captions
+from .captions import (
+    BATCH_SIZE,
+    UnfinishedCaptions,
+    caption_settings,
+    picture_settings,
+    question_settings,
+    vector_settings,
+    write_captions,
+)
+from .table import evaluation_lines
 
 # COCO's image ids are the numbers in its file names.
 _COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})\.jpg")

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..core.files import write_text
 from ..data.places import Place
+from ..images.opening import MAX_BYTES, MAX_PIXELS
 from .evaluate import Evaluation
 from .report import write_report
-from ..core.files import write_text
-from ..images.opening import MAX_BYTES, MAX_PIXELS
 
 RESULTS_NAME = "results.json"
 REFERENCES_NAME = "references.json"

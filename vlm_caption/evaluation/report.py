@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ..data.bad_images import PictureOpener
-from .evaluate import Comparison, Evaluation
-from ..pages.gallery import STYLE, picture_tag, write_page
-from ..images.opening import MAX_BYTES, MAX_PIXELS
 from ..core.errors import ImageError
-from ..metrics.names import METRIC_NAMES
+from ..data.bad_images import PictureOpener
+from ..images.opening import MAX_BYTES, MAX_PIXELS
 from ..metrics.bootstrap import Interval
+from ..metrics.names import METRIC_NAMES
 from ..metrics.ptb_tokenizer import tokenize
+from ..pages.gallery import STYLE, picture_tag, write_page
+from .evaluate import Comparison, Evaluation
 
 # The longer side of a picture in pixels: twice as wide as it is shown, for sharp screens.
 _THUMBNAIL_SIZE = 480

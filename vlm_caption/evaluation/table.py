@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..metrics.names import METRIC_NAMES
 from ..metrics.bootstrap import Interval
+from ..metrics.names import METRIC_NAMES
 
 if TYPE_CHECKING:
     from .evaluate import Evaluation

@@ -33,6 +33,7 @@ from torch import distributed
 
 from ..core.cache import cache_dir
 from ..core.console import progress
+from ..core.digests import digest_tensors
 from ..core.errors import DataError, ImageError
 from ..data.bad_images import PictureOpener
 from ..data.places import Place
@@ -90,7 +91,7 @@ def _settings(
     adapter = {} if config.vision_adapter is None else {"adapter": config.vision_adapter}
     return adapter | {
         # Not the backbone's fingerprint: what counts is what is in the model, wherever it came from.
-        "tower_weights": _weights_digest(model),
+        "tower_weights": digest_tensors(model.core.vision_tower.state_dict().items()).hexdigest(),
         "tower_config": {name: value for name, value in tower_config.items() if name not in _INCIDENTAL},
         "tower_dtype": str(model.core.vision_tower.dtype),
         "preprocessing": processor.image_processor.to_dict(),
@@ -98,14 +99,6 @@ def _settings(
         "dtype": str(dtype),
         "pixels": [PIXELS_VERSION, open_picture.max_pixels, open_picture.max_bytes],
     }
-
-
-def _weights_digest(model: CaptionerForConditionalGeneration) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.core.vision_tower.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def image_features(

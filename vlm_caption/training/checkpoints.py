@@ -8,7 +8,6 @@ the step (and with it the place in the data), the log and the best dev loss.
 
 import contextlib
 import json
-import os
 import random
 import shutil
 from collections.abc import Generator
@@ -25,6 +24,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
 from ..core.errors import CheckpointError, ConfigError
+from ..core.files import move_folder
 from ..model.modeling_captioner import read_safetensors
 
 OPTIMIZER_NAME = "optimizer.safetensors"
@@ -32,7 +32,7 @@ SCHEDULER_NAME = "scheduler.json"
 RNG_STATES_NAME = "rng_states.json"
 BEST_NAME = "best.safetensors"
 
-_PARTIAL = "checkpoint.partial"
+PARTIAL_NAME = "checkpoint.partial"
 _REMOVED = "checkpoint.removed"
 _KEPT = 2
 
@@ -55,45 +55,13 @@ def remove_checkpoint(folder: Path) -> None:
 def remove_leftovers(output_dir: Path) -> None:
     """Removes what a process that was killed left of checkpoints and files it was writing or removing."""
     whole = find_checkpoints(output_dir)
-    for folder in (output_dir / _PARTIAL, *map(Path, sort_checkpoints(str(output_dir)))):
+    for folder in (output_dir / PARTIAL_NAME, *map(Path, sort_checkpoints(str(output_dir)))):
         if folder not in whole and folder.exists():
             shutil.rmtree(folder)
     for folder in output_dir.glob(f"{_REMOVED}*"):
         shutil.rmtree(folder, ignore_errors=True)
     for file in output_dir.glob(".*.partial"):  # of `write_text`
         file.unlink()
-
-
-def save_folder(partial: Path, folder: Path) -> None:
-    """Gives a folder that was written under another name its own, once all of it is on the disk."""
-    for path in [*partial.rglob("*"), partial]:
-        _sync(path)
-    partial.rename(folder)
-    _sync(folder.parent)
-
-
-@contextlib.contextmanager
-def save_files(folder: Path) -> Generator[Path]:
-    """Gives a new folder to write files to, and then moves each, whole, into `folder`; weights last."""
-    partial = folder / _PARTIAL
-    partial.mkdir(parents=True)
-    yield partial
-    for path in sorted(partial.iterdir(), key=lambda path: path.suffix == ".safetensors"):
-        _sync(path)
-        path.replace(folder / path.name)
-    partial.rmdir()
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    # Where a name may reach the disk before what it names, a power cut would leave an empty file.
-    if os.name == "nt" and path.is_dir():
-        return  # Windows opens no folders
-    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -147,7 +115,7 @@ class CheckpointTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial):
         output_dir = Path(str(self.args.output_dir))
-        partial = output_dir / _PARTIAL
+        partial = output_dir / PARTIAL_NAME
         with writing_to(output_dir):
             self.save_model(str(partial), _internal_call=True)
             self._save_optimizer_and_scheduler(str(partial))
@@ -157,7 +125,7 @@ class CheckpointTrainer(Trainer):
             if self.best_weights:
                 save_file(self.best_weights, partial / BEST_NAME)
             self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
-            save_folder(partial, output_dir / f"checkpoint-{self.state.global_step}")
+            move_folder(partial, output_dir / f"checkpoint-{self.state.global_step}")
             for folder in find_checkpoints(output_dir)[:-_KEPT]:
                 remove_checkpoint(folder)
 

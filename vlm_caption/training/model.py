@@ -12,13 +12,14 @@ from huggingface_hub.errors import StrictDataclassError
 
 from ..config.run_config import DataSection, RunConfig
 from ..core.errors import ConfigError
+from ..core.files import writing_files
 from ..data.vectors import Vectors
 from ..model.freezing import check_policies
 from ..model.modeling_captioner import CaptionerForConditionalGeneration
 from ..model.processing_captioner import QUESTION, CaptionerProcessor
 from ..towers.composition import compose
 from ..towers.precision import use_bf16
-from .checkpoints import save_files
+from .checkpoints import PARTIAL_NAME
 from .stages import Stage
 
 logger = logging.getLogger(__name__)
@@ -149,7 +150,7 @@ def save_captioner(
     model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, directory: Path, **options
 ) -> None:
     """Writes a captioner's checkpoint, each file whole or not at all; `options` are of `save_pretrained`."""
-    with save_files(directory) as partial:
+    with writing_files(directory, PARTIAL_NAME) as partial:
         model.save_pretrained(partial, **options)
         processor.save_pretrained(partial)
         for weights in partial.glob("*.safetensors"):
