@@ -12,6 +12,8 @@ from typing import NoReturn, TextIO, TypeVar
 
 from tqdm import tqdm
 
+from .interrupts import raise_if_stopped
+
 Item = TypeVar("Item")
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -53,7 +55,7 @@ def _is_whole(text: str) -> bool:
 def progress(
     iterable: Iterable[Item], total: int | None = None, desc: str = "", file: TextIO | None = None
 ) -> Iterable[Item]:
-    """Pass the items on and say on stderr how far they are.
+    """Pass the items on, say on stderr how far they are, and end between two items when a signal has arrived.
 
     On a terminal that is a bar. Elsewhere, such as in a log file, it is a line at most every 10 seconds and one at the
     end, with the count, the total, the items a second and the time left.
@@ -64,12 +66,19 @@ def progress(
         desc: What stands before the count.
         file: Where to say it instead, such as the stderr of before `quiet_transformers`.
     """
-    if (file or sys.stderr).isatty():
-        return tqdm(iterable, desc=desc, total=total, file=file or sys.stderr)
     if total is None:
         with contextlib.suppress(TypeError):
             total = len(iterable)  # ty: ignore[invalid-argument-type]
+    iterable = _stopping(iterable)
+    if (file or sys.stderr).isatty():
+        return tqdm(iterable, desc=desc, total=total, file=file or sys.stderr)
     return _progress_lines(iterable, total, desc, file)
+
+
+def _stopping(iterable: Iterable[Item]) -> Generator[Item]:
+    for item in iterable:
+        raise_if_stopped()
+        yield item
 
 
 def _progress_lines(iterable: Iterable[Item], total: int | None, desc: str, file: TextIO | None) -> Generator[Item]:

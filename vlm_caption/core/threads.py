@@ -7,6 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
+from .interrupts import raise_if_stopped
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -28,6 +30,7 @@ def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) ->
             for item in islice(remaining, 2 * workers):
                 waiting.append(pool.submit(function, item))
             while waiting:
+                raise_if_stopped()
                 result = waiting.popleft().result()
                 for item in islice(remaining, 1):
                     waiting.append(pool.submit(function, item))

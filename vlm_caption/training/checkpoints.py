@@ -1,14 +1,16 @@
-"""Checkpoints of a run: all that it needs to go on as if it had not stopped, whole or not there, and no pickle.
+"""Checkpoints of a run: all that it needs to go on as if it had not stopped.
 
 A checkpoint is a folder `checkpoint-STEP`. It is written as `checkpoint.partial`, brought to the disk and renamed, so
-a folder of that name is whole, whenever the machine stops. Beside the bridge it holds the optimiser's state, the
-schedule, each process's random state, the trained weights that were best on dev, and Trainer's own state, which knows
-the step (and with it the place in the data), the log and the best dev loss.
+that a folder with the final name is complete, whenever the machine stops. Beside the bridge it holds the optimizer's
+state, the schedule, the random state of each process, the trained weights with the best evaluation, and the run's
+state, which knows the step (and so the place in the data), the log and the best evaluation. All files are safetensors
+or JSON; there is no pickle.
 """
 
 import contextlib
 import json
 import random
+import re
 import shutil
 from collections.abc import Generator
 from pathlib import Path
@@ -16,16 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from transformers import ProcessorMixin, Trainer, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import sort_checkpoints
 
 from ..core.errors import CheckpointError, ConfigError
-from ..core.files import move_folder
 from ..model.modeling_captioner import read_safetensors
+from .sharding import gather_tensor, scatter_tensor
+from .state import STATE_NAME, RunState
 
 OPTIMIZER_NAME = "optimizer.safetensors"
 SCHEDULER_NAME = "scheduler.json"
@@ -34,28 +33,37 @@ BEST_NAME = "best.safetensors"
 
 PARTIAL_NAME = "checkpoint.partial"
 _REMOVED = "checkpoint.removed"
-_KEPT = 2
+_STEP = re.compile(r"checkpoint-(\d+)")
 
 
 def find_checkpoints(output_dir: Path) -> list[Path]:
-    """The whole checkpoints in a run's folder, the oldest first."""
-    # The state is written last: where folders are copied without it, what is there was cut short.
-    return [Path(folder) for folder in sort_checkpoints(str(output_dir)) if Path(folder, TRAINER_STATE_NAME).is_file()]
+    """Returns the complete checkpoints in a run's folder, the oldest first."""
+    # The state is written last: a folder without it was copied in part.
+    return [folder for folder in _checkpoint_folders(output_dir) if (folder / STATE_NAME).is_file()]
+
+
+def _checkpoint_folders(output_dir: Path) -> list[Path]:
+    steps = {
+        folder: int(match[1])
+        for folder in output_dir.glob("checkpoint-*")
+        if folder.is_dir() and (match := _STEP.fullmatch(folder.name))
+    }
+    return sorted(steps, key=steps.__getitem__)
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Removes a checkpoint; stopped half-way, it leaves nothing that looks like one."""
-    # By a name of its own: what cannot be removed stays, and is not to be in the next one's way.
+    """Removes a checkpoint. If it is stopped half-way, it leaves nothing that looks like a checkpoint."""
+    # The new name is the checkpoint's own: a folder that cannot be removed stays, and must not block the next one.
     removed = folder.with_name(folder.name.replace("checkpoint-", f"{_REMOVED}-"))
     folder.rename(removed)
-    # Network file systems keep files that are still open; `remove_leftovers` gets another chance.
+    # Network file systems keep files that are still open; `remove_leftovers` tries again.
     shutil.rmtree(removed, ignore_errors=True)
 
 
 def remove_leftovers(output_dir: Path) -> None:
-    """Removes what a process that was killed left of checkpoints and files it was writing or removing."""
+    """Removes what a killed process left of checkpoints and files that it was writing or removing."""
     whole = find_checkpoints(output_dir)
-    for folder in (output_dir / PARTIAL_NAME, *map(Path, sort_checkpoints(str(output_dir)))):
+    for folder in (output_dir / PARTIAL_NAME, *_checkpoint_folders(output_dir)):
         if folder not in whole and folder.exists():
             shutil.rmtree(folder)
     for folder in output_dir.glob(f"{_REMOVED}*"):
@@ -66,10 +74,10 @@ def remove_leftovers(output_dir: Path) -> None:
 
 @contextlib.contextmanager
 def writing_to(output_dir: Path) -> Generator[None]:
-    """Makes a sentence of what goes wrong when a run's folder is written to.
+    """Turns a failure to write to a run's folder into one sentence.
 
     Raises:
-        ConfigError: if it cannot be, for example because the disk is full.
+        ConfigError: The folder cannot be written to, for example because the disk is full.
     """
     try:
         yield
@@ -82,143 +90,13 @@ def writing_to(output_dir: Path) -> Generator[None]:
         ) from error
 
 
-class CheckpointTrainer(Trainer):
-    """Trainer, whose checkpoints are whole or not there, hold no pickle, and know the best weights so far.
-
-    Attributes:
-        best_weights: the trained parameters at the lowest dev loss so far, on the CPU; empty before the first one.
-    """
-
-    model: Any
-    processing_class: ProcessorMixin
-    optimizer: torch.optim.Optimizer
-    lr_scheduler: torch.optim.lr_scheduler.LRScheduler
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.best_weights: dict[str, torch.Tensor] = {}
-
-    def _determine_best_metric(self, metrics, trial):
-        is_best = super()._determine_best_metric(metrics, trial)
-        if is_best:
-            self.best_weights = {
-                name: parameter.detach().cpu().clone()
-                for name, parameter in self.model.named_parameters()
-                if parameter.requires_grad
-            }
-        return is_best
-
-    def load_best_weights(self) -> None:
-        """Puts the best weights into the model, where the dev loss was ever taken."""
-        if self.best_weights:
-            self.model.load_state_dict(self.best_weights, strict=False)
-
-    def _save_checkpoint(self, model, trial):
-        output_dir = Path(str(self.args.output_dir))
-        partial = output_dir / PARTIAL_NAME
-        with writing_to(output_dir):
-            self.save_model(str(partial), _internal_call=True)
-            self._save_optimizer_and_scheduler(str(partial))
-            self._save_rng_state(str(partial))  # waits for all processes
-            if not self.args.should_save:
-                return
-            if self.best_weights:
-                save_file(self.best_weights, partial / BEST_NAME)
-            self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
-            move_folder(partial, output_dir / f"checkpoint-{self.state.global_step}")
-            for folder in find_checkpoints(output_dir)[:-_KEPT]:
-                remove_checkpoint(folder)
-
-    def _save(self, output_dir=None, state_dict=None):
-        # Trainer's own puts a pickle of its arguments beside the model.
-        if self.args.should_save and output_dir is not None:
-            # Under the names of the model at hand: resuming looks for no others.
-            self.model.save_pretrained(output_dir, state_dict=state_dict, save_original_format=False)
-            self.processing_class.save_pretrained(output_dir)
-
-    def _save_optimizer_and_scheduler(self, output_dir):
-        if self.args.should_save:
-            state = self.optimizer.state_dict()
-            tensors = {
-                f"{index}.{name}": tensor.contiguous()
-                for index, values in state["state"].items()
-                for name, tensor in values.items()
-            }
-            groups = {"param_groups": json.dumps(state["param_groups"])}
-            save_file(tensors, Path(output_dir, OPTIMIZER_NAME), metadata=groups)
-            Path(output_dir, SCHEDULER_NAME).write_text(json.dumps(self.lr_scheduler.state_dict()))
-
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        if checkpoint is not None:
-            with _reading(checkpoint):
-                values: dict[int, dict[str, torch.Tensor]] = {}
-                with safe_open(Path(checkpoint, OPTIMIZER_NAME), framework="pt") as file:
-                    groups = json.loads(file.metadata()["param_groups"])
-                    for key in file.keys():  # noqa: SIM118, it is no dict
-                        index, _, name = key.partition(".")
-                        # Cloned, for it maps the file, which is removed while the run goes on.
-                        values.setdefault(int(index), {})[name] = file.get_tensor(key).clone()
-                self.optimizer.load_state_dict({"state": values, "param_groups": groups})
-                self.lr_scheduler.load_state_dict(json.loads(Path(checkpoint, SCHEDULER_NAME).read_text()))
-
-    def _save_rng_state(self, output_dir):
-        states = gather_object([_random_state(self.args.device)])
-        if self.args.should_save:
-            Path(output_dir, RNG_STATES_NAME).write_text(json.dumps(states))
-
-    def _load_rng_state(self, checkpoint):
-        if checkpoint is not None:
-            with _reading(checkpoint):
-                states = json.loads(Path(checkpoint, RNG_STATES_NAME).read_text())
-            _set_random_state(states[self.args.process_index], self.args.device)
-
-    def _issue_warnings_after_load(self, load_result):
-        # What is missing are frozen towers. What is not known would be left out without a word.
-        if unknown := load_result.unexpected_keys:
-            raise ValueError(f"it holds {unknown[0]}, which is no part of the model")
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        with _reading(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            if read_state(resume_from_checkpoint).best_global_step is not None:
-                best = load_file(Path(resume_from_checkpoint, BEST_NAME))
-                self.best_weights = {name: tensor.clone() for name, tensor in best.items()}
-
-
-def read_state(checkpoint: str | Path) -> TrainerState:
-    """What Trainer knows of a run at a checkpoint.
-
-    Raises:
-        CheckpointError: if it is damaged.
-    """
-    with _reading(checkpoint):
-        return TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
-
-
-def load_weights(model: Any, folder: Path) -> None:
-    """Puts the weights of a saved bridge into a model of the same parts.
-
-    Raises:
-        CheckpointError: if they are damaged, or not of this model.
-    """
-    with _reading(folder):
-        unknown = model.load_state_dict(read_safetensors(folder), strict=False).unexpected_keys
-        if unknown:
-            raise ValueError(f"it holds {unknown[0]}, which is no part of the model")
-
-
-def count_processes(checkpoint: Path) -> int:
-    """How many processes wrote a checkpoint together.
-
-    Raises:
-        CheckpointError: if it is damaged.
-    """
-    with _reading(checkpoint):
-        return len(json.loads((checkpoint / RNG_STATES_NAME).read_text()))
-
-
 @contextlib.contextmanager
-def _reading(checkpoint: str | Path) -> Generator[None]:
+def reading(checkpoint: str | Path) -> Generator[None]:
+    """Turns whatever a damaged checkpoint raises into one sentence.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged.
+    """
     try:
         yield
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -229,8 +107,112 @@ def _reading(checkpoint: str | Path) -> Generator[None]:
         ) from error
 
 
-def _random_state(device: torch.device) -> dict:
-    """The state of every random generator of this process, as JSON takes it."""
+def read_state(checkpoint: Path) -> RunState:
+    """Reads the state of a run at a checkpoint.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged.
+    """
+    with reading(checkpoint):
+        return RunState.load(checkpoint / STATE_NAME)
+
+
+def count_processes(checkpoint: Path) -> int:
+    """Returns how many processes wrote a checkpoint together.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged.
+    """
+    with reading(checkpoint):
+        return len(json.loads((checkpoint / RNG_STATES_NAME).read_text()))
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Puts the weights of a saved bridge into a model of the same parts.
+
+    Raises:
+        CheckpointError: They are damaged, or not of this model.
+    """
+    with reading(folder):
+        load_trained(model, read_safetensors(folder))
+
+
+def load_trained(model: Any, weights: dict[str, torch.Tensor]) -> None:
+    """Puts some of a model's weights into it, sharded or not.
+
+    Raises:
+        ValueError: There is one that the model does not have.
+    """
+    # Missing ones are frozen towers. An unknown one would be left out silently.
+    own = model.state_dict()
+    if unknown := [name for name in weights if name not in own]:
+        raise ValueError(f"it holds {unknown[0]}, which is no part of the model")
+    model.load_state_dict({name: scatter_tensor(tensor, own[name]) for name, tensor in weights.items()}, strict=False)
+
+
+def read_best_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Reads the trained weights that had the best evaluation so far; {} if there was none.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged.
+    """
+    if read_state(checkpoint).best_global_step is None:
+        return {}
+    with reading(checkpoint):
+        # Cloned: a loaded tensor maps the file, which is removed while the run goes on.
+        return {name: tensor.clone() for name, tensor in load_file(checkpoint / BEST_NAME).items()}
+
+
+def save_best_weights(weights: dict[str, torch.Tensor], checkpoint: Path) -> None:
+    """Writes the trained weights that had the best evaluation so far, if there was one."""
+    if weights:
+        save_file(weights, checkpoint / BEST_NAME)
+
+
+OptimizerState = tuple[dict[str, torch.Tensor], list[dict[str, Any]]]
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> OptimizerState:
+    """Returns an optimizer's tensors, by names such as `"0.exp_avg"`, and its groups. Sharded tensors are gathered."""
+    state = optimizer.state_dict()
+    tensors = {
+        f"{index}.{name}": gather_tensor(tensor).contiguous()
+        for index, values in state["state"].items()
+        for name, tensor in values.items()
+    }
+    return tensors, state["param_groups"]
+
+
+def save_optimizer(state: OptimizerState, schedule: Any, checkpoint: Path) -> None:
+    """Writes the state of an optimizer and of its learning rate schedule."""
+    tensors, groups = state
+    save_file(tensors, checkpoint / OPTIMIZER_NAME, metadata={"param_groups": json.dumps(groups)})
+    (checkpoint / SCHEDULER_NAME).write_text(json.dumps(schedule.state_dict()))
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, schedule: Any, checkpoint: Path) -> None:
+    """Puts an optimizer and its schedule into the state that they had at a checkpoint.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    with reading(checkpoint):
+        values: dict[int, dict[str, torch.Tensor]] = {}
+        with safe_open(checkpoint / OPTIMIZER_NAME, framework="pt") as file:
+            groups = json.loads(file.metadata()["param_groups"])
+            for key in file.keys():  # noqa: SIM118, it is no dict
+                index, _, name = key.partition(".")
+                tensor = file.get_tensor(key).clone()  # see `read_best_weights`
+                if tensor.ndim:  # all but the number of steps
+                    tensor = scatter_tensor(tensor, parameters[int(index)])
+                values.setdefault(int(index), {})[name] = tensor
+        optimizer.load_state_dict({"state": values, "param_groups": groups})
+        schedule.load_state_dict(json.loads((checkpoint / SCHEDULER_NAME).read_text()))
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Returns the state of every random generator of this process, as JSON takes it."""
     legacy = np.random.get_state(legacy=False)
     return {
         "python": random.getstate(),
@@ -240,11 +222,24 @@ def _random_state(device: torch.device) -> dict:
     }
 
 
-def _set_random_state(state: dict, device: torch.device) -> None:
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    numpy = state["numpy"]
-    np.random.set_state(numpy | {"state": numpy["state"] | {"key": np.array(numpy["state"]["key"], dtype=np.uint32)}})
-    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
-    if state["device"] is not None and device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(torch.tensor(state["device"], dtype=torch.uint8))
+def save_random_states(states: list[dict[str, Any]], checkpoint: Path) -> None:
+    """Writes the random states of all processes, in order."""
+    (checkpoint / RNG_STATES_NAME).write_text(json.dumps(states))
+
+
+def load_random_state(checkpoint: Path, process: int, device: torch.device) -> None:
+    """Puts this process's random generators into the state that they had at a checkpoint.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged.
+    """
+    with reading(checkpoint):
+        state = json.loads((checkpoint / RNG_STATES_NAME).read_text())[process]
+        version, words, gauss = state["python"]
+        random.setstate((version, tuple(words), gauss))
+        numpy = state["numpy"]
+        key = np.array(numpy["state"]["key"], dtype=np.uint32)
+        np.random.set_state(numpy | {"state": numpy["state"] | {"key": key}})
+        torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
+        if state["device"] is not None and device.type != "cpu":
+            torch.get_device_module(device).set_rng_state(torch.tensor(state["device"], dtype=torch.uint8))

@@ -1,8 +1,9 @@
-"""What a run trains on: its config's splits, the images as the model gets them, and the choice of captions."""
+"""The data of a run: its config's splits, the images as the model gets them, and the choice of captions."""
 
 import hashlib
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +28,21 @@ class CaptionSplits:
     """The rows of a run's two splits, before any picture is opened.
 
     Attributes:
-        train, dev: rows to train on and to watch the loss on, with `image` and `captions`, and `questions` where the
-            prompt asks them.
-        bad: where bad images are left out, these; else None.
-        vectors: what the captions are of, where that is no pictures; `image` is then the name of a row of them.
+        train, dev: Rows to train on and to evaluate on, with `image` and `captions`, and `questions` if the prompt
+            asks them.
+        bad: The bad images, if they are left out; else None.
+        vectors: The vectors that are captioned instead of pictures, if there are any; `image` is then the name of one.
 
     Raises:
-        ConfigError: if the config names vectors and a vision tower, or neither; or questions that are not asked.
-        DataError: if something is wrong with the corpus, or too many images are missing.
+        ConfigError: The config names vectors and a vision tower, or neither; or questions that are not asked.
+        DataError: Something is wrong with the corpus, or too many images are missing.
     """
 
     def __init__(self, config: RunConfig):
         self.config = config
         self.vectors = open_features(config)
         corpus = open_data(config.data)
-        # Of several processes, which all find the same, one writes it down.
+        # All processes find the same; one writes it down.
         path = Path(config.training.output_dir) / BAD_IMAGES_NAME if is_first_process() else None
         self.bad = bad_images(config.data, path)
         self.train, self.dev = load_splits(corpus, config.data, config.training.eval_images, self.bad)
@@ -55,8 +56,8 @@ class CaptionSplits:
         )
 
     def describe(self) -> dict[str, Any]:
-        """What tells these rows from others: of each split the number of images and of captions, and a fingerprint of
-        the images' names and the captions. What is in a picture's file does not count."""
+        """Returns what tells these rows from others: for each split the number of images and of captions, and a
+        fingerprint of the images' names and the captions. The content of a picture's file does not count."""
         return {
             name: {
                 "images": len(dataset),
@@ -67,70 +68,85 @@ class CaptionSplits:
         }
 
 
+@dataclass
 class TrainingData:
     """A run's two splits as a model gets them.
 
-    Args:
-        splits: their rows.
-        settings: of the training, or of the stage.
-        model: on its device, its parts frozen or not as they are to be trained.
-        processor: the model's.
-
     Attributes:
-        train, dev: rows whose images can be opened, with `image`, `captions` and `index`.
-        images: of the rows to train on.
-        collator, dev_collator: make batches of the rows.
-        choice: which captions of an image are trained on.
-        choose_targets: which token of each; None: all.
-
-    Raises:
-        DataError: if too many images are bad, or a vector holds a number that is not finite, or a single image is
-            left to choose weights by its caption.
-        ImageError: if one is, and bad images are not left out.
+        train, dev: Rows whose images can be opened, with `image`, `captions` and `index`.
+        collator, dev_collator: Make batches of the rows.
+        choice: Which captions of an image are trained on.
+        choose_targets: Which token of each is trained on; None: all.
+        images: The images of the rows to train on.
     """
 
-    def __init__(
-        self,
-        splits: CaptionSplits,
-        settings: TrainingSection,
-        model: CaptionerForConditionalGeneration,
-        processor: CaptionerProcessor,
-    ):
-        config, bad = splits.config, splits.bad
-        tower = model.core.vision_tower
-        is_frozen = tower is not None and not any(parameter.requires_grad for parameter in tower.parameters())
-        options: dict[str, Any] = {
-            "cache": settings.cache_features and is_frozen,
-            "open_picture": picture_opener(config.data),
-            "bad": bad,
-            "vectors": splits.vectors,
-        }
-        self.images, dev_images = (
-            ImageInputs(model, processor, dataset["image"], **options) for dataset in (splits.train, splits.dev)
+    train: Dataset
+    dev: Dataset
+    collator: CaptionCollator
+    dev_collator: CaptionCollator
+    choice: CaptionChoice
+    choose_targets: TargetChoice | None = None
+    images: ImageInputs | None = None
+
+
+def prepare_data(
+    splits: CaptionSplits,
+    settings: TrainingSection,
+    model: CaptionerForConditionalGeneration,
+    processor: CaptionerProcessor,
+) -> TrainingData:
+    """Opens the images of a run's splits, or computes their features, and prepares their batches.
+
+    Args:
+        splits: The rows.
+        settings: The settings of the run, or of the stage.
+        model: The captioner, on its device, its parts frozen or not as they are to be trained.
+        processor: The model's processor.
+
+    Raises:
+        DataError: Too many images are bad, or a vector holds a number that is not finite, or a single image is left to
+            choose weights by its caption.
+        ImageError: An image is bad, and bad images are not left out.
+    """
+    config, bad = splits.config, splits.bad
+    tower = model.core.vision_tower
+    is_frozen = tower is not None and not any(parameter.requires_grad for parameter in tower.parameters())
+    options: dict[str, Any] = {
+        "cache": settings.cache_features and is_frozen,
+        "open_picture": picture_opener(config.data),
+        "bad": bad,
+        "vectors": splits.vectors,
+    }
+    images, dev_images = (
+        ImageInputs(model, processor, dataset["image"], **options) for dataset in (splits.train, splits.dev)
+    )
+    train, dev = images.keep(splits.train), dev_images.keep(splits.dev)
+    if bad is not None:
+        bad.settle()
+        if bad.reasons:
+            path = Path(config.training.output_dir) / BAD_IMAGES_NAME
+            logger.info("Left out %d bad images: %s", len(bad.reasons), path)
+        check_left(config.data, train, dev)
+    if settings.eval_captions and len(dev) < 2:
+        raise DataError(
+            f"{config.data.path}: a single image of the split {config.data.dev_split!r} is left, whose CIDEr is "
+            "always 0: give it more images, or set training.eval_captions to 0."
         )
-        train, dev = self.images.keep(splits.train), dev_images.keep(splits.dev)
-        if bad is not None:
-            bad.settle()
-            if bad.reasons:
-                path = Path(config.training.output_dir) / BAD_IMAGES_NAME
-                logger.info("Left out %d bad images: %s", len(bad.reasons), path)
-            check_left(config.data, train, dev)
-        if settings.eval_captions and len(dev) < 2:
-            raise DataError(
-                f"{config.data.path}: a single image of the split {config.data.dev_split!r} is left, whose CIDEr is "
-                "always 0: give it more images, or set training.eval_captions to 0."
-            )
-        self.train, self.dev = with_index(train), with_index(dev)
-        options = {
-            "max_caption_tokens": config.data.max_caption_tokens,
-            "positions": model.config.text_positions,
-        }
-        self.choice = CaptionChoice(config.data.captions_per_image, settings.seed)
-        self.choose_targets = TargetChoice(settings.seed) if settings.objective == "random_token" else None
-        self.collator = CaptionCollator(
-            processor, self.images, choose=self.choice, choose_targets=self.choose_targets, **options
-        )
-        self.dev_collator = CaptionCollator(processor, dev_images, **options)
+    limits: dict[str, Any] = {
+        "max_caption_tokens": config.data.max_caption_tokens,
+        "positions": model.config.text_positions,
+    }
+    choice = CaptionChoice(config.data.captions_per_image, settings.seed)
+    choose_targets = TargetChoice(settings.seed) if settings.objective == "random_token" else None
+    return TrainingData(
+        train=with_index(train),
+        dev=with_index(dev),
+        collator=CaptionCollator(processor, images, choose=choice, choose_targets=choose_targets, **limits),
+        dev_collator=CaptionCollator(processor, dev_images, **limits),
+        choice=choice,
+        choose_targets=choose_targets,
+        images=images,
+    )
 
 
 def _fingerprint(dataset: Dataset) -> str:

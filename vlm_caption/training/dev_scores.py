@@ -1,45 +1,78 @@
-"""CIDEr of a model's captions of dev images while it trains."""
+"""How good a model is on dev images while it trains: the loss, and the CIDEr of its captions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from datasets import Dataset
 
 from ..captioning.generation import caption_rows
+from ..captioning.nll import sum_nll
 from ..data.collator import CaptionCollator
 from ..data.places import Place
 from ..metrics.scoring import score
 from ..model.modeling_captioner import CaptionerForConditionalGeneration
+from .sharding import is_sharded
+
+
+def score_loss(
+    model: CaptionerForConditionalGeneration, collator: CaptionCollator, dataset: Dataset, batch_size: int
+) -> float:
+    """Returns the mean loss of all captions, in nats a token, exact over tokens. Several processes share the images.
+
+    Args:
+        model: The captioner, in any mode.
+        collator: The dataset's collator.
+        dataset: Rows with `image`, `captions` and `index`; the same in all processes.
+        batch_size: Images at a time.
+    """
+    process, processes = _share(model)
+    rows = range(process, len(dataset), processes)
+    batches = (
+        collator([dataset[row] for row in rows[start : start + batch_size]])
+        for start in range(0, len(rows), batch_size)
+    )
+    sums = gather_object([sum_nll(model, batches)])
+    return sum(total for total, _ in sums) / sum(count for _, count in sums)
 
 
 def score_cider(
     model: CaptionerForConditionalGeneration, collator: CaptionCollator, rows: Sequence[dict], batch_size: int
 ) -> float:
-    """CIDEr, a fraction, of the model's captions of some rows. Of several processes each captions its share.
+    """Returns the CIDEr, a fraction, of the model's captions of some rows. Several processes share them.
 
     Document frequencies are those of the rows' references: other rows, or more of them, give other values.
 
     Args:
-        model, collator, batch_size: as of `caption_rows`.
-        rows: with `index` and `captions`, the references; the same in all processes.
+        model: The captioner, in any mode.
+        collator: The rows' collator.
+        rows: Rows with `index` and `captions`, the references; the same in all processes.
+        batch_size: Images at a time.
     """
-    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    process = torch.distributed.get_rank() if processes > 1 else 0
+    process, processes = _share(model)
     shares = gather_object([caption_rows(model, collator, rows[process::processes], batch_size)])
     captions = [""] * len(rows)
-    for number, share in enumerate(shares):
-        captions[number::processes] = share
+    for number in range(processes):
+        captions[number::processes] = shares[number]
     return score(captions, [first_references(row) for row in rows], ("cider",)).corpus["cider"]
 
 
+def _share(model: torch.nn.Module) -> tuple[int, int]:
+    """Returns which share of the rows this process takes, and the number of shares."""
+    # Processes that hold parts of one model must make the same calls, hence take all rows.
+    if not torch.distributed.is_initialized() or is_sharded(model):
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
 def row_name(image: str, is_vector: bool) -> str:
-    """What people are told that a row is of: a picture's name without its folders, or what the vectors' file says."""
+    """Returns what people are shown as a row's name: a picture's name without folders, or a vector's own name."""
     return image if is_vector else Place.parse(image).short_name
 
 
 def first_references(row: Mapping[str, Any]) -> list[str]:
-    """What a row's caption of `caption_rows` is compared with: its captions, or the answers to its first question."""
+    """Returns what a row's caption is compared with: its captions, or the answers to its first question."""
     if "questions" not in row:
         return row["captions"]
     pairs = zip(row["questions"], row["captions"], strict=True)

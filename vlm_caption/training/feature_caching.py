@@ -10,13 +10,13 @@ from transformers import set_seed
 
 from ..config.run_config import RunConfig
 from ..core.errors import ConfigError, ImageError
+from ..core.interrupts import StopSignals
 from ..data.bad_images import BadImages
 from ..data.opening import bad_images, each_text, open_data, picture_opener
 from ..features.cache import image_features
 from ..towers.composition import NO_TOWER
 from ..towers.precision import hold_frozen
 from .model import compose_captioner
-from .signals import StopSignals
 
 logger = logging.getLogger(__name__)
 

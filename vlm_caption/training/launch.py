@@ -1,35 +1,43 @@
-"""Checks how a run was launched, and gives it all cores of the machine."""
+"""How a run was launched: what `accelerate launch` may ask for, processes and devices, and threads."""
 
+import json
 import logging
 import os
+from datetime import timedelta
+from pathlib import Path
 
 import torch
+from accelerate import Accelerator, PartialState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs, LoggerType
 
+from ..config.run_config import TrainingSection
 from ..core.errors import ConfigError
+from ..model.freezing import TOWERS
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_WAIT = timedelta(hours=24)  # the other processes wait while one computes image features
+
 
 def check_launcher() -> None:
-    """Refuses what `accelerate launch` was asked for and training does not do, and tells what accelerate left out.
-
-    Its mixed precision is set to "no" in the environment, before Trainer reads it there.
+    """Refuses what `accelerate launch` was asked for and training does not do, and says what accelerate left out.
 
     Raises:
-        ConfigError: if FSDP, DeepSpeed or Megatron-LM was chosen.
+        ConfigError: DeepSpeed or Megatron-LM was chosen.
     """
-    for name in ("FSDP", "DeepSpeed", "Megatron_LM"):
+    for name in ("DeepSpeed", "Megatron_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() == "true":
             raise ConfigError(
-                f"accelerate launch was told to use {name}, which training does not support: every process holds the "
-                "whole model; choose distributed_type MULTI_GPU (docs/distributed.md)."
+                f"accelerate launch was told to use {name}, which training does not support: choose distributed_type "
+                "MULTI_GPU, or FSDP in version 2 (docs/distributed.md)."
             )
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision != "no":
         logger.warning(
             "accelerate launch was told mixed_precision %s, which is not used: training.precision says it", precision
         )
-        # Trainer would take it. It stays set, for it also tells that accelerate started the run.
+        # It stays set, for it also tells that accelerate started the run.
         os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
     # accelerate names a meeting point where several processes were asked for, and may yet start just one.
     alone = not os.environ.keys() & {"WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"}
@@ -40,8 +48,82 @@ def check_launcher() -> None:
         )
 
 
+def check_tracker(reporter: str) -> None:
+    """Checks that what gets the log beside `metrics.jsonl` can be used.
+
+    Raises:
+        ConfigError: `reporter` is not known, or its package is not installed.
+    """
+    if reporter == "none":
+        return
+    known = sorted(set(LoggerType.list()) - {"all"})
+    if reporter not in known:
+        raise ConfigError(f"training.report_to must be none or one of {', '.join(known)}, and {reporter!r} is not.")
+    if reporter not in get_available_trackers():
+        raise ConfigError(
+            f"training.report_to {reporter} needs a package that is not installed: pip install "
+            f"{reporter.replace('_', '-')}, or choose none."
+        )
+
+
+def join_processes() -> PartialState:
+    """Joins the processes that were started together, and returns this one's device and number."""
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=_LONGEST_WAIT)
+    if state.num_processes == 1 and torch.cuda.device_count() > 1:
+        logger.warning(
+            "Training on one of %d GPUs: for all, start it with torchrun or accelerate", torch.cuda.device_count()
+        )
+    return state
+
+
+def open_accelerator(settings: TrainingSection) -> Accelerator:
+    """Creates what prepares a stage's model and data for the processes, and opens its tracker, if it has one."""
+    reporter, output_dir = settings.report_to, Path(settings.output_dir)
+    trained_towers = {settings.module(module).policy for module in TOWERS} & {"full", "last_n"}
+    accelerator = Accelerator(
+        # Frozen towers are held in bfloat16; accelerate's mixed precision would also convert all logits to float32.
+        mixed_precision="no",
+        cpu=not torch.accelerator.is_available(),
+        log_with=None if reporter == "none" else reporter,
+        project_dir=output_dir,
+        # A tower may have weights that no image token comes from, such as a pooler's.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=bool(trained_towers))],
+    )
+    if reporter != "none":
+        # TensorBoard would make a second run of the settings.
+        config = None if reporter == "tensorboard" else vars(settings)
+        names = {"wandb": {"name": output_dir.name}, "trackio": {"name": output_dir.name}}
+        accelerator.init_trackers("vlm-caption", config=config, init_kwargs=names)
+    return accelerator
+
+
 def use_all_cores() -> None:
-    """Undoes what `accelerate launch` does to a single process on a CPU: unless told `--cpu`, one thread."""
+    """Undoes what `accelerate launch` does to a single process on a CPU: without `--cpu` it gets one thread."""
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) == 1
     if launched and not torch.accelerator.is_available() and torch.get_num_threads() == 1:
         torch.set_num_threads(os.cpu_count() or 1)
+
+
+def keep_threads(recorded: Path) -> None:
+    """Gives a resumed run on a CPU as many threads as it began with: another number changes the last bits of sums.
+
+    Args:
+        recorded: The run's `run_data.json`. It is checked elsewhere, and may be missing.
+    """
+    try:
+        threads = int(json.loads(recorded.read_text(encoding="utf-8"))["threads"])
+    except (OSError, ValueError, TypeError, KeyError):  # a new run, or one of an earlier version
+        return
+    now = torch.get_num_threads()
+    if threads == now or torch.accelerator.is_available():
+        return
+    if threads > (os.cpu_count() or 1):
+        logger.warning(
+            "This run began with %d threads, more than this machine has cores: with %d, its weights will differ in "
+            "the last bits from those of a run that was never stopped",
+            threads,
+            now,
+        )
+        return
+    torch.set_num_threads(threads)
+    logger.info("Computing with %d threads, as this run began with, instead of %d", threads, now)

@@ -1,331 +1,413 @@
-"""The training loop: transformers' Trainer, with batches of like length, an exact dev loss, and an end to runs that
-have nothing more to learn."""
+"""The training loop: steps over batches of like length, with evaluations, checkpoints and logs on the way.
+
+It is a plain loop on accelerate, as those of nanoGPT and nanoVLM are plain loops. A step divides by the number of
+targets in all its batches, over all processes, so that every token weighs the same however the step is cut.
+"""
 
 import contextlib
-import importlib.util
+import itertools
 import logging
-import sys
+import math
 import time
-from collections.abc import Generator, Sequence
-from pathlib import Path
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
+from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import gather_object
-from datasets import Dataset
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
-from transformers import TrainerState, TrainingArguments
-from transformers.integrations import get_available_reporting_integrations
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers import set_seed
 
-from ..captioning.nll import sum_nll
-from ..config.run_config import RunConfig, TrainingSection
-from ..core.errors import ConfigError
-from ..data.collator import CaptionCollator
+from ..core.files import move_folder
+from ..core.interrupts import StopSignals
 from ..data.places import Place
 from ..data.sampler import LengthBatchSampler
-from ..model.freezing import TOWERS, module_of
 from ..model.loss import IGNORE_INDEX
-from .checkpoints import CheckpointTrainer, read_state
-from .dev_scores import score_cider
-from .metrics_log import training_seconds
+from ..model.modeling_captioner import CaptionerForConditionalGeneration
+from ..model.processing_captioner import CaptionerProcessor
+from . import checkpoints
+from .data import TrainingData
+from .dev_scores import score_cider, score_loss
+from .metrics_log import append_metrics, write_metrics
+from .optimizer import create_optimizer, create_schedule
+from .progress import Progress, open_progress
+from .samples import SampleCaptions
+from .sharding import gather_tensor, gather_weights, is_sharded, reshard
+from .stages import Stage
+from .state import RunState
 
 logger = logging.getLogger(__name__)
 
-_NAMES_TOLD = 8
+Batch = dict[str, torch.Tensor]
+
+_NAMES_SHOWN = 8
+_CHECKPOINTS_KEPT = 2
 
 
-def check_logging(config: RunConfig) -> None:
-    """Sees that what a run is to be told and chosen by can be had, before anything is begun.
-
-    Raises:
-        ConfigError: if not.
-    """
-    reporter = config.training.report_to
-    if reporter != "none":
-        if reporter not in INTEGRATION_TO_CALLBACK:
-            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
-            raise ConfigError(f"training.report_to must be none or one of {known}, and {reporter!r} is not.")
-        if reporter not in get_available_reporting_integrations():
-            raise ConfigError(
-                f"training.report_to {reporter} needs a package that is not installed: pip install "
-                f"{reporter.replace('_', '-')}, or choose none."
-            )
-    captions = max(settings.eval_captions for settings in config.stage_settings())
-    if captions == 1:
-        raise ConfigError("training.eval_captions must be 0 or at least 2: a single image's CIDEr is always 0.")
-    if captions > config.training.eval_images:
-        raise ConfigError(
-            f"training.eval_captions {captions} must be at most training.eval_images, {config.training.eval_images}."
-        )
-    if captions and importlib.util.find_spec("pycocoevalcap") is None:
-        raise ConfigError("training.eval_captions needs pycocoevalcap: pip install pycocoevalcap.")
-
-
-def training_arguments(settings: TrainingSection) -> TrainingArguments:
-    """Trainer's settings: AdamW with warm-up and cosine decay, checkpoints in the output folder."""
-    policies = {settings.module(module).policy for module in TOWERS}
-    arguments = TrainingArguments(
-        output_dir=settings.output_dir,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulation,
-        num_train_epochs=settings.epochs,
-        max_steps=settings.max_steps,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=settings.warmup_steps,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        adam_beta2=0.95,
-        eval_strategy="steps",
-        eval_steps=settings.eval_steps,
-        save_strategy="steps",
-        save_steps=settings.save_steps,
-        metric_for_best_model="cider" if settings.eval_captions else "loss",
-        greater_is_better=bool(settings.eval_captions),
-        logging_steps=settings.logging_steps,
-        logging_nan_inf_filter=False,  # such a loss ends the run
-        remove_unused_columns=False,
-        disable_tqdm=not sys.stderr.isatty(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-        seed=settings.seed,
-        report_to=settings.report_to,
-        run_name=Path(settings.output_dir).name,
-        project="vlm-caption",
-        # A tower may have weights that no image token comes from, such as a pooler's.
-        ddp_find_unused_parameters=bool(policies & {"full", "last_n"}),
-        use_cpu=not torch.accelerator.is_available(),  # unsaid, several processes on CPUs would each train alone
-        ddp_timeout=24 * 3600,  # seconds; other processes wait while the first one computes the image features
-    )
-    if arguments.n_gpu > 1:
-        logger.warning("Training on one of %d GPUs: for all, start it with torchrun or accelerate", arguments.n_gpu)
-        arguments._n_gpu = 1  # Trainer would spread each batch over threads, and packed rows do not come apart
-    return arguments
-
-
-class CaptionTrainer(CheckpointTrainer):
-    """Trains on one split of captioned images and takes the loss on another.
+class TrainingLoop:
+    """Trains what is not frozen of a captioner, in one stage of a run.
 
     Args:
-        *args: as of Trainer.
-        eval_collator: of the dev images: their features are another table.
-        patience: so many evaluations in a row that are no better than the best end the training; 0: none does.
-        eval_captions: so many of the first dev images are captioned and scored with CIDEr at each evaluation.
-        rates: learning rate and weight decay of each module that has its own; by default those of the arguments.
-        autocast: compute losses in bfloat16 where torch.autocast does, with all weights as they are.
-        **kwargs: as of Trainer; datasets have the columns `image`, `captions` and `index`.
-    """
+        stage: The stage: its settings, learning rates, folder, and the checkpoint it resumes from.
+        model: The captioner, on the process's device, its parts frozen or not.
+        processor: The model's processor, which is saved in checkpoints.
+        data: What is trained on and what is evaluated on.
+        accelerator: Prepares model and batches for this process.
+        signals: Ends the loop after a step, with a checkpoint. By default nothing does.
+        samples: Dev images that are captioned at every evaluation.
+        autocast: Whether to compute losses in bfloat16 where `torch.autocast` does, with weights as they are.
 
-    train_dataset: Dataset
-    eval_dataset: Dataset
-    data_collator: CaptionCollator
+    Attributes:
+        state: How far the run has come.
+        best_weights: The trained parameters at the best evaluation, on the CPU; {} before the first one.
+    """
 
     def __init__(
         self,
-        *args,
-        eval_collator: CaptionCollator,
-        patience: int = 0,
-        eval_captions: int = 0,
-        rates: dict[str, tuple[float, float]] | None = None,
+        stage: Stage,
+        model: CaptionerForConditionalGeneration,
+        processor: CaptionerProcessor,
+        data: TrainingData,
+        accelerator: Accelerator,
+        signals: StopSignals | None = None,
+        samples: SampleCaptions | None = None,
         autocast: bool = False,
-        **kwargs,
     ):
-        super().__init__(*args, **kwargs)
-        self.eval_collator, self.patience, self.eval_captions = eval_collator, patience, eval_captions
-        self.rates, self.autocast = rates or {}, autocast
-        self._loss_shifts_labels = False  # a batch's labels are its targets, the first one as well
-        self.batch_sampler = LengthBatchSampler(
-            len(self.train_dataset),
-            self.args.per_device_train_batch_size,
-            self.args.gradient_accumulation_steps * self.args.world_size,
-            self._lengths,
-            self.args.seed,
+        self.stage, self.settings, self.folder = stage, stage.settings, stage.folder
+        self.model, self.processor, self.data, self.samples = model, processor, data, samples
+        self.accelerator, self.device = accelerator, accelerator.device
+        self.signals, self.autocast = signals or StopSignals(), autocast
+        self.sampler = LengthBatchSampler(
+            len(data.train),
+            self.settings.batch_size,
+            self.settings.accumulation * accelerator.num_processes,
+            self._count_tokens,
+            self.settings.seed,
         )
-        self._step_rows: list[int] = []  # the images of the step that is being made
-        self._trained_on = torch.zeros(2, dtype=torch.long, device=self.args.device)  # captions, tokens since a log
-        self._since_log = self._since_start = 0.0  # seconds of the clock: without what is no step, and with all
-        self._seconds_before = 0.0  # of the run's parts before this one
+        self.loader = accelerator.prepare(
+            DataLoader(
+                data.train,  # ty: ignore[invalid-argument-type]
+                batch_sampler=self.sampler,
+                collate_fn=self._collate,
+                pin_memory=torch.cuda.is_available(),
+            )
+        )
+        self.steps_an_epoch = math.ceil(len(self.loader) / self.settings.accumulation)
+        self.checkpoint = stage.checkpoint
+        self.state = RunState() if self.checkpoint is None else checkpoints.read_state(self.checkpoint)
+        self.state.max_steps = (
+            self.settings.max_steps
+            if self.settings.max_steps > 0
+            else math.ceil(self.settings.epochs * self.steps_an_epoch)
+        )
+        self.best_weights: dict[str, torch.Tensor] = {}
+        self.random_state_from = self.checkpoint
+        self.progress: Progress | None = None
+        # Since the last log entry: the sum of the steps' losses, the number of steps, and of captions and tokens.
+        self.loss_sum = torch.zeros((), device=self.device)
+        self.steps_summed = 0
+        self.trained_on = torch.zeros(2, dtype=torch.long, device=self.device)
+        # Clocks: since the last log entry without what is no step, since the start, and of the run's earlier parts.
+        self.since_log = self.since_start = 0.0
+        self.seconds_before = self.state.seconds() or 0.0
 
-    def _lengths(self, rows: list[int]) -> list[int]:
-        columns = self.train_dataset[rows]
-        return self.data_collator.count_tokens(
+    def run(self) -> None:
+        """Trains to the last step, or until patience runs out, and puts the best weights into the model.
+
+        Raises:
+            FloatingPointError: The loss or its gradient is not finite; the message names the images.
+            CheckpointError: The checkpoint to resume from is damaged.
+            ConfigError: The run's folder cannot be written to.
+            Interrupted: A signal ended the loop; a checkpoint of the last step is saved.
+        """
+        with self.signals.deferred():
+            for _ in self.steps():
+                pass
+        if self.best_weights:
+            checkpoints.load_trained(self.model, self.best_weights)
+
+    def steps(self) -> Iterator[int]:
+        """Makes one step after the other, and yields the number of each when it is logged, evaluated and saved."""
+        self._load_weights()
+        if self._is_over():
+            return
+        self._begin()
+        try:
+            for epoch in itertools.count(self.state.global_step // self.steps_an_epoch):
+                for number, batches in enumerate(self._batches(epoch), self.state.global_step % self.steps_an_epoch):
+                    self.step(batches)
+                    self.state.global_step += 1
+                    seen = min((number + 1) * self.settings.accumulation, len(self.loader))
+                    self.state.epoch = epoch + seen / len(self.loader)
+                    is_over = self._report_step()
+                    yield self.state.global_step
+                    if is_over:
+                        return
+        finally:
+            self._close()
+
+    def _load_weights(self) -> None:
+        if self.checkpoint is not None:
+            logger.info("Resuming from %s", self.checkpoint)
+            checkpoints.load_weights(self.model, self.checkpoint)
+            self.best_weights = checkpoints.read_best_weights(self.checkpoint)
+
+    def _is_over(self) -> bool:
+        return self.state.global_step >= self.state.max_steps or self.state.is_out_of_patience(self.settings.patience)
+
+    def _begin(self) -> None:
+        """Prepares the model, creates the optimizer, and opens the log."""
+        # Dropout must not depend on what composing the model has drawn, or on whether features were in the cache.
+        set_seed(self.settings.seed)
+        optimizer = create_optimizer(self.model, self.stage.rates)
+        if is_sharded(self.model):
+            self.prepared, self.optimizer = self.model, self.accelerator.prepare(optimizer)
+        else:
+            self.prepared, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.schedule = create_schedule(self.optimizer, self.settings, self.state.max_steps)
+        if self.checkpoint is not None:
+            checkpoints.load_optimizer(self.optimizer, self.schedule, self.checkpoint)
+        if self.accelerator.is_main_process:
+            with checkpoints.writing_to(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_metrics(self.folder, self.state.log_history)
+            self.progress = open_progress(self.state)
+        self.since_log = self.since_start = time.perf_counter()
+
+    def _close(self) -> None:
+        if self.progress is not None:
+            self.progress.close()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
+    # Batches
+
+    def _count_tokens(self, rows: list[int]) -> list[int]:
+        columns = self.data.train[rows]
+        return self.data.collator.count_tokens(
             [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         )
 
-    def get_train_dataloader(self) -> DataLoader:
-        """As of Trainer. A batch also has `rows`, int64 [B]: where its images stand in the dataset; and `amount`,
-        int64 [B, 2]: how many captions of an image there are, and how many tokens to learn.
+    def _collate(self, rows: list[dict[str, Any]]) -> Batch:
+        """Makes a batch, which also has `rows`, int64 [B]: where its images stand in the dataset; and `amount`, int64
+        [B, 2]: how many captions of an image there are, and how many tokens to learn.
         """
+        batch = self.data.collator(rows)
+        captions = torch.tensor([len(self.data.collator.choose(row)) for row in rows])
+        tokens = (batch["labels"] != IGNORE_INDEX).sum(dim=1)
+        places = torch.tensor([row["index"] for row in rows])
+        return batch | {"rows": places, "amount": torch.stack([captions, tokens], dim=1)}
 
-        def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
-            batch = self.data_collator(rows)
-            captions = torch.tensor([len(self.data_collator.choose(row)) for row in rows])
-            tokens = (batch["labels"] != IGNORE_INDEX).sum(dim=1)
-            places = torch.tensor([row["index"] for row in rows])
-            return batch | {"rows": places, "amount": torch.stack([captions, tokens], dim=1)}
+    def _batches(self, epoch: int) -> Iterator[list[Batch]]:
+        """Yields the batches of each step of an epoch, from the next step on."""
+        self.sampler.epoch = self.data.choice.epoch = epoch
+        if self.data.choose_targets is not None:
+            self.data.choose_targets.epoch = epoch
+        loader, done = self.loader, self.state.global_step % self.steps_an_epoch
+        if not done:
+            self._load_random_state()
+        else:
+            loader = skip_first_batches(loader, done * self.settings.accumulation)
+        batches = iter(loader)
+        for _ in range(done, self.steps_an_epoch):
+            step = list(itertools.islice(batches, self.settings.accumulation))
+            # The first batch of an epoch draws a random number, which a checkpoint from inside it has behind it.
+            self._load_random_state()
+            yield step
 
-        return self.accelerator.prepare(
-            DataLoader(
-                self.train_dataset,  # ty: ignore[invalid-argument-type]
-                batch_sampler=self.batch_sampler,
-                collate_fn=collate,
-                pin_memory=self.args.dataloader_pin_memory,
-            )
+    def _load_random_state(self) -> None:
+        """Takes up the random state of the checkpoint; once, for it is that of the first step only."""
+        if self.random_state_from is not None:
+            checkpoints.load_random_state(self.random_state_from, self.accelerator.process_index, self.device)
+            self.random_state_from = None
+
+    # A step
+
+    def step(self, batches: list[Batch]) -> None:
+        """Makes one step of the optimizer.
+
+        Args:
+            batches: The batches that are accumulated.
+        """
+        targets = torch.stack([(batch["labels"] != IGNORE_INDEX).sum() for batch in batches]).sum()
+        targets = self.accelerator.reduce(targets, "sum")
+        self.prepared.train()
+        for batch in batches:
+            with contextlib.nullcontext() if batch is batches[-1] else self._keeping_gradients():
+                self.loss_sum += self.backward(batch, targets)
+        self.grad_norm = gather_tensor(
+            self.accelerator.clip_grad_norm_(self.prepared.parameters(), self.settings.max_grad_norm or math.inf)
         )
+        self._check_finite(self.grad_norm, "gradient", [row for batch in batches for row in batch["rows"].tolist()])
+        self.optimizer.step()
+        self.learning_rate = self.schedule.get_last_lr()[0]
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        self.steps_summed += 1
 
-    def train(self, resume_from_checkpoint=None, *args, **kwargs) -> TrainOutput:
-        """As of Trainer; a checkpoint at which the training had ended is not taken any further.
+    def backward(self, batch: Batch, targets: torch.Tensor) -> torch.Tensor:
+        """Adds a batch's gradients to those of its step.
 
-        Raises:
-            FloatingPointError: if the loss or its gradient is not finite; the message names the images.
-            CheckpointError: if the checkpoint is damaged.
-            ConfigError: if a checkpoint cannot be written.
+        Args:
+            batch: The batch.
+            targets: The number of targets of the whole step, over all processes.
+
+        Returns:
+            The batch's share of the step's loss, times the number of processes, for their gradients are averaged.
         """
-        if resume_from_checkpoint is not None:
-            state = read_state(resume_from_checkpoint)
-            self._seconds_before = training_seconds(state.log_history) or 0.0
-            *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
-            # Trainer would first make one step and then look whether it was one too many.
-            if state.global_step >= max_steps or self._is_out_of_patience(state):
-                self._load_from_checkpoint(resume_from_checkpoint)
-                self.state = state
-                return TrainOutput(state.global_step, 0.0, {})
-        self._since_log = self._since_start = time.perf_counter()
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        inputs = {name: tensor for name, tensor in batch.items() if name not in ("rows", "amount")}
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            loss = self.prepared(**inputs, num_items_in_batch=targets).loss * self.accelerator.num_processes
+        self.accelerator.backward(loss)
+        self.trained_on += batch["amount"].sum(dim=0)
+        self._check_finite(loss, "loss", batch["rows"].tolist())
+        return loss.detach()
 
-    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """As of Trainer, with a learning rate and a weight decay for each module; norms and biases do not decay."""
-        opt_model = self.model if model is None else model
-        if self.optimizer is None:
-            decaying = set(self.get_decay_parameter_names(opt_model))
-            groups: dict[tuple[str, bool], dict[str, Any]] = {}
-            for name, parameter in opt_model.named_parameters():
-                if not parameter.requires_grad:
-                    continue
-                module = module_of(name)
-                rate, decay = self.rates.get(module, (self.args.learning_rate, self.args.weight_decay))
-                group = {"params": [], "lr": rate, "weight_decay": decay if name in decaying else 0.0}
-                groups.setdefault((module, name in decaying), group)["params"].append(parameter)
-            # Trainer logs the first group's rate: where the projector is trained, its own.
-            ordered = sorted(groups.items(), key=lambda item: item[0][0] != "projector")
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, opt_model)
-            self.optimizer = optimizer_class([group for _, group in ordered], **options)
-            for (module, _), group in ordered:
-                logger.info(
-                    "%s: %s parameters in %d tensors, learning rate %g, weight decay %g",
-                    module,
-                    f"{sum(parameter.numel() for parameter in group['params']):,}",
-                    len(group["params"]),
-                    group["lr"],
-                    group["weight_decay"],
-                )
-        return self.optimizer
+    @contextlib.contextmanager
+    def _keeping_gradients(self) -> Generator[None]:
+        """Leaves gradients in their process: they are exchanged with those of the step's last batch."""
+        if isinstance(self.prepared, FSDPModule):
+            self.prepared.set_requires_gradient_sync(False)
+            yield
+            self.prepared.set_requires_gradient_sync(True)
+        else:
+            with self.accelerator.no_sync(self.prepared):
+                yield
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.autocast)
-
-    def compute_loss(self, *args, **kwargs):
-        """As of Trainer."""
-        with self._autocast():
-            return super().compute_loss(*args, **kwargs)
-
-    def _get_num_items_in_batch(self, batch_samples, device):
-        # Trainer would count `shift_labels`: drawn ones are fewer than the targets that they count for.
-        return super()._get_num_items_in_batch([{"labels": batch["labels"]} for batch in batch_samples], device)
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        """As of Trainer."""
-        rows = inputs.pop("rows").tolist()
-        self._trained_on += inputs.pop("amount").sum(dim=0).to(self._trained_on.device)
-        self._step_rows += rows
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self._check_finite(loss, "loss", rows)
-        return loss
-
-    def _get_grad_norm(self, model, grad_norm=None):
-        grad_norm = super()._get_grad_norm(model, grad_norm)
-        self._check_finite(grad_norm, "gradient", self._step_rows)
-        self._step_rows = []
-        return grad_norm
-
-    def _check_finite(self, value: torch.Tensor | float, what: str, rows: Sequence[int]) -> None:
-        if torch.isfinite(torch.as_tensor(value)).all():
+    def _check_finite(self, value: torch.Tensor, what: str, rows: Sequence[int]) -> None:
+        if torch.isfinite(value):
             return
-        names = [Place.parse(self.train_dataset[row]["image"]).short_name for row in rows[:_NAMES_TOLD]]
+        names = [Place.parse(self.data.train[row]["image"]).short_name for row in rows[:_NAMES_SHOWN]]
         more = f" and {len(rows) - len(names)} more" if len(rows) > len(names) else ""
         raise FloatingPointError(
             f"The {what} is {float(value)} in step {self.state.global_step + 1}, on {', '.join(names)}{more}: look at "
             "these images and their captions, or lower training.learning_rate; no checkpoint was made of it."
         )
 
-    def log(self, logs, start_time=None):
-        """As of Trainer. Entries also have `captions_per_second` and `tokens_per_second` of the steps since the one
-        before, and `seconds`, how long the run has trained by now, also before it was taken up again.
+    # Between two steps
 
-        Trainer's summary at the end, of the last part of a run alone, is left out.
-        """
-        if "train_runtime" in logs:
-            return
+    def _report_step(self) -> bool:
+        """Logs, evaluates and saves where it is time to, and returns whether the loop is over."""
+        step, settings = self.state.global_step, self.settings
+        is_last = step >= self.state.max_steps
+        if self.progress is not None:
+            self.progress.advance(self.state)
+        if is_last or step % settings.logging_steps == 0:
+            self._log_training()
+        if is_last or step % settings.eval_steps == 0:
+            self.evaluate()
+        is_over = self._is_stopped() or self._is_over()
+        if is_over or step % settings.save_steps == 0:
+            self.save()
+        return is_over
+
+    def _is_stopped(self) -> bool:
+        """Returns whether any process was sent a signal; all end at the same step."""
+        if self.accelerator.num_processes > 1:
+            received = self.accelerator.gather(torch.tensor([self.signals.received], device=self.device))
+            self.signals.received = int(received.max())
+        return self.signals.received > 0
+
+    def _log_training(self) -> None:
+        """Logs the mean loss since the last time, and how fast that went."""
+        loss = self.accelerator.gather(self.loss_sum).mean().item() / self.steps_summed
+        captions, tokens = self.accelerator.reduce(self.trained_on, "sum").tolist()
         now = time.perf_counter()
-        if "loss" in logs:
-            captions, tokens = self.accelerator.reduce(self._trained_on, "sum").tolist()
-            seconds = max(now - self._since_log, 1e-9)
-            logs |= {"captions_per_second": captions / seconds, "tokens_per_second": tokens / seconds}
-            self._trained_on.zero_()
-            self._since_log = now
-        logs["seconds"] = self._seconds_before + now - self._since_start
-        super().log(logs, start_time)
+        seconds = max(now - self.since_log, 1e-9)
+        self._log(
+            {
+                "loss": loss,
+                "grad_norm": self.grad_norm.item(),
+                "learning_rate": self.learning_rate,
+                "captions_per_second": captions / seconds,
+                "tokens_per_second": tokens / seconds,
+            }
+        )
+        self.loss_sum.zero_()
+        self.trained_on.zero_()
+        self.steps_summed, self.since_log = 0, now
 
-    def evaluate(self, *args, **kwargs):
-        """As of Trainer."""
-        with self._no_step():
-            return super().evaluate(*args, **kwargs)
+    def _log(self, values: dict[str, Any]) -> None:
+        """Adds an entry to the log: to the state, the file, the terminal and the tracker."""
+        entry = self.state.log(values | {"seconds": self.seconds_before + time.perf_counter() - self.since_start})
+        self._append(entry)
+        if self.progress is not None:
+            self.progress.log(self.state, entry)
+        if self.accelerator.trackers:
+            renamed = {
+                f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}": value
+                for name, value in entry.items()
+                if name != "step"
+            }
+            self.accelerator.log(renamed, step=self.state.global_step)
 
-    def _save_checkpoint(self, model, trial):
-        with self._no_step():
-            super()._save_checkpoint(model, trial)
+    def _append(self, entry: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            with checkpoints.writing_to(self.folder):
+                append_metrics(self.folder, entry)
 
     @contextlib.contextmanager
     def _no_step(self) -> Generator[None]:
         """Keeps the time of what is no step out of the captions a second."""
         begin = time.perf_counter()
         yield
-        self._since_log += time.perf_counter() - begin
+        self.since_log += time.perf_counter() - begin
 
-    def _determine_best_metric(self, metrics, trial):
-        is_best = super()._determine_best_metric(metrics, trial)
-        if self._is_out_of_patience(self.state):
-            self.control.should_save = self.control.should_training_stop = True
-        return is_best
+    def evaluate(self) -> None:
+        """Measures dev loss and CIDEr, keeps the weights if they are the best so far, and writes sample captions."""
+        data, size, start = self.data, self.settings.batch_size, time.perf_counter()
+        with self._no_step(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            metrics = {"eval_loss": score_loss(self.model, data.dev_collator, data.dev, size)}
+            if self.settings.eval_captions:
+                first = list(data.dev.select(range(min(self.settings.eval_captions, len(data.dev)))))
+                metrics["eval_cider"] = score_cider(self.model, data.dev_collator, first, size)
+        seconds = max(time.perf_counter() - start, 1e-9)
+        batches = math.ceil(len(data.dev) / (size * self.accelerator.num_processes))
+        metrics |= {
+            "eval_runtime": round(seconds, 4),
+            "eval_samples_per_second": round(len(data.dev) / seconds, 3),
+            "eval_steps_per_second": round(batches / seconds, 3),
+        }
+        with self._no_step():
+            self._log(metrics)
+            if self.samples is not None and (self.accelerator.is_main_process or is_sharded(self.model)):
+                self._show_samples(self.samples.captions(self.model))
+            reshard(self.model)
+            if self.state.choose_best(metrics):
+                self.best_weights = {
+                    name: gather_tensor(parameter.detach()).cpu().clone()
+                    for name, parameter in self.model.named_parameters()
+                    if parameter.requires_grad
+                }
 
-    def _is_out_of_patience(self, state: TrainerState) -> bool:
-        # Counted from the log, so a run that is taken up again counts on.
-        since = [entry for entry in state.log_history if "eval_loss" in entry]
-        worse = [entry for entry in since if entry["step"] > (state.best_global_step or 0)]
-        return 0 < self.patience <= len(worse)
+    def _show_samples(self, samples: list[dict[str, str]]) -> None:
+        self._append(self.state.log({"samples": samples}))
+        for sample in samples:
+            logger.info("  %s: %s  [reference: %s]", sample["image"], sample["caption"], sample["reference"])
 
-    def evaluation_loop(self, dataloader, description, *args, metric_key_prefix="eval", **kwargs) -> EvalLoopOutput:
-        """As of Trainer, but the loss is the mean over tokens, not over batches; each process takes its share. With
-        `eval_captions` there is also `eval_cider`.
+    def save(self) -> None:
+        """Writes a checkpoint, complete or not at all, and removes old ones.
+
+        Raises:
+            ConfigError: The run's folder cannot be written to.
         """
-        rows = range(self.args.process_index, len(self.eval_dataset), self.args.world_size)
-        size = self.args.per_device_eval_batch_size
-        batches = (
-            self.eval_collator([self.eval_dataset[row] for row in rows[start : start + size]])
-            for start in range(0, len(rows), size)
-        )
-        with self._autocast():
-            sums = gather_object([sum_nll(self.model, batches)])
-            metrics = {"loss": sum(total for total, _ in sums) / sum(count for _, count in sums)}
-            if self.eval_captions:
-                first = list(self.eval_dataset.select(range(min(self.eval_captions, len(self.eval_dataset)))))
-                metrics["cider"] = score_cider(self.model, self.eval_collator, first, size)
-        return EvalLoopOutput(
-            predictions=np.empty(0),
-            label_ids=None,
-            metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
-            num_samples=len(self.eval_dataset),
-        )
+        is_main = self.accelerator.is_main_process
+        with self._no_step(), checkpoints.writing_to(self.folder):
+            # All processes take part in these.
+            random_states = gather_object([checkpoints.random_state(self.device)])
+            optimizer = checkpoints.optimizer_state(self.optimizer)
+            weights = gather_weights(self.model, is_main) if is_sharded(self.model) else None
+            if not is_main:
+                return
+            partial = self.folder / checkpoints.PARTIAL_NAME
+            # Under the model's own names, which resuming looks for.
+            self.model.save_pretrained(partial, state_dict=weights, save_original_format=False)
+            self.processor.save_pretrained(partial)
+            checkpoints.save_optimizer(optimizer, self.schedule, partial)
+            checkpoints.save_random_states(random_states, partial)
+            checkpoints.save_best_weights(self.best_weights, partial)
+            self.state.save(partial / checkpoints.STATE_NAME)
+            move_folder(partial, self.folder / f"checkpoint-{self.state.global_step}")
+            for folder in checkpoints.find_checkpoints(self.folder)[:-_CHECKPOINTS_KEPT]:
+                checkpoints.remove_checkpoint(folder)

@@ -1,4 +1,4 @@
-"""Taking a run up again: what its folder must be like, and what of its config may have changed."""
+"""A run's folder: who may write to it, and what must be the same for a run to be resumed there."""
 
 import contextlib
 import dataclasses
@@ -10,6 +10,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from filelock import FileLock, Timeout
 
@@ -26,7 +27,7 @@ RUN_CONFIG_NAME = "run_config.yaml"
 RUN_DATA_NAME = "run_data.json"
 LOCK_NAME = ".lock"
 
-# A run may be resumed with other values of these: they say how far to go and what to tell, not what is learnt.
+# A run may be resumed with other values of these: they say how far to go and what to report, not what is learnt.
 _FREE_ON_RESUME = {
     *(f"training.{name}" for name in ("output_dir", "epochs", "max_steps", "patience", "resume", "compile")),
     *(f"training.{name}" for name in ("eval_steps", "save_steps", "logging_steps", "samples", "report_to")),
@@ -35,10 +36,10 @@ _FREE_ON_RESUME = {
 
 
 def check_writable(output_dir: Path) -> None:
-    """Before hours of work, not behind them.
+    """Checks that the output folder can be made and written to, before hours of work and not after them.
 
     Raises:
-        ConfigError: if the output folder cannot be written to, or made.
+        ConfigError: It cannot.
     """
     there = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
@@ -48,10 +49,10 @@ def check_writable(output_dir: Path) -> None:
 
 @contextlib.contextmanager
 def holding(output_dir: Path) -> Generator[None]:
-    """Keeps other runs out of the output folder; the system ends it with the process, however that ends.
+    """Keeps other runs out of the output folder. The lock ends with the process, however that ends.
 
     Raises:
-        ConfigError: if another run holds the folder, or it cannot be made.
+        ConfigError: Another run uses the folder, or it cannot be made.
     """
     if not is_first_process():
         yield
@@ -76,10 +77,10 @@ def holding(output_dir: Path) -> Generator[None]:
 
 
 def check_same_run(config: RunConfig) -> None:
-    """Sees that what the output folder holds was trained with the same config. Stages may have been added to it.
+    """Checks that the run in the output folder, if there is one, has the same config. Stages may have been added.
 
     Raises:
-        ConfigError: if it was not.
+        ConfigError: It has another one.
     """
     output_dir = Path(config.training.output_dir)
     if not _goes_on(config):
@@ -111,7 +112,7 @@ def check_same_run(config: RunConfig) -> None:
 
 
 def _changes_of_finished(before: RunConfig, config: RunConfig) -> list[str]:
-    """Where stages that are not run again were to go less far, or further."""
+    """Returns the changes in how far finished stages go, which are not run again."""
     return [
         f"stages.{stage.name}.{name}, of a finished stage: {old!r} → {new!r}"
         for settings, stage in zip(before.stage_settings(), plan_stages(config), strict=False)
@@ -122,17 +123,17 @@ def _changes_of_finished(before: RunConfig, config: RunConfig) -> list[str]:
 
 
 def _goes_on(config: RunConfig) -> bool:
-    """Whether a run takes up what its output folder holds."""
+    """Returns whether a run resumes what its output folder holds."""
     output_dir = Path(config.training.output_dir)
     stages = output_dir.glob(STAGE_PATTERN)
     return config.training.resume and bool(find_checkpoints(output_dir) or any(map(holds_progress, stages)))
 
 
 def check_processes(checkpoint: Path, now: int) -> None:
-    """Sees that a checkpoint was written by `now` processes.
+    """Checks that a checkpoint was written by `now` processes.
 
     Raises:
-        ConfigError: if it was not.
+        ConfigError: It was not.
     """
     if (processes := count_processes(checkpoint)) != now:
         raise ConfigError(
@@ -142,17 +143,17 @@ def check_processes(checkpoint: Path, now: int) -> None:
 
 
 def check_data(config: RunConfig, data: dict[str, Any]) -> None:
-    """Sees that what the output folder holds was trained on the same images and captions.
+    """Checks that the run in the output folder, if there is one, has the same images and captions.
 
     Args:
-        config: the run's.
-        data: as of `CaptionSplits.describe`.
+        config: The run's config.
+        data: The run's data; see `CaptionSplits.describe`.
 
     Raises:
-        ConfigError: if it is not.
+        ConfigError: It has others.
     """
     path = Path(config.training.output_dir) / RUN_DATA_NAME
-    if not _goes_on(config) or not path.exists():  # there is none of a run of an earlier version
+    if not _goes_on(config) or not path.exists():  # earlier versions wrote none
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -177,14 +178,14 @@ def _describe_split(split: dict[str, Any]) -> str:
 
 
 def prepare_folder(config: RunConfig, data: dict[str, Any]) -> None:
-    """Writes config and data of the run to its output folder, and clears away what does not belong to it.
+    """Writes the config, the data and the number of threads of a run to its folder, and removes what is not the run's.
 
     Args:
-        config: the run's.
-        data: as of `CaptionSplits.describe`.
+        config: The run's config.
+        data: The run's data; see `CaptionSplits.describe`.
 
     Raises:
-        ConfigError: if it cannot be written to.
+        ConfigError: The folder cannot be written to.
     """
     output_dir = Path(config.training.output_dir)
     with writing_to(output_dir):
@@ -192,7 +193,7 @@ def prepare_folder(config: RunConfig, data: dict[str, Any]) -> None:
         for folder in folders:
             remove_leftovers(folder)
         if not config.training.resume:
-            # Left there, they would be taken for this run's, and this run's first ones for the oldest.
+            # They would be taken for this run's, and this run's first ones would be removed as the oldest.
             for checkpoint in find_checkpoints(output_dir):
                 logger.info("Starting afresh: removing %s", checkpoint)
                 remove_checkpoint(checkpoint)
@@ -201,5 +202,6 @@ def prepare_folder(config: RunConfig, data: dict[str, Any]) -> None:
                 shutil.rmtree(folder)
         for stage in plan_stages(config):
             stage.folder.mkdir(parents=True, exist_ok=True)
-        write_text(output_dir / RUN_DATA_NAME, json.dumps(data, indent=2) + "\n")
+        record = data | {"threads": torch.get_num_threads()}  # see `keep_threads`
+        write_text(output_dir / RUN_DATA_NAME, json.dumps(record, indent=2) + "\n")
         write_text(output_dir / RUN_CONFIG_NAME, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))

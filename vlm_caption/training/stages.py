@@ -1,8 +1,8 @@
-"""The stages of a run, one after the other: what each trains, where its checkpoints are, and taking up a finished one.
+"""The stages of a run: what each trains, where its checkpoints are, and whether it is finished.
 
-A run without stages is one stage, and its checkpoints stand in the output folder. Otherwise each stage has a folder
-of its own there, `stage-1-align`; when it has ended, what it trained stands in that folder as a bridge, and the next
-stage begins with it. The last one's is the run's.
+A run without stages is one stage, with its checkpoints in the output folder. Otherwise each stage has a folder of its
+own there, such as `stage-1-align`. When a stage has ended, its folder holds what it trained as a bridge, and the next
+stage begins with that. The last stage's bridge is the run's.
 """
 
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ class Stage:
     """One stage of a run.
 
     Attributes:
-        number: from 1.
-        name: as the config has it; None where the run is one stage.
-        settings: of the training, in full; with this stage's folder and seed.
-        is_last: whether no other follows.
+        number: Its number, from 1.
+        name: Its name in the config; None if the run is one stage.
+        settings: All settings of the training, with this stage's folder and seed.
+        is_last: Whether no other stage follows.
     """
 
     number: int
@@ -33,17 +33,17 @@ class Stage:
 
     @property
     def folder(self) -> Path:
-        """Where its checkpoints are."""
+        """The folder of its checkpoints."""
         return Path(self.settings.output_dir)
 
     @property
     def policies(self) -> dict[str, ModulePolicy]:
-        """What it trains of each module."""
+        """What is trained of each module."""
         return {module: self.settings.module(module).as_policy() for module in MODULES}
 
     @property
     def rates(self) -> dict[str, tuple[float, float]]:
-        """Learning rate and weight decay of each module."""
+        """The learning rate and the weight decay of each module."""
         rates = {}
         for module in MODULES:
             own = self.settings.module(module)
@@ -55,12 +55,12 @@ class Stage:
 
     @property
     def is_finished(self) -> bool:
-        """Whether its result is there, for the next stage to begin with. The last one can always be taken further."""
+        """Whether its result is there for the next stage to begin with. The last stage can always go further."""
         return self.settings.resume and not self.is_last and _holds_weights(self.folder)
 
     @property
     def checkpoint(self) -> Path | None:
-        """The newest whole checkpoint that it can go on from."""
+        """The newest complete checkpoint, which it resumes from; None without one."""
         whole = find_checkpoints(self.folder) if self.settings.resume else []
         return whole[-1] if whole else None
 
@@ -70,12 +70,12 @@ def _holds_weights(folder: Path) -> bool:
 
 
 def holds_progress(folder: Path) -> bool:
-    """Whether a stage's folder holds a checkpoint or its result."""
+    """Returns whether a stage's folder holds a checkpoint or its result."""
     return bool(find_checkpoints(folder)) or _holds_weights(folder)
 
 
 def plan_stages(config: RunConfig) -> list[Stage]:
-    """The stages of a run, in order; one where the config names none."""
+    """Returns the stages of a run, in order; one if the config names none."""
     stages = []
     names = [stage["name"] for stage in config.stages] or [None]
     for number, (name, settings) in enumerate(zip(names, config.stage_settings(), strict=True), 1):
