@@ -6,7 +6,6 @@ the optimiser and returns how many captions that trained on.
 """
 
 import itertools
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,16 +22,19 @@ from transformers import (
     LlamaConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
-    TrainerCallback,
 )
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from vlm_caption import CaptionerConfig, CaptionerForConditionalGeneration, CaptionerProcessor
 from vlm_caption.config.run_config import RunConfig
+from vlm_caption.data.captions import CaptionChoice
 from vlm_caption.data.collator import CaptionCollator
 from vlm_caption.features.inputs import with_index
 from vlm_caption.towers.precision import choose_kernels, hold_frozen
-from vlm_caption.training.loop import CaptionTrainer, training_arguments
+from vlm_caption.training.data import TrainingData
+from vlm_caption.training.launch import open_accelerator
+from vlm_caption.training.loop import TrainingLoop
+from vlm_caption.training.stages import Stage
 
 Step = Callable[[], int]
 
@@ -124,7 +126,7 @@ def caption_texts() -> list[list[str]]:
 
 
 def ours(language: str) -> Step:
-    """This package's training, through its own trainer: packed, of like length, in the precision that pays here."""
+    """This package's training, through its own loop: packed, of like length, in the precision that pays here."""
     model, processor = build_captioner(language)
     settings = {"batch_size": IMAGES_A_BATCH, "max_steps": 10**6, "logging_steps": 10**6}
     settings |= {"eval_steps": 10**6, "save_steps": 10**6}
@@ -133,31 +135,12 @@ def ours(language: str) -> Step:
     choose_kernels(model, compiled=False)
     collator = build_collator(processor)
     dataset = with_index(Dataset.from_dict({"image": [""] * IMAGES, "captions": caption_texts()}))
-    go, done = threading.Semaphore(0), threading.Semaphore(0)
-
-    class Pace(TrainerCallback):
-        """Lets the trainer, in a thread of its own, make a step whenever one is asked for."""
-
-        def on_step_begin(self, args, state, control, **kwargs):
-            done.release()
-            go.acquire()
-
-    trainer = CaptionTrainer(
-        model=model,
-        args=training_arguments(config.training),
-        train_dataset=dataset,
-        eval_dataset=dataset,
-        data_collator=collator,
-        eval_collator=collator,
-        processing_class=processor,
-        callbacks=[Pace()],
-    )
-    threading.Thread(target=trainer.train, daemon=True).start()
-    done.acquire()
+    data = TrainingData(dataset, dataset, collator, collator, CaptionChoice())
+    stage = Stage(1, None, config.training, is_last=True)
+    steps = TrainingLoop(stage, model, processor, data, open_accelerator(config.training)).steps()
 
     def step() -> int:
-        go.release()
-        done.acquire()  # the next step is about to begin
+        next(steps)
         return CAPTIONS_A_BATCH
 
     return step

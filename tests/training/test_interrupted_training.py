@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from tiny_runs import step_values, weights, write_colours
 
 from vlm_caption.core.errors import CheckpointError, ConfigError
+from vlm_caption.core.interrupts import Interrupted
 from vlm_caption.training import checkpoints
 from vlm_caption.training import train as training
-from vlm_caption.training.signals import Interrupted
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -29,13 +29,13 @@ def at_step(monkeypatch):
     """Has something done in a step of the next runs, before its loss is taken."""
 
     def at_step(number: int, action):
-        class Trainer(training.CaptionTrainer):
-            def training_step(self, model, inputs, *args, **kwargs):
+        class Loop(training.TrainingLoop):
+            def backward(self, batch, targets):
                 if self.state.global_step + 1 == number:
-                    action(model, inputs)
-                return super().training_step(model, inputs, *args, **kwargs)
+                    action(self.model, batch)
+                return super().backward(batch, targets)
 
-        monkeypatch.setattr(training, "CaptionTrainer", Trainer)
+        monkeypatch.setattr(training, "TrainingLoop", Loop)
 
     return at_step
 

@@ -17,7 +17,9 @@ from vlm_caption.core.errors import ConfigError
 from vlm_caption.model.freezing import ModulePolicy, is_adapter, module_of, set_policies
 from vlm_caption.towers import precision as hardware
 from vlm_caption.towers.precision import hold_frozen
+from vlm_caption.training import loop as training_loop
 from vlm_caption.training import model as training_model
+from vlm_caption.training import optimizer as optimizers
 from vlm_caption.training import train as training
 from vlm_caption.training.metrics_log import read_metrics
 from vlm_caption.training.stages import plan_stages
@@ -107,16 +109,15 @@ def test_each_stage_trains_its_own_and_leaves_a_bridge_of_it(run, tmp_path, capl
 def test_modules_have_rates_of_their_own_and_norms_do_not_decay(run, monkeypatch, tmp_path):
     groups = {}
 
-    class Trainer(training.CaptionTrainer):
-        def create_optimizer(self, model=None):
-            optimizer = super().create_optimizer(model)
-            names = {id(p): name for name, p in self.model.named_parameters()}
-            for group in optimizer.param_groups:
-                groups.update({names[id(p)]: (group["lr"], group["weight_decay"]) for p in group["params"]})
-            assert groups.keys() == {name for name, p in self.model.named_parameters() if p.requires_grad}
-            return optimizer
+    def create_optimizer(model, rates):
+        optimizer = optimizers.create_optimizer(model, rates)
+        names = {id(p): name for name, p in model.named_parameters()}
+        for group in optimizer.param_groups:
+            groups.update({names[id(p)]: (group["lr"], group["weight_decay"]) for p in group["params"]})
+        assert groups.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+        return optimizer
 
-    monkeypatch.setattr(training, "CaptionTrainer", Trainer)
+    monkeypatch.setattr(training_loop, "create_optimizer", create_optimizer)
     run(stages=STAGES[1:], **{"training.weight_decay": 0.01})
     expected = {"vision": (1e-3, 0.01), "projector": (1e-2, 0.01), "language": (5e-3, 0.1)}
     for name, (rate, decay) in groups.items():
@@ -132,14 +133,14 @@ def stop_at(monkeypatch):
     """Ends the next run in a step of one of its stages."""
 
     def stop_at(stage: str, step: int, run, **changes):
-        class Trainer(training.CaptionTrainer):
-            def training_step(self, *args, **kwargs):
-                if stage in self.args.output_dir and self.state.global_step + 1 == step:
+        class Loop(training.TrainingLoop):
+            def step(self, batches):
+                if stage in self.stage.folder.name and self.state.global_step + 1 == step:
                     raise KeyboardInterrupt  # as a kill would: without a word to the run
-                return super().training_step(*args, **kwargs)
+                super().step(batches)
 
         with monkeypatch.context() as patch:
-            patch.setattr(training, "CaptionTrainer", Trainer)
+            patch.setattr(training, "TrainingLoop", Loop)
             with pytest.raises(KeyboardInterrupt):
                 run(**changes)
 
@@ -321,12 +322,12 @@ def bfloat16(monkeypatch):
 def test_a_tower_that_a_later_stage_trains_is_not_rounded_before(run, bfloat16, monkeypatch, tmp_path):
     autocasts = []
 
-    class Trainer(training.CaptionTrainer):
+    class Loop(training.TrainingLoop):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             autocasts.append(self.autocast)
 
-    monkeypatch.setattr(training, "CaptionTrainer", Trainer)
+    monkeypatch.setattr(training, "TrainingLoop", Loop)
     stages = [{"name": "a", "max_steps": 1}, {"name": "b", "max_steps": 2, "train_language": "full"}]
     model = run(stages=stages, **{"training.learning_rate": 0.0})
     assert dtypes(model.core.vision_tower) == {torch.bfloat16}

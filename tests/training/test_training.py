@@ -29,7 +29,7 @@ from vlm_caption.towers import precision as hardware
 from vlm_caption.towers.precision import use_bf16
 from vlm_caption.training import data as training_data
 from vlm_caption.training import train as training
-from vlm_caption.training.data import CaptionSplits, TrainingData
+from vlm_caption.training.data import CaptionSplits, prepare_data
 from vlm_caption.training.launch import use_all_cores
 from vlm_caption.training.model import log_parts
 from vlm_caption.training.train import train
@@ -141,15 +141,15 @@ class TestResuming:
     def interrupt(self, monkeypatch):
         """Makes the next run stop in its sixth step, as by Ctrl-C; the last checkpoint then is that of step 4."""
 
-        class Interrupted(training.CaptionTrainer):
-            def training_step(self, *args, **kwargs):
+        class Interrupted(training.TrainingLoop):
+            def step(self, batches):
                 if self.state.global_step == 5:
                     raise KeyboardInterrupt
-                return super().training_step(*args, **kwargs)
+                super().step(batches)
 
         def interrupt(run, *args, **kwargs):
             with monkeypatch.context() as patch:
-                patch.setattr(training, "CaptionTrainer", Interrupted)
+                patch.setattr(training, "TrainingLoop", Interrupted)
                 with pytest.raises(KeyboardInterrupt):
                     run(*args, **kwargs)
 
@@ -476,7 +476,7 @@ def test_a_tower_that_is_trained_gets_pixels(tmp_path):
     write_colours(tmp_path)
     config = RunConfig.load(None, tiny_settings(tmp_path))
     model = tiny_model("dinov2", freeze_vision=False)
-    data = TrainingData(CaptionSplits(config), config.training, model, tiny_processor(model.config))
+    data = prepare_data(CaptionSplits(config), config.training, model, tiny_processor(model.config))
     assert list(data.images([{"index": 3}])) == ["pixel_values"]
 
 

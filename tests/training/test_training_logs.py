@@ -3,7 +3,6 @@
 import json
 import logging
 import random
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,12 +17,14 @@ from vlm_caption.core.errors import ConfigError
 from vlm_caption.data import DataError, load_captions
 from vlm_caption.data.collator import CaptionCollator
 from vlm_caption.features.inputs import ImageInputs, with_index
-from vlm_caption.training import loop as trainer
+from vlm_caption.training import launch
+from vlm_caption.training import loop as training_loop
 from vlm_caption.training import report as reporting
 from vlm_caption.training import train as training
-from vlm_caption.training.callbacks import PlainLog, ProgressBar
 from vlm_caption.training.dev_scores import score_cider
+from vlm_caption.training.progress import PlainLines, ProgressBar
 from vlm_caption.training.run_folder import holding
+from vlm_caption.training.state import RunState
 from vlm_caption.training.train import train
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -33,15 +34,15 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 def stopped_run(run, monkeypatch):
     """Runs until the sixth step, as if killed there; the last checkpoint then is that of step 4."""
 
-    class Stopped(training.CaptionTrainer):
-        def training_step(self, *args, **kwargs):
+    class Stopped(training.TrainingLoop):
+        def step(self, batches):
             if self.state.global_step == 5:
                 raise KeyboardInterrupt
-            return super().training_step(*args, **kwargs)
+            super().step(batches)
 
     def stopped_run(*args, **changes):
         with monkeypatch.context() as patch:
-            patch.setattr(training, "CaptionTrainer", Stopped)
+            patch.setattr(training, "TrainingLoop", Stopped)
             with pytest.raises(KeyboardInterrupt):
                 run(*args, **changes)
 
@@ -81,12 +82,12 @@ class TestMetricsLog:
     def test_is_there_to_follow_while_the_run_trains(self, run, tmp_path, monkeypatch):
         seen = []
 
-        class Watched(training.CaptionTrainer):
-            def training_step(self, *args, **kwargs):
+        class Watched(training.TrainingLoop):
+            def step(self, batches):
                 seen.append(len(metrics(tmp_path / "run")))
-                return super().training_step(*args, **kwargs)
+                super().step(batches)
 
-        monkeypatch.setattr(training, "CaptionTrainer", Watched)
+        monkeypatch.setattr(training, "TrainingLoop", Watched)
         run(max_steps=3)
         assert seen == [0, 1, 2]
 
@@ -140,29 +141,28 @@ class TestMetricsLog:
 
 
 class TestLines:
-    STATE = SimpleNamespace(is_world_process_zero=True, global_step=10, max_steps=40)
+    STATE = RunState(global_step=10, max_steps=40)
 
     def test_a_plain_line_says_how_long_it_will_take(self, caplog, monkeypatch):
         caplog.set_level(logging.INFO, "vlm_caption")
         monkeypatch.setattr("time.monotonic", lambda: clock)
-        log, clock = PlainLog(), 100.0
-        log.on_train_begin(None, SimpleNamespace(global_step=5), None)
+        clock = 100.0
+        lines = PlainLines(RunState(global_step=5))
         clock = 110.0
-        log.on_log(None, self.STATE, None, {"loss": 2.31, "captions_per_second": 411.96, "learning_rate": 1e-3})
-        log.on_log(None, self.STATE, None, {"eval_loss": 2.5, "eval_cider": 0.5213, "epoch": 1.0})
+        lines.log(self.STATE, {"loss": 2.31, "captions_per_second": 411.96, "learning_rate": 1e-3})
+        lines.log(self.STATE, {"eval_loss": 2.5, "eval_cider": 0.5213, "epoch": 1.0})
         assert caplog.messages == [
             "step 10/40  loss 2.31  412 captions/s  1 min 00 s left",  # two seconds for each of 30 steps
             "step 10/40  dev loss 2.5000  dev CIDEr 52.1",
         ]
 
     def test_a_bar_goes_on_from_the_steps_that_were_made(self, capsys):
-        bar = ProgressBar()
-        bar.on_train_begin(None, SimpleNamespace(is_world_process_zero=True, global_step=5, max_steps=40), None)
-        bar.on_step_end(None, self.STATE, None)
-        bar.on_log(None, self.STATE, None, {"loss": 2.31, "captions_per_second": 411.96, "learning_rate": 1e-3})
-        bar.on_log(None, self.STATE, None, {"eval_loss": 2.5})
-        assert (bar.training_bar.n, bar.training_bar.initial) == (10, 5)
-        bar.on_train_end(None, self.STATE, None)
+        progress = ProgressBar(RunState(global_step=5, max_steps=40))
+        progress.advance(self.STATE)
+        progress.log(self.STATE, {"loss": 2.31, "captions_per_second": 411.96, "learning_rate": 1e-3})
+        progress.log(self.STATE, {"eval_loss": 2.5})
+        assert (progress.bar.n, progress.bar.initial) == (10, 5)
+        progress.close()
         captured = capsys.readouterr()
         assert captured.out == ""
         assert "step 10/40  dev loss 2.5000" in captured.err
@@ -199,7 +199,7 @@ class TestReports:
             run(report_to="tensorbord")
 
     def test_a_package_that_is_missing_is_named_before_anything_is_begun(self, run, tmp_path, monkeypatch):
-        monkeypatch.setattr(trainer, "get_available_reporting_integrations", list)
+        monkeypatch.setattr(launch, "get_available_trackers", list)
         with pytest.raises(ConfigError) as caught:
             run(report_to="trackio")
         assert str(caught.value) == (
@@ -307,16 +307,16 @@ class TestEvalCaptions:
                 scored.append([row["captions"][0] for row in rows])
                 return left.pop(0)
 
-            monkeypatch.setattr(trainer, "score_cider", score_cider)
+            monkeypatch.setattr(training_loop, "score_cider", score_cider)
             return scored
 
         return scripted
 
     def test_the_weights_with_the_highest_cider_are_kept(self, run, scripted, tmp_path, caplog):
-        scored = scripted(0.1, 0.5, 0.3, 0.5)
+        scored = scripted(0.1, 0.5, 0.3, 0.4)
         caplog.set_level(logging.INFO, "vlm_caption")
         run(eval_steps=2, eval_captions=3, batch_size=8)
-        assert step_values(tmp_path / "run", "eval_cider") == [0.1, 0.5, 0.3, 0.5]
+        assert step_values(tmp_path / "run", "eval_cider") == [0.1, 0.5, 0.3, 0.4]
         assert scored == [["cyan", "magenta", "yellow"]] * 4
         assert "Highest dev CIDEr: 50.0, after step 4 of 8; these weights are kept" in caplog.messages
         losses = step_values(tmp_path / "run", "eval_loss")
@@ -326,8 +326,22 @@ class TestEvalCaptions:
         assert facts["dev_loss"] == losses[1]
         assert "Chosen by CIDEr: 50.0 on 3 of the images watched." in (tmp_path / "run" / "README.md").read_text()
 
+    def test_among_equal_cider_the_lowest_dev_loss_is_kept(self, run, scripted, tmp_path):
+        scripted(0.1, 0.5, 0.3, 0.5)
+        run(eval_steps=2, eval_captions=3, batch_size=8)
+        losses = step_values(tmp_path / "run", "eval_loss")
+        assert losses[-1] < losses[1]
+        assert json.loads((tmp_path / "run" / "model_card.json").read_text())["training"]["best_step"] == 8
+
+    def test_among_equal_cider_a_higher_dev_loss_is_not_kept(self):
+        state = RunState()
+        for step, cider, loss in ((1, 0.5, 2.0), (2, 0.5, 3.0), (3, 0.4, 1.0)):
+            state.global_step = step
+            state.choose_best(state.log({"eval_cider": cider, "eval_loss": loss}))
+        assert (state.best_global_step, state.best_metric) == (1, 0.5)
+
     def test_patience_counts_by_cider(self, run, scripted, tmp_path):
-        scripted(0.5, 0.3, 0.5)
+        scripted(0.5, 0.3, 0.4)
         run(eval_steps=2, eval_captions=3, patience=2)
         assert len(step_values(tmp_path / "run", "eval_cider")) == 3
 
@@ -361,7 +375,7 @@ class TestEvalCaptions:
         run(max_steps=1)
 
     def test_a_missing_scorer_is_named_before_anything_is_begun(self, run, tmp_path, monkeypatch):
-        find_spec = trainer.importlib.util.find_spec
+        find_spec = training.importlib.util.find_spec
         monkeypatch.setattr(
             "importlib.util.find_spec", lambda name, *args: None if name == "pycocoevalcap" else find_spec(name, *args)
         )

@@ -59,7 +59,7 @@ def check_tracker(reporter: str) -> None:
     known = sorted(set(LoggerType.list()) - {"all"})
     if reporter not in known:
         raise ConfigError(f"training.report_to must be none or one of {', '.join(known)}, and {reporter!r} is not.")
-    if reporter not in get_available_trackers():
+    if reporter not in map(str, get_available_trackers()):
         raise ConfigError(
             f"training.report_to {reporter} needs a package that is not installed: pip install "
             f"{reporter.replace('_', '-')}, or choose none."
