@@ -281,7 +281,7 @@ class TrainingLoop:
         names = [Place.parse(self.data.train[row]["image"]).short_name for row in rows[:_NAMES_SHOWN]]
         more = f" and {len(rows) - len(names)} more" if len(rows) > len(names) else ""
         raise FloatingPointError(
-            f"The {what} is {float(value)} in step {self.state.global_step + 1}, on {', '.join(names)}{more}: look at "
+            f"The {what} is {value.item()} in step {self.state.global_step + 1}, on {', '.join(names)}{more}: look at "
             "these images and their captions, or lower training.learning_rate; no checkpoint was made of it."
         )
 

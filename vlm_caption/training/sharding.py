@@ -6,6 +6,7 @@ without saying so. `fully_shard` works on both, so that the tests need no GPU.
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Generator
 
@@ -18,6 +19,8 @@ from ..config.run_config import RunConfig
 from ..core.errors import ConfigError
 from ..model.freezing import find_blocks
 from ..model.modeling_captioner import CaptionerForConditionalGeneration
+
+logger = logging.getLogger(__name__)
 
 _USE_FSDP = "ACCELERATE_USE_FSDP"
 
@@ -84,6 +87,9 @@ def shard(model: CaptionerForConditionalGeneration, device: torch.device) -> Non
     fully_shard(model, mesh=mesh)
     # It reads weights of the last group before it calls the model.
     register_fsdp_forward_method(model, "generate")
+    own = sum(parameter.to_local().numel() for parameter in model.parameters() if isinstance(parameter, DTensor))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    logger.info("FSDP: this process holds %s of the %s parameters", f"{own:,}", f"{total:,}")
 
 
 def reshard(model: torch.nn.Module) -> None:
@@ -117,9 +123,12 @@ def gather_weights(model: torch.nn.Module, keep: bool) -> dict[str, torch.Tensor
         model: The model. All processes must call this.
         keep: Whether this process wants the result; the others get None and hold one weight at a time.
     """
-    weights = {}
-    for name, tensor in model.state_dict().items():
-        whole = gather_tensor(tensor)
-        if keep:
-            weights[name] = whole.cpu()
-    return weights if keep else None
+    state, parameters = model.state_dict(), dict(model.named_parameters(remove_duplicate=False))
+    gathered: dict[int, torch.Tensor | None] = {}  # tied weights have one parameter, and are saved once
+    for name, tensor in state.items():
+        key = id(parameters.get(name, tensor))
+        if key not in gathered:
+            whole = gather_tensor(tensor)
+            gathered[key] = whole.cpu() if keep else None
+        state[name] = gathered[key]
+    return state if keep else None
