@@ -3,9 +3,12 @@
     python benchmarks/train_throughput.py [--language smollm2] [--repeats 5] [--json]
 
 Each loop (`training_loops.py`) has a process of its own. They take turns, so a busy machine slows all of them alike,
-and a number is the median of its repeats. Beside captions a second it takes the share of the machine's own bf16 matmul
+and a number is the median of its repeats. Beside captions a second it measures the share of the machine's own matmul
 peak that training reaches, each process's peak memory, and the speed of the feature cache beside the bare tower's.
 Language models have random weights: speed does not depend on them.
+
+The precision is the one that training chooses on the machine: bfloat16 where that is multiplied natively, else
+float32. In float32, loops that want bfloat16 are left out, for they would measure its emulation.
 """
 
 import argparse
@@ -35,18 +38,19 @@ from training_loops import (
 
 from vlm_caption.data.sampler import LengthBatchSampler
 from vlm_caption.features.cache import image_features
-from vlm_caption.towers.precision import hold_frozen
+from vlm_caption.towers.precision import hold_frozen, use_bf16
 
 # Steps that make one repeat: seconds each.
 STEPS = {"ours": 4, "unpacked_16_tokens": 2, "clipcap_bf16": 1, "clipcap_fp32": 1, "tutorial": 3}
 TARGETS = {"clipcap_fp32": 6.0, "clipcap_bf16": 3.0, "unpacked_16_tokens": 1.6, "tutorial": 40.0}
+NEED_BF16 = {"clipcap_bf16"}
 PICTURES = 64
 
 
 def matmul_peak(language: str) -> Callable[[], float]:
-    """Multiplies square bf16 matrices, float operations a call: the fastest thing that the machine does."""
+    """Multiplies square matrices in the machine's precision, float operations a call: the fastest that it does."""
     size = 2048
-    left, right = torch.randn(2, size, size).to(torch.bfloat16)
+    left, right = torch.randn(2, size, size).to(torch.bfloat16 if use_bf16("auto") else torch.float32)
 
     def step() -> float:
         left @ right
@@ -190,9 +194,13 @@ def main() -> None:
         return
 
     threads = torch.get_num_threads()
-    print(f"{arguments.language}, {threads} threads a process", file=sys.stderr)
+    precision = "bfloat16" if use_bf16("auto") else "float32"
+    print(f"{arguments.language}, {precision}, {threads} threads a process", file=sys.stderr)
+    left_out = set() if precision == "bfloat16" else NEED_BF16
+    if left_out:
+        print(f"left out, for this machine emulates bfloat16: {', '.join(left_out)}", file=sys.stderr)
     measures = {}
-    for name in MEASURES:
+    for name in (name for name in MEASURES if name not in left_out):
         print(f"starting {name}", file=sys.stderr, flush=True)
         measures[name] = Measure(name, arguments.language)
     for number in range(arguments.repeats):
@@ -209,17 +217,18 @@ def main() -> None:
     # Of each repeat, for the machine may be busier in one than in another.
     ratios = {
         name: statistics.median(a / b for a, b in zip(ours.rates, measures[name].rates, strict=True))
-        for name in TARGETS
+        for name in TARGETS.keys() & measures.keys()
     }
     peaks = zip(ours.rates, measures["matmul_peak"].rates, strict=True)
     caches = zip(measures["cache"].rates, measures["tower"].rates, strict=True)
     result = {
+        "precision": precision,
         "ratios": ratios,
         "peak_share": statistics.median(rate * work.flops / peak for rate, peak in peaks),
         "rss_mb": {"ours": ours.rss_mb, "clipcap": measures["clipcap_fp32"].rss_mb},
         "cache_images_per_s_ratio": statistics.median(cache / bare for cache, bare in caches),
     }
-    for name in LOOPS:
+    for name in (name for name in LOOPS if name in measures):
         ratio = f"{ratios[name]:6.2f} x (target {TARGETS[name]:g})" if name in ratios else ""
         print(f"{name:20} {measures[name].rate:9.2f} captions/s  {measures[name].rss_mb:6.0f} MB  {ratio}")
     peak = measures["matmul_peak"].rate

@@ -147,9 +147,9 @@ def ours(language: str) -> Step:
 
 
 def unpacked(language: str) -> Step:
-    """The same model, one caption a row behind its own 16 image tokens, padded to the longest of the batch, bf16."""
+    """The same model, one caption a row behind its own 16 image tokens, padded to the longest of the batch."""
     model, processor = build_captioner(language)
-    hold_frozen(model, "bf16")
+    hold_frozen(model, "auto")
     collator = build_collator(processor)
     texts = caption_texts()
     rows = itertools.cycle(

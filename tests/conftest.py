@@ -61,7 +61,7 @@ def own_cache(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def run(tmp_path):
     """Trains with the tiny settings, some changed: the training's by their own names; `output_dir` is a name."""
-    from test_training import tiny_settings, write_colours  # not for tests of data and metrics, which need no torch
+    from tiny_runs import tiny_settings, write_colours  # not for tests of data and metrics, which need no torch
 
     from vlm_caption.config.run_config import RunConfig
     from vlm_caption.training.train import train

@@ -54,7 +54,7 @@ class Outcome:
 
 def train(folder: Path, name: str, staged: bool) -> None:
     """The run: tiny towers, sampled captions, features cached for this run alone. Called in a process of its own."""
-    from test_training import tiny_settings
+    from tiny_runs import tiny_settings
 
     from vlm_caption.config.run_config import RunConfig
     from vlm_caption.training.train import train
@@ -84,7 +84,7 @@ def kill_runs(folder: Path, count: int, seed: int, staged: bool = False) -> Iter
         seed: of the moments.
         staged: whether the run has two stages.
     """
-    from test_training import write_colours
+    from tiny_runs import write_colours
 
     table = write_colours(folder)
     header, *rows = table.read_text().splitlines()

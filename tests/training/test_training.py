@@ -548,6 +548,40 @@ def test_two_processes_train_as_one_with_twice_the_batch(run, tmp_path):
     assert [line["step"] for line in lines] == [1, 2, 2]
 
 
+class TestThreads:
+    """A run that is resumed computes with the number of threads that it began with."""
+
+    @pytest.fixture(autouse=True)
+    def three_cores(self, monkeypatch):
+        monkeypatch.setattr("os.cpu_count", lambda: 3)
+        monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+        before = torch.get_num_threads()
+        yield
+        torch.set_num_threads(before)
+
+    def begin(self, run, tmp_path, threads: int) -> Path:
+        torch.set_num_threads(1)
+        run(max_steps=1)
+        path = tmp_path / "run" / "run_data.json"
+        record = json.loads(path.read_text())
+        assert record["threads"] == 1
+        path.write_text(json.dumps(record | {"threads": threads}))
+        return path
+
+    def test_their_number_is_kept_and_told(self, run, tmp_path, caplog):
+        path = self.begin(run, tmp_path, threads=2)
+        caplog.set_level(logging.INFO, "vlm_caption")
+        run(max_steps=2)
+        assert "Computing with 2 threads, as this run began with, instead of 1" in caplog.messages
+        assert json.loads(path.read_text())["threads"] == torch.get_num_threads() == 2
+
+    def test_more_than_the_machine_has_are_told_and_not_used(self, run, tmp_path, caplog):
+        self.begin(run, tmp_path, threads=4)
+        run(max_steps=2)
+        assert any(line.startswith("This run began with 4 threads, more than this ma") for line in caplog.messages)
+        assert torch.get_num_threads() == 1
+
+
 @pytest.mark.parametrize(("launched", "threads"), [("no", 3), (None, 1)], ids=["by accelerate", "by hand"])
 def test_a_single_process_started_by_accelerate_uses_all_cores(monkeypatch, launched, threads):
     if launched:
