@@ -208,8 +208,8 @@ class TrainingSection:
         patience: So many times in a row no better than the best end the run; 0: no number does.
         logging_steps: Steps between two lines of the log.
         samples: So many dev images are captioned on the way, to look at.
-        report_to: A program that gets the log beside `metrics.jsonl`: tensorboard, trackio, wandb, or another that
-            transformers' Trainer knows.
+        report_to: A tracker that gets the log beside `metrics.jsonl`: tensorboard, trackio, wandb, or another one that
+            accelerate knows.
         seed: Of fresh weights, the order of images, dropout, and sampled captions.
         resume: Whether to go on from a checkpoint in the output folder.
     """
