@@ -25,19 +25,19 @@ def training_facts(
     dev_images: int,
     **facts: Any,
 ) -> dict[str, Any]:
-    """A training run's facts, without the paths and names of the machine that it ran on.
+    """Returns a training run's facts, without paths and names of the machine that it ran on.
 
-    Where it had stages, `by_stage` tells them apart, and all that differs between them is otherwise the last one's.
+    Facts that differ between stages are the last stage's; `by_stage` has those of each.
 
     Args:
-        config: the run's.
-        stages: the run's; one where it had none.
-        model: as it was trained.
-        steps, epochs: how far the last stage went.
-        processes: how many trained together.
-        train_images, train_captions: how many were trained on.
-        dev_images: how many images the loss was watched on.
-        **facts: more of them; None is not known.
+        config: The run's config.
+        stages: The run's stages; one if the config names none.
+        model: The trained model.
+        steps, epochs: How far the last stage went.
+        processes: How many processes trained together.
+        train_images, train_captions: How many were trained on.
+        dev_images: How many images were evaluated on.
+        **facts: More facts; None if one is not known.
     """
     settings = stages[-1].settings
     parts = {name: next(part.parameters()) for name, part in model.core.named_children()}
@@ -83,7 +83,7 @@ def training_facts(
 
 
 def _stage_facts(stage: Stage) -> dict[str, Any]:
-    """What a stage trains, at which learning rates, and its objective where that is not all tokens."""
+    """Returns what a stage trains, at which learning rates, and its objective if that is not all tokens."""
     trained = {module: describe_policy(policy) for module, policy in _trained(stage).items()}
     facts: dict[str, Any] = {
         "trained": trained,
@@ -93,7 +93,7 @@ def _stage_facts(stage: Stage) -> dict[str, Any]:
 
 
 def _own_rates(stage: Stage) -> dict[str, float]:
-    """The learning rates of trained modules that are not the stage's."""
+    """Returns the learning rates of the trained modules that have their own."""
     rates = {module: stage.rates[module][0] for module in _trained(stage)}
     return {module: rate for module, rate in rates.items() if rate != stage.settings.learning_rate}
 

@@ -2,10 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 
-import torch
-from accelerate import PartialState
 from transformers import set_seed
 
 from ..config.run_config import RunConfig
@@ -16,31 +13,30 @@ from ..data.opening import bad_images, each_text, open_data, picture_opener
 from ..features.cache import image_features
 from ..towers.composition import NO_TOWER
 from ..towers.precision import hold_frozen
+from .launch import join_processes
 from .model import compose_captioner
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_WAIT = timedelta(hours=24)  # of one process for another
-
 
 def cache_features(config: RunConfig) -> dict[str, int]:
-    """Computes the image features of the config's train and dev split, where they are not in the cache.
+    """Computes the image features of the config's train and dev split that are not in the cache yet.
 
-    Started as several processes (`torchrun --nproc_per_node 2 scripts/cache_features.py …`), these share the work.
+    Several processes (`torchrun --nproc_per_node 2 scripts/cache_features.py …`) share the work.
 
     Returns:
-        how many images each split has.
+        The number of images of each split.
 
     Raises:
-        ConfigError: if settings do not go together.
-        DataError, ImageError, BackboneError: if captions, pictures or towers cannot be had, or the cache not written.
-        Interrupted: on SIGTERM and SIGINT; what was computed is kept.
+        ConfigError: Settings do not go together.
+        DataError, ImageError, BackboneError: Captions, pictures or towers cannot be had, or the cache not written.
+        Interrupted: SIGTERM or SIGINT arrived; what was computed is kept.
     """
     if config.data.features is not None or config.model.vision == NO_TOWER:
         raise ConfigError("The config has no vision tower, so there is nothing to compute: train with it.")
-    with StopSignals():
-        state = PartialState(cpu=not torch.accelerator.is_available(), timeout=_LONGEST_WAIT)
-        set_seed(config.training.seed)  # of a tower with random weights, the one that training will have
+    with StopSignals() as signals:
+        state = join_processes()
+        set_seed(config.training.seed)  # a tower with random weights is then the one that training has
         corpus = open_data(config.data)
         bad = bad_images(config.data)
         datasets = {
@@ -53,9 +49,10 @@ def cache_features(config: RunConfig) -> dict[str, int]:
         open_picture = picture_opener(config.data)
         model, processor = compose_captioner(config, each_text(datasets[config.data.train_split], config.data.prompt))
         model.core.vision_tower.to(state.device)
-        # The tower's dtype is a part of the setting.
+        # The cache's key contains the tower's dtype.
         hold_frozen(model, config.training.precision, config.changed_towers)
         for split, images in splits.items():
+            signals.raise_if_received()
             logger.info("%s: %d images", split, len(images))
             on_error = None if bad is None else _adder(bad, images)
             image_features(model, processor, images, open_picture=open_picture, on_error=on_error)

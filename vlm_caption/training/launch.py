@@ -67,7 +67,7 @@ def check_tracker(reporter: str) -> None:
 
 
 def join_processes() -> PartialState:
-    """Joins the processes that were started together, and returns this one's device and number."""
+    """Joins the processes that were started together, and returns this one's state: its device and its number."""
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=_LONGEST_WAIT)
     if state.num_processes == 1 and torch.cuda.device_count() > 1:
         logger.warning(

@@ -1,4 +1,4 @@
-"""The model of a run: composed as its config says, put where it is trained, its parts told, and saved."""
+"""The model of a run: composed as its config says, its parts listed in the log, and saved."""
 
 import dataclasses
 import logging
@@ -28,16 +28,16 @@ logger = logging.getLogger(__name__)
 def compose_captioner(
     config: RunConfig, texts: Iterable[str], vectors: Vectors | None = None
 ) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
-    """Builds the captioner that a config describes; what it never trains of the language model comes in bfloat16.
+    """Builds the captioner that a config describes, with a language model that is never trained in bfloat16.
 
     Args:
-        config: the run's.
-        texts: what the language model will read; looked at only where the tokenizer is made of them.
-        vectors: what it will caption, where that is no pictures.
+        config: The run's config.
+        texts: What the language model will read. They are read only if the tokenizer is made of them.
+        vectors: The vectors that it will caption instead of pictures.
 
     Raises:
-        ConfigError: if they do not go together.
-        BackboneError: if a tower cannot be had.
+        ConfigError: The settings do not go together.
+        BackboneError: A tower cannot be had.
     """
     sizes = {} if vectors is None else {"feature_tokens": vectors.shape[1], "feature_size": vectors.shape[2]}
     rounded = use_bf16(config.training.precision) and "language" not in config.changed_towers
@@ -49,16 +49,16 @@ def compose_captioner(
 
 
 def set_generation(model: CaptionerForConditionalGeneration, config: RunConfig) -> None:
-    """Makes the config's generation settings the model's, which dev captions are written with, and saved with it.
+    """Gives the model the config's generation settings. Dev captions are written with them, and they are saved.
 
-    Where captions are trained at more than the usual length, they are written at that length as well.
+    If captions longer than usual are trained on, captions are also written that long.
 
     Args:
-        model: the run's.
-        config: the run's.
+        model: The run's model.
+        config: The run's config.
 
     Raises:
-        ConfigError: if the settings do not go together.
+        ConfigError: The settings do not go together.
     """
     own = model.generation_config
     longest = config.data.max_caption_tokens
@@ -78,18 +78,18 @@ def set_prompt(
     settings: DataSection,
     questions: Iterable[str] = (),
 ) -> None:
-    """Makes the settings' prompt the processor's, to be saved with it, and the end of its answers one for `generate`.
+    """Gives the processor the settings' prompt, and makes `generate` stop at the end of its answers.
 
-    Where the language model has a table of positions, captions are no longer than what the prompt leaves of it.
+    If the language model has a table of positions, captions get no longer than the prompt leaves room for.
 
     Args:
-        model: the run's.
-        processor: the model's.
-        settings: with the prompt.
-        questions: all that fill it; it is as long as with the longest.
+        model: The run's model.
+        processor: The model's processor.
+        settings: The settings with the prompt.
+        questions: All questions that fill the prompt; the longest one counts.
 
     Raises:
-        ConfigError: if it is to be a chat, and the language model has no chat template for it.
+        ConfigError: The prompt is to be a chat, and the language model has no chat template for it.
     """
     processor.prompt, processor.chat = settings.prompt, settings.chat
     try:
@@ -109,10 +109,10 @@ def set_prompt(
 
 
 def check_stages(model: CaptionerForConditionalGeneration, stages: list[Stage]) -> None:
-    """Sees, before the first of them is trained, that the stages fit the model.
+    """Checks that the stages fit the model, before the first of them is trained.
 
     Raises:
-        ConfigError: if one does not.
+        ConfigError: One does not.
     """
     for stage in stages:
         where = "training" if stage.name is None else f"The stage {stage.name}"
@@ -125,7 +125,7 @@ def check_stages(model: CaptionerForConditionalGeneration, stages: list[Stage]) 
 
 
 def log_parts(model: CaptionerForConditionalGeneration) -> None:
-    """Says of every part of the model whether it is frozen or trained, and how large it is; of parts, by names."""
+    """Logs of every part of the model how large it is and whether it is trained; of a part of it, by names."""
     parts: list[tuple[str, str, dict[str, torch.nn.Parameter]]] = [
         (name, type(part).__name__, dict(part.named_parameters())) for name, part in model.core.named_children()
     ]
@@ -149,7 +149,7 @@ def log_parts(model: CaptionerForConditionalGeneration) -> None:
 def save_captioner(
     model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, directory: Path, **options
 ) -> None:
-    """Writes a captioner's checkpoint, each file whole or not at all; `options` are of `save_pretrained`."""
+    """Writes a captioner's checkpoint, each file whole or not at all; for `options` see `save_pretrained`."""
     with writing_files(directory, PARTIAL_NAME) as partial:
         model.save_pretrained(partial, **options)
         processor.save_pretrained(partial)

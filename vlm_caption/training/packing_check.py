@@ -1,4 +1,4 @@
-"""Whether a language model can be trained on packed captions: seen by trying, for families are many.
+"""Checks whether a language model can be trained on packed captions, by trying: there are many families.
 
 Packed captions need a model that looks only where its attention mask lets it, at positions that it is told. Recurrent
 models (Mamba) carry what they read from one caption into the next, whatever the mask; models with ALiBi (BLOOM, MPT)
@@ -12,25 +12,25 @@ from ..model.modeling_captioner import CaptionerForConditionalGeneration
 
 _PREFIX, _FIRST, _SECOND = 4, 3, 4  # tokens
 
-# What so short a row does not show, or not in bfloat16.
+# Families whose fault does not show in a row this short, or not in bfloat16.
 _REFUSED = {
     "gpt_neo": "counts the windows of its local layers along the row",
     "mpt": "counts distances along the row",
 }
-# Mean difference, in the logits' standard deviation. Rounding makes some 1e-6 of it in float32; in bfloat16, where a
-# machine adds rows of other lengths in another order, 1e-2.
+# Root mean square difference, in standard deviations of the logits. Rounding causes some 1e-6 in float32 and 1e-2 in
+# bfloat16, because machines add rows of other lengths in another order.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
 @torch.no_grad()
 def check_packing(model: CaptionerForConditionalGeneration) -> None:
-    """Sees that a caption behind another one gets the logits that it has alone.
+    """Checks that a caption packed behind another one gets the logits that it gets alone.
 
     Args:
-        model: in float32, its language model in float32 or bfloat16; before anything is trained.
+        model: The captioner in float32, its language model in float32 or bfloat16, before anything is trained.
 
     Raises:
-        ConfigError: if its language model gives other logits, or takes no such mask.
+        ConfigError: The language model gives other logits, or takes no such mask.
     """
     family = model.config.text_config.model_type
     refusal = (
@@ -53,7 +53,7 @@ def check_packing(model: CaptionerForConditionalGeneration) -> None:
     try:
         packed = model(input_ids=ids, attention_mask=may_look[None, None], position_ids=positions[None])
         expected = model(input_ids=alone, attention_mask=torch.ones_like(alone)).logits[:, _PREFIX:]
-    except Exception as error:  # each family has its own way of not knowing an argument
+    except Exception as error:  # each family refuses an unknown argument in its own way
         reason = " ".join(str(error).split())[:100]
         raise ConfigError(refusal.format(f"takes no mask or positions for that ({reason})")) from error
     finally:
