@@ -97,11 +97,7 @@ def _train(config: RunConfig, signals: StopSignals, is_sharding: bool) -> Captio
     device = cast(torch.device, processes.device)
     if config.training.resume:
         keep_threads(output_dir / RUN_DATA_NAME)
-    model, processor = compose_captioner(config, each_text(splits.train, config.data.prompt), splits.vectors)
-    check_stages(model, stages)
-    set_generation(model, config)
-    set_prompt(model, processor, config.data, [*each_question(splits.train), *each_question(splits.dev)])
-    check_packing(model)
+    model, processor = _compose(config, splits, stages)
     signals.raise_if_received()
     if processes.num_processes > 1:
         logger.info("Training in %d processes, each with %d threads", processes.num_processes, torch.get_num_threads())
@@ -146,6 +142,18 @@ def _train(config: RunConfig, signals: StopSignals, is_sharding: bool) -> Captio
         loop.accelerator.free_memory()
     # The layers of a sharded model still wait for all processes.
     return CaptionerForConditionalGeneration.from_pretrained(output_dir) if is_sharding else model
+
+
+def _compose(
+    config: RunConfig, splits: CaptionSplits, stages: list[Stage]
+) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
+    """Builds the run's captioner, and checks that it can be trained as the stages say."""
+    model, processor = compose_captioner(config, each_text(splits.train, config.data.prompt), splits.vectors)
+    check_stages(model, stages)
+    set_generation(model, config)
+    set_prompt(model, processor, config.data, [*each_question(splits.train), *each_question(splits.dev)])
+    check_packing(model)
+    return model, processor
 
 
 def _fit_scale(config: RunConfig, model: CaptionerForConditionalGeneration, data: TrainingData) -> None:
