@@ -1,7 +1,9 @@
 import base64
 import io
+import os
 import re
 import stat
+from pathlib import Path
 
 import pytest
 from html_page import HOSTILE, Page
@@ -26,6 +28,13 @@ def test_everything_written_by_others_is_escaped(tmp_path, photo):
     for text in (f"Title {HOSTILE}", f"Note {HOSTILE}", photo.name):
         assert text in page.text
     assert page.images[0]["alt"] == HOSTILE
+
+
+def test_a_file_name_that_is_not_valid_text_is_shown_with_a_replacement(tmp_path, photo):
+    odd = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.png"))
+    photo.rename(odd)
+    write_gallery(tmp_path / "page.html", [(odd, "red")], "Title")
+    assert '<p class="file">caf?.png</p>' in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_pictures_are_embedded_small_and_in_order(tmp_path, photo):
