@@ -4,7 +4,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 
 from .captioning.captioner import Caption, Captioner
 from .core.errors import BackboneError, ImageError
-from .hub.model_card import write_model_card
+from .hub.card import write_model_card
 from .images.opening import open_image
 from .model.configuration_captioner import CaptionerConfig
 from .model.modeling_captioner import CaptionerForConditionalGeneration, CaptionerModel

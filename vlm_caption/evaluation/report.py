@@ -49,8 +49,9 @@ def write_report(
     write_page(
         path,
         "report.html.jinja",
-        title=f"Evaluation of {evaluation.name}",
-        about=f"{evaluation.counted} of {evaluation.data}{f' ({settings})' if settings else ''}",
+        title=f"Caption evaluation: {evaluation.name}",
+        about=f"{evaluation.counted} of {evaluation.data}, captions of {evaluation.name}",
+        settings=settings,
         notes=evaluation.notes,
         scores=list(_score_rows(evaluation)),
         not_computed={
