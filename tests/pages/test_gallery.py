@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from browser import find_chromium, look_at
 from html_page import HOSTILE, Page
 from PIL import Image
 
@@ -62,6 +63,16 @@ def test_a_sheet_is_of_smaller_pictures_side_by_side(tmp_path, photo):
     page = Page(text)
     assert [image["width"] for image in page.images] == ["480", "480"]
     assert "0.tar, 1.png" in page.text
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("is_sheet", [False, True])
+def test_fits_a_phone(tmp_path, photo, is_sheet):
+    find_chromium()
+    write_gallery(tmp_path / "page.html", [(photo, HOSTILE), (photo, "a" * 200)], "b" * 200, is_sheet=is_sheet)
+    found = look_at(tmp_path / "page.html", 390, tmp_path)
+    assert (found["scroll_width"], found["beyond_edge"], found["broken_images"]) == (390, [], 0)
+    assert found["smallest_text"] >= 12
 
 
 def test_a_bad_picture_leaves_the_old_page_and_no_rubbish(tmp_path, photo):

@@ -62,7 +62,7 @@ def write_page(path: str | os.PathLike, template: str, **values: Any) -> None:
 @functools.cache
 def _environment() -> Environment:
     return Environment(
-        loader=PackageLoader(__package__),
+        loader=PackageLoader("vlm_caption.pages"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
