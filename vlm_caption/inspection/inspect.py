@@ -317,8 +317,8 @@ def write_contact_sheet(
             yield open_place(pair["image"], max_bytes), draw.choice(pair["captions"])
 
     note = (
-        f"{len(chosen):,} of {len(rows):,} images, each with one of its captions, chosen at random (seed {seed}). Does "
-        "each caption describe its image?"
+        f"{len(chosen):,} of {len(rows):,} images, each with one of its captions, chosen at random (seed {seed}). "
+        "Does each caption describe its image?"
     )
     title = f"{Path(inspection.path).name or inspection.path}: contact sheet"
     write_gallery(path, entries(), title, note, is_sheet=True, max_pixels=max_pixels, max_bytes=max_bytes)
