@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 # The model, generation, checkpoints and training: what depends most on the versions of the libraries.
-VERSION_TESTS := tests/test_environment.py tests/test_private_names.py tests/test_imports.py tests/test_loss.py \
-	tests/test_projectors.py tests/test_modeling.py tests/test_generation.py tests/test_processing.py \
-	tests/test_freezing.py tests/test_features.py tests/test_checkpoints.py tests/test_training.py \
-	tests/data/test_readers.py
+VERSION_TESTS := tests/test_environment.py tests/test_private_names.py tests/test_imports.py tests/model/test_loss.py \
+	tests/model/test_projectors.py tests/model/test_modeling.py tests/model/test_generation.py \
+	tests/model/test_processing.py tests/model/test_freezing.py tests/model/test_checkpoints.py \
+	tests/features/test_features.py tests/training/test_training.py tests/data/test_readers.py
 
 # For every Python and platform that we name, each package with its version and nothing else.
 COMPILE := uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --no-annotate --no-header \
