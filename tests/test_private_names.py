@@ -133,8 +133,6 @@ MODEL = [
         "transformers.utils.hub.create_and_tag_model_card", ("repo_id", "tags", "token"), "a card without the package"
     ),
     Name("transformers.utils.hub.cached_files._raise_exceptions_for_missing_entries", None, "asks what is there"),
-    Name("transformers.utils.hub.cached_files._raise_exceptions_for_connection_errors", None, "the same"),
-    Name("transformers.utils.hub.cached_files._raise_exceptions_for_gated_repo", None, "the same"),
     Name("transformers.pytorch_utils.Conv1D", None, "GPT-2's linear layers"),
     Name("transformers.activations.ACT2FN", None, "activations by name"),
     Name("transformers.activations.NewGELUActivation", None, "swapped for a faster one"),
