@@ -138,7 +138,8 @@ def _sheets(evaluation: Evaluation, examples: int, seed: int, open_picture: Pict
         for title, system, places in (("Wins", "first", won), ("Losses", "other", lost)):
             if places:
                 figures = [
-                    _figure(evaluation, comparison.rows[place], open_picture) | _both_captions(evaluation, place)
+                    _figure(evaluation, row := comparison.rows[place], open_picture)
+                    | _both_captions(evaluation.captions[row], comparison, place)
                     for place in places
                 ]
                 note = f"Images on which the {system} system's CIDEr is higher by the largest margin."
@@ -178,12 +179,10 @@ def _scored_caption(evaluation: Evaluation, row: int) -> dict[str, Any]:
     }
 
 
-def _both_captions(evaluation: Evaluation, place: int) -> dict[str, Any]:
-    """Returns both systems' captions of the image at a place in `Comparison.rows`."""
-    comparison = evaluation.comparison
-    assert comparison is not None
-    first, other = evaluation.captions[comparison.rows[place]], comparison.captions[place]
-    systems = (("first", first, comparison.scores), ("other", other, comparison.other_scores))
+def _both_captions(caption: str, comparison: Comparison, place: int) -> dict[str, Any]:
+    """Returns a caption and that of the other system, for the image at a place in `Comparison.rows`."""
+    other = comparison.captions[place]
+    systems = (("first", caption, comparison.scores), ("other", other, comparison.other_scores))
     captions = [
         {"text": text, "system": system, "cider": f"{100 * scores.per_image['cider'][place]:.0f}"}
         for system, text, scores in systems
