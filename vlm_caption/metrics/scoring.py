@@ -11,7 +11,7 @@ import numpy as np
 from . import java_scores, ngram_scores
 from .errors import ScorerMissingError
 from .ngram_scores import CiderProcess
-from .ptb_tokenizer import tokenize
+from .ptb_tokens import tokenize
 
 METRICS = ("bleu", "rouge_l", "cider", "meteor", "spice")
 
