@@ -189,12 +189,13 @@ def _lengths(evaluation: Evaluation) -> str:
 
 def _compared(comparison: Comparison, cards: "_Cards", examples: int) -> list[str]:
     lines = []
-    for metric, found in comparison.differences.items():
-        values = [100 * scores.corpus[metric] for scores in (comparison.scores, comparison.other_scores)]
+    for metric in comparison.metrics:
+        first, other = (100 * scores.corpus[metric] for scores in (comparison.scores, comparison.other_scores))
+        difference = f"{first - other:+.2f}"
+        if found := comparison.differences.get(metric):
+            difference += f'<br><span class="spread">{100 * found.low:+.2f} to {100 * found.high:+.2f}</span>'
         lines.append(
-            f"<tr><td>{METRIC_NAMES[metric]}</td><td>{values[0]:.2f}</td><td>{values[1]:.2f}</td>"
-            f'<td>{100 * found.difference:+.2f}<br><span class="spread">{100 * found.low:+.2f} to '
-            f"{100 * found.high:+.2f}</span></td></tr>"
+            f"<tr><td>{METRIC_NAMES[metric]}</td><td>{first:.2f}</td><td>{other:.2f}</td><td>{difference}</td></tr>"
         )
     counts = comparison.counts
     by_cider = (

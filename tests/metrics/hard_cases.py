@@ -130,7 +130,7 @@ def main() -> None:
         return
     for kind in PIECES:
         count, example = count_differences(kind, 0, arguments.captions)
-        print(f"{kind:13s} {100 * count / arguments.captions:5.1f} %   {ascii(example)}")
+        print(f"{kind:13s} {100 * count / arguments.captions:5.1f} %   {example!a}")
 
 
 if __name__ == "__main__":
