@@ -26,18 +26,10 @@ from vlm_caption import Captioner, CaptionerForConditionalGeneration, CaptionerM
 from vlm_caption.core.errors import CheckpointError
 from vlm_caption.data.collator import CaptionCollator
 from vlm_caption.features.cache import features_key
-from vlm_caption.model.freezing import (
-    ModulePolicy,
-    adapted_layers,
-    adapter_targets,
-    find_blocks,
-    is_adapter,
-    last_blocks,
-    module_of,
-    policies_of,
-    set_policies,
-)
-from vlm_caption.model.modeling_captioner import CaptionerPreTrainedModel
+from vlm_caption.model.adapters import adapted_layers, adapter_targets, is_adapter
+from vlm_caption.model.blocks import find_blocks, last_blocks
+from vlm_caption.model.freezing import ModulePolicy, module_of, policies_of, set_policies
+from vlm_caption.towers import checkpoints
 
 FROZEN, FULL = ModulePolicy("frozen"), ModulePolicy("full")
 LORA = ModulePolicy("lora", rank=3)
@@ -480,7 +472,7 @@ def test_a_full_checkpoint_has_its_adapters_merged_and_needs_no_peft(tmp_path, m
     assert all(tensor.equal(state[name]) for name, tensor in model.state_dict().items())
     assert model.config.text_adapter == config["text_adapter"]
     monkeypatch.setitem(sys.modules, "peft", None)
-    monkeypatch.setattr(CaptionerPreTrainedModel, "load_towers", None)
+    monkeypatch.setattr(checkpoints, "load_towers", None)
     loaded = load(tmp_path / "full")
     assert not any(is_adapter(name) or ".base_layer." in name for name in loaded.state_dict())
     torch.testing.assert_close(logits(loaded, inputs), expected, rtol=1e-4, atol=1e-4)

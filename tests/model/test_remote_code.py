@@ -20,7 +20,7 @@ from tiny_models import (
 )
 
 from vlm_caption import CaptionerForConditionalGeneration, compose
-from vlm_caption.model.modeling_captioner import CODE_FILES
+from vlm_caption.towers.checkpoints import CODE_FILES
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "transformers_only.py"
 

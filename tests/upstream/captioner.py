@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
 from upstream.suites import Kind, ModelTests, ProcessorTests, modeling, processing
 
 from vlm_caption import CaptionerConfig, CaptionerForConditionalGeneration, CaptionerModel, CaptionerProcessor
-from vlm_caption.model.modeling_captioner import CaptionerPreTrainedModel
+from vlm_caption.towers.captioner import CaptionerPreTrainedModel
 
 # The mixin looks classes up by name in transformers' own tables, where a class from outside never stands, however it
 # is registered. These are the mixin's names for the tables, not the tables that the auto classes use.

@@ -32,8 +32,8 @@ from ..data.vectors import Vectors
 from ..images.opening import MAX_BYTES, MAX_PIXELS, ImageSource, describe, open_image
 from ..model.configuration_captioner import CaptionerConfig
 from ..model.loss import IGNORE_INDEX
-from ..model.modeling_captioner import CaptionerForConditionalGeneration
 from ..model.processing_captioner import CaptionerProcessor
+from ..towers.captioner import CaptionerForConditionalGeneration
 
 logger = logging.getLogger(__name__)
 
