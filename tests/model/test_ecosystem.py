@@ -80,9 +80,7 @@ def test_an_assistant_that_cannot_see_is_refused(model):
 
 
 def test_drafts_from_a_prompt_that_is_an_image_are_refused(model):
-    with pytest.raises(
-        ValueError, match="Prompt lookup drafts from the prompt, and an image is no text: leave it out"
-    ):
+    with pytest.raises(ValueError, match="Prompt lookup drafts from the prompt, and an image is no text"):
         model.generate(pixel_values=pixels(1), **GREEDY, prompt_lookup_num_tokens=3)
 
 
@@ -117,7 +115,10 @@ def test_logits_processors_and_stopping_criteria_of_ones_own_see_the_new_tokens(
         return scores.index_fill(1, torch.tensor([VOCAB_SIZE - 1]), torch.inf)
 
     found = model.generate(
-        pixel_values=pixels(), max_new_tokens=6, logits_processor=[forbid], stopping_criteria=[lambda ids, _: seen[2:]]
+        pixel_values=pixels(),
+        max_new_tokens=6,
+        logits_processor=[forbid],
+        stopping_criteria=[lambda ids, _: torch.full(ids.shape[:1], ids.shape[1] == 3)],
     )
     assert (found[:, -3:] == VOCAB_SIZE - 1).all()
     assert seen == [0, 1, 2]

@@ -48,6 +48,8 @@ def adapter_targets(tower: nn.Module, targets: list[str] | None) -> list[str]:
         ValueError: A target is not there; the message names those that are.
     """
     known = sorted({name.rpartition(".")[2] for name in _linear_layers(tower)})
+    if not known:
+        raise ValueError(f"The blocks of {type(tower).__name__} have no linear layers to put an adapter beside.")
     for target in targets or ():
         if target not in known:
             raise ValueError(

@@ -471,7 +471,10 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             if encoded is not None:
                 raise ValueError("Pass the image once: as pixel_values, image_features or mm_encoder_outputs.")
             encoded = self.get_image_features(**images)
-        settings = self._complete_settings(generation_config)
+        settings = copy.deepcopy(generation_config or self.generation_config)
+        if generation_config is not None:
+            settings.update(**self.generation_config.to_dict(), defaults_only=True, allow_custom_entries=True)
+        kwargs = settings.update(**kwargs)  # which gives back what is no setting
         if prompt is None and embeds is None:
             if encoded is None:
                 raise ValueError("Pass an image or a prompt to generate from.")
@@ -481,7 +484,7 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             prompt, inputs_embeds=embeds, mm_encoder_outputs=None if encoded is None else {"image": encoded}
         )
         embeds = prepared["inputs_embeds"]
-        self._check_length(embeds.shape[1], settings, kwargs)
+        self._check_length(embeds.shape[1], settings)
         if mask is None:
             mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
             pad, ends = settings.pad_token_id, settings.eos_token_id
@@ -492,22 +495,14 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
         )
         return outputs if prompt is None else _put_in_front(prompt, outputs)
 
-    def _complete_settings(self, generation_config: GenerationConfig | None) -> GenerationConfig:
-        """Returns the caller's settings, or a copy of the model's own, with gaps filled from the latter."""
-        settings = copy.deepcopy(generation_config or self.generation_config)
-        if generation_config is not None:
-            settings.update(**self.generation_config.to_dict(), defaults_only=True, allow_custom_entries=True)
-        return settings
-
-    def _check_length(self, prompt_length: int, settings: GenerationConfig, kwargs: dict[str, Any]) -> None:
+    def _check_length(self, prompt_length: int, settings: GenerationConfig) -> None:
         """Raises an error where a table of positions would end in the middle of a caption."""
         limit = self.config.text_positions
         if limit is None:
             return
-        new = kwargs.get("max_new_tokens", settings.max_new_tokens)
-        if new is None:
-            longest = kwargs.get("max_length", settings.max_length)
-            new = 1 if longest is None else longest - prompt_length  # by default the language model stops at its limit
+        new = settings.max_new_tokens
+        if new is None:  # by default the language model stops at its limit
+            new = 1 if settings.max_length is None else settings.max_length - prompt_length
         if prompt_length + new > limit:
             raise ValueError(
                 f"{prompt_length} prompt tokens (image tokens included) and up to {new} new ones exceed the {limit} "
