@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import towers
+import tiny_models
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
 from upstream.suites import Kind, ModelTests, ProcessorTests, modeling, processing
 
@@ -121,7 +121,9 @@ def captioner(vision: str, language: str) -> Kind:
         base_class=CaptionerModel,
         class_with_head=CaptionerForConditionalGeneration,
         processor_class=CaptionerProcessor,
-        make_config=functools.partial(towers.tiny_config, family, language, vision_config=usual, text_config=usual),
-        make_processor=towers.tiny_processor,
+        make_config=functools.partial(
+            tiny_models.tiny_config, family, language, vision_config=usual, text_config=usual
+        ),
+        make_processor=tiny_models.tiny_processor,
         common_properties=("image_token_id", "image_seq_length", "vision_feature_size"),
     )
