@@ -180,6 +180,7 @@ class CaptionerProcessor(ProcessorMixin):
         Pillow by default, whether torchvision is installed or not: the two differ in their pixels. Of a model without
         a vision tower, it is a [`VectorProcessor`].
         """
+        kwargs["trust_remote_code"] = False  # no part of a captioner's processor needs code of its own
         settings, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if settings and "image_processor" not in settings:
             return VectorProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -460,7 +461,8 @@ class VectorProcessor(CaptionerProcessor):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):  # ty: ignore[incompatible-method-override]
-        """As of `ProcessorMixin`."""
+        """Loads the processor from a folder or the Hub; see `ProcessorMixin.from_pretrained`."""
+        kwargs["trust_remote_code"] = False
         return super(CaptionerProcessor, cls).from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def __call__(self, images: ImageInput | None = None, text: str | list[str] | None = None, **kwargs):

@@ -16,6 +16,7 @@ from ..core.console import first_line_of
 from ..core.errors import BackboneError, CheckpointError
 from ..model import modeling_captioner
 from ..model.configuration_captioner import CaptionerConfig
+from ..model.processing_captioner import QUESTION
 
 # Where the Auto classes find the code of a full checkpoint; the installed package never runs it.
 AUTO_MAP = {
@@ -33,7 +34,7 @@ _MAX_BUFFER_ELEMENTS = 10**8  # far above any family's masks and tables of posit
 _MOST_LAYERS = 200  # so many are built at once, and missing weights are named one by one
 _SIZES = (
     *("hidden_size", "image_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"),
-    *("num_key_value_heads", "patch_size", "vocab_size"),
+    *("num_key_value_heads", "n_embd", "n_head", "n_layer", "n_positions", "patch_size", "vocab_size"),
 )
 
 
@@ -56,14 +57,27 @@ def running_no_code(directory: Path) -> Generator[None]:
 
 
 def check_checkpoint(directory: Path) -> None:
-    """Checks a captioner's folder: its JSON files hold objects, and none asks for code other than a captioner's own.
+    """Checks the JSON files in a captioner's folder: they are whole, ask for no code, and give sizes that make sense.
 
     Raises:
-        CheckpointError: A file is damaged, or asks for code that lies beside it.
+        CheckpointError: A file is damaged, asks for code that lies beside it and is not a captioner's own, or gives
+            a tower no config or a size below 1.
     """
     for path, wanted in _wanted_code(directory):
         if any(directory.glob("*.py")) and wanted not in AUTO_MAP.values():
             raise CheckpointError(_refusal(path, wanted))
+    path = directory / "config.json"
+    content = _read_object(path) if path.is_file() else {}
+    for part in ("text_config", "vision_config"):
+        fields = {} if content.get(part) is None else content[part]
+        if not isinstance(fields, dict):
+            raise CheckpointError(f"{path} is damaged ({part} is no object, but {fields!r}): fetch it again.")
+        for name in _SIZES:
+            for size in _as_list(fields.get(name)):
+                if isinstance(size, int) and size < 1:
+                    raise CheckpointError(
+                        f"{path} has {part}.{name} = {size}, which must be at least 1: fetch it again."
+                    )
 
 
 def _refusal(path: Path, wanted: str) -> str:
@@ -83,14 +97,18 @@ def _wanted_code(directory: Path) -> Iterator[tuple[Path, str]]:
         path = directory / name
         if not path.is_file():
             continue
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path} is damaged ({first_line_of(error)}): fetch it again.") from error
-        if not isinstance(content, dict):
-            raise CheckpointError(f"{path} is damaged (it holds no JSON object): fetch it again.")
-        for wanted in _find_auto_maps(content):
+        for wanted in _find_auto_maps(_read_object(path)):
             yield path, wanted
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged ({first_line_of(error)}): fetch it again.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is damaged (it holds no JSON object): fetch it again.")
+    return content
 
 
 def _find_auto_maps(value: Any) -> Iterator[str]:
@@ -112,7 +130,7 @@ def _as_list(entry: Any) -> list:
 
 
 def load_config(name_or_path: Any, **hub: Any) -> CaptionerConfig:
-    """Loads a captioner's config and checks its sizes.
+    """Loads a captioner's config.
 
     Args:
         name_or_path: A folder or a Hub id.
@@ -120,7 +138,7 @@ def load_config(name_or_path: Any, **hub: Any) -> CaptionerConfig:
 
     Raises:
         OSError: There is no such checkpoint.
-        CheckpointError: `config.json` is not a captioner's, or a size in it makes no sense.
+        CheckpointError: `config.json` is not a captioner's.
     """
     try:
         config = CaptionerConfig.from_pretrained(name_or_path, **hub)
@@ -131,15 +149,6 @@ def load_config(name_or_path: Any, **hub: Any) -> CaptionerConfig:
             f"The config.json of {name_or_path} is not a captioner's ({' '.join(str(error).split())[:300]}): fetch it "
             "again."
         ) from error
-    for part in ("vision_config", "text_config"):
-        for name in _SIZES if getattr(config, part) is not None else ():
-            values = getattr(getattr(config, part), name, None)
-            for value in values if isinstance(values, list | tuple) else [values]:
-                if value is not None and (not isinstance(value, int) or value < 1):
-                    raise CheckpointError(
-                        f"The config.json of {name_or_path} says {part}.{name} = {value!r}, which must be a whole "
-                        "number of at least 1: fetch it again."
-                    )
     return config
 
 
@@ -232,10 +241,43 @@ def check_shapes(config: CaptionerConfig, shapes: Mapping[str, Sequence[int]], w
         raise CheckpointError(f"The config.json of {where} asks for tables too large for memory: fetch it again.")
 
 
+def check_processor(processor: Any, config: CaptionerConfig, where: Any) -> None:
+    """Checks that a processor writes the inputs that its model takes.
+
+    Args:
+        processor: The captioner's.
+        config: The model's.
+        where: The checkpoint, for the message.
+
+    Raises:
+        CheckpointError: The number of image tokens or the placeholder differs, or a setting is of another kind.
+    """
+    for name in ("image_seq_length", "image_token_id"):
+        if getattr(processor, name) != getattr(config, name):
+            raise CheckpointError(
+                f"The processor_config.json of {where} has {name} = {getattr(processor, name)!r}, and its config.json "
+                f"{getattr(config, name)!r}: take both files from the same checkpoint."
+            )
+    for name, kind in (("prompt", str), ("chat", bool), ("start_token", str | None)):
+        if not isinstance(getattr(processor, name), kind):
+            raise CheckpointError(
+                f"The processor_config.json of {where} gives {name} = {getattr(processor, name)!r}, which is of the "
+                "wrong kind: fetch it again."
+            )
+    try:
+        head, [tail] = processor.encode_prompts(["?" if QUESTION in processor.prompt else None])
+        processor.tokenizer.pad({"input_ids": [head + tail, head]})
+    except Exception as error:  # a tokenizer's settings are kept as they are, and fail when it is used
+        raise CheckpointError(
+            f"The tokenizer of {where} cannot encode the prompt ({first_line_of(error)}): fetch its files again."
+        ) from error
+
+
 __all__ = [
     "AUTO_MAP",
     "check_checkpoint",
     "check_layers",
+    "check_processor",
     "check_shapes",
     "check_weights",
     "load_config",
