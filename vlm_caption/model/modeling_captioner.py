@@ -17,7 +17,7 @@ import transformers
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
-from transformers.utils import can_return_tuple, logging
+from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_captioner import CaptionerConfig
 from .projectors import MultiModalProjector, build_projector
@@ -36,16 +36,18 @@ SOFT_TOKENS_PATTERN = r"(?:core\.)?(?:image_start|image_end|query_tokens)"
 
 @dataclass
 class CaptionerModelOutputWithPast(BaseModelOutputWithPast):
-    """`image_hidden_states`: the projected image tokens, float [I, N, D_text], where an image was encoded."""
+    """Also `image_outputs`, what `get_image_features` returned, and the tokens in it as `image_hidden_states`."""
 
     image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
 
 
 @dataclass
 class CaptionerCausalLMOutputWithPast(CausalLMOutputWithPast):
-    """`image_hidden_states`: the projected image tokens, float [I, N, D_text], where an image was encoded."""
+    """Also `image_outputs`, what `get_image_features` returned, and the tokens in it as `image_hidden_states`."""
 
     image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
 
 
 class CaptionerPreTrainedModel(PreTrainedModel):
@@ -277,6 +279,24 @@ class CaptionerModel(CaptionerPreTrainedModel):
         image_embeds = image_embeds.to(inputs_embeds.device, inputs_embeds.dtype)
         return inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), image_embeds)
 
+    def take_images(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        mm_encoder_outputs: dict | None = None,
+    ) -> BaseModelOutputWithPooling | None:
+        """Returns what `get_image_features` returns for the images, in whichever form they are given; or None.
+
+        Raises:
+            ValueError: They are given in two forms.
+        """
+        encoded = (mm_encoder_outputs or {}).get("image")
+        if pixel_values is None and image_features is None:
+            return encoded
+        if encoded is not None:
+            raise ValueError("Pass the image once: as pixel_values, image_features or mm_encoder_outputs.")
+        return self.get_image_features(pixel_values=pixel_values, image_features=image_features)
+
     def prepare_language_inputs(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -290,11 +310,7 @@ class CaptionerModel(CaptionerPreTrainedModel):
         """Everything that stands before the language model. Returns its arguments, and the projected image tokens."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
-        encoded = (mm_encoder_outputs or {}).get("image")
-        if encoded is not None and (pixel_values is not None or image_features is not None):
-            raise ValueError("Pass the image once: as pixel_values, image_features or mm_encoder_outputs.")
-        if encoded is None and (pixel_values is not None or image_features is not None):
-            encoded = self.get_image_features(pixel_values=pixel_values, image_features=image_features)
+        encoded = self.take_images(pixel_values, image_features, mm_encoder_outputs)
         image_embeds = None if encoded is None else encoded.pooler_output
         if inputs_embeds is None:
             inputs_embeds = self.embed_inputs(cast(torch.Tensor, input_ids), image_embeds)
@@ -332,18 +348,15 @@ class CaptionerModel(CaptionerPreTrainedModel):
         **kwargs: Any,
     ) -> CaptionerModelOutputWithPast:
         """Arguments as of [`CaptionerForConditionalGeneration.forward`]; no head, no loss."""
+        encoded = self.take_images(pixel_values, image_features, mm_encoder_outputs)
         inputs, image_embeds = self.prepare_language_inputs(
-            input_ids,
-            pixel_values,
-            attention_mask,
-            position_ids,
-            inputs_embeds,
-            image_features,
-            mm_encoder_outputs,
+            input_ids, None, attention_mask, position_ids, inputs_embeds, mm_encoder_outputs={"image": encoded}
         )
         outputs = self.run_language_model(head=False, **inputs, **kwargs)
         return CaptionerModelOutputWithPast(
-            **_known_fields(CaptionerModelOutputWithPast, outputs), image_hidden_states=image_embeds
+            **_known_fields(CaptionerModelOutputWithPast, outputs),
+            image_hidden_states=image_embeds,
+            image_outputs=encoded,
         )
 
 
@@ -403,14 +416,9 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
         # Not in the signature: Trainer wants all arguments there that are called labels.
         shift_labels = kwargs.pop("shift_labels", None)
         weights = {"target_weights": kwargs.pop("target_weights")} if "target_weights" in kwargs else {}
+        encoded = self.core.take_images(pixel_values, image_features, mm_encoder_outputs)
         inputs, image_embeds = self.core.prepare_language_inputs(
-            input_ids,
-            pixel_values,
-            attention_mask,
-            position_ids,
-            inputs_embeds,
-            image_features,
-            mm_encoder_outputs,
+            input_ids, None, attention_mask, position_ids, inputs_embeds, mm_encoder_outputs={"image": encoded}
         )
         if labels is not None or shift_labels is not None:
             kwargs.setdefault("use_cache", False)
@@ -433,10 +441,11 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
         return CaptionerCausalLMOutputWithPast(
             **(_known_fields(CaptionerCausalLMOutputWithPast, outputs) | {"loss": loss}),
             image_hidden_states=image_embeds,
+            image_outputs=encoded,
         )
 
     @torch.no_grad()
-    def generate(  # ty: ignore[incompatible-method-override]
+    def generate(
         self,
         inputs: torch.Tensor | None = None,
         generation_config: GenerationConfig | None = None,
@@ -462,15 +471,11 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
                 positions, or decoding is to be assisted.
         """
         _refuse_drafts(kwargs)
-        prompt = inputs if inputs is not None else kwargs.pop("input_ids", None)
+        prompt: Any = inputs if inputs is not None else kwargs.pop("input_ids", None)
         kwargs.pop("input_ids", None)
         embeds, mask = kwargs.pop("inputs_embeds", None), kwargs.pop("attention_mask", None)
-        images = {name: kwargs.pop(name, None) for name in ("pixel_values", "image_features")}
-        encoded = (kwargs.pop("mm_encoder_outputs", None) or {}).get("image")
-        if any(image is not None for image in images.values()):
-            if encoded is not None:
-                raise ValueError("Pass the image once: as pixel_values, image_features or mm_encoder_outputs.")
-            encoded = self.get_image_features(**images)
+        images = ("pixel_values", "image_features", "mm_encoder_outputs")
+        encoded = self.core.take_images(**{name: kwargs.pop(name, None) for name in images})
         settings = copy.deepcopy(generation_config or self.generation_config)
         if generation_config is not None:
             settings.update(**self.generation_config.to_dict(), defaults_only=True, allow_custom_entries=True)
@@ -478,10 +483,11 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
         if prompt is None and embeds is None:
             if encoded is None:
                 raise ValueError("Pass an image or a prompt to generate from.")
-            prompt = self.core.image_prompt(len(encoded.pooler_output), encoded.pooler_output.device)
+            tokens = cast(torch.Tensor, encoded.pooler_output)
+            prompt = self.core.image_prompt(len(tokens), tokens.device)
             mask = torch.ones_like(prompt) if mask is None else mask  # the start token may be the padding token
         prepared, _ = self.core.prepare_language_inputs(
-            prompt, inputs_embeds=embeds, mm_encoder_outputs=None if encoded is None else {"image": encoded}
+            prompt, inputs_embeds=embeds, mm_encoder_outputs={"image": encoded}
         )
         embeds = prepared["inputs_embeds"]
         self._check_length(embeds.shape[1], settings)
@@ -538,7 +544,7 @@ def _keep_positions(ids: torch.Tensor, kept: int | torch.Tensor) -> torch.Tensor
     return ids[:, kept] if kept.ndim == 1 else ids.gather(1, kept)
 
 
-def _known_fields(output_class: type, outputs: Any) -> dict[str, Any]:
+def _known_fields(output_class: type[ModelOutput], outputs: Any) -> dict[str, Any]:
     """Returns the fields of a language model's output that `output_class` has; families add others of their own."""
     return {name: outputs[name] for name in output_class.__dataclass_fields__ if name in outputs}
 

@@ -155,7 +155,7 @@ class CaptionerPreTrainedModel(modeling_captioner.CaptionerPreTrainedModel):
             return self.upload_checkpoint(folder, repo_id, **kwargs)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # ty: ignore[incompatible-method-override]
         cls,
         pretrained_model_name_or_path,
         *model_args,
@@ -289,6 +289,7 @@ class CaptionerForConditionalGeneration(
     """The captioner with its language model's head: loss, logits and `generate`."""
 
     core_class = CaptionerModel
+    core: CaptionerModel
 
     def __init__(self, config: CaptionerConfig):
         super().__init__(config)
