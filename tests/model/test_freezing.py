@@ -304,6 +304,31 @@ def test_adapters_of_towers_without_a_backbone_come_back(tmp_path):
     assert_same(loaded, model, batch)
 
 
+@pytest.mark.parametrize("policy", [FROZEN, LORA, LAST, FULL], ids=lambda policy: policy.train)
+@pytest.mark.parametrize("vision", sorted(VISION))
+def test_a_tower_of_random_weights_writes_the_same_captions_after_loading(tmp_path, vision, policy):
+    model = tiny_model(vision, "llama")
+    if (vision, policy) == ("resnet", LORA):
+        with pytest.raises(
+            ValueError, match="vision: The blocks of ResNetModel have no linear layers to put an adapter"
+        ):
+            set_policies(model, {"vision": policy})
+        return
+    set_policies(model, {"vision": policy, "language": policy})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.generation_config.update(max_new_tokens=6, do_sample=False)
+    written = model.generate(pixel_values=pixels())
+    inputs = {"input_ids": written, "pixel_values": pixels()}
+    for full in (False, True):
+        model.save_pretrained(tmp_path, full=full)
+        loaded = load(tmp_path)
+        assert loaded.generate(pixel_values=pixels()).equal(written)
+        torch.testing.assert_close(logits(loaded, inputs), logits(model, inputs), rtol=1e-4, atol=1e-4)
+
+
 def test_the_headless_model_has_the_adapters_too(tmp_path, model, inputs):
     set_policies(model, {"language": LORA, "vision": LAST})
     draw_adapters(model)

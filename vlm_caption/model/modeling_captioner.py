@@ -9,7 +9,7 @@ towers come from is known to the package `vlm_caption`, whose classes inherit fr
 
 import contextlib
 import copy
-from dataclasses import dataclass
+import dataclasses
 from typing import Any, cast
 
 import torch
@@ -17,7 +17,7 @@ import transformers
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
-from transformers.utils import ModelOutput, can_return_tuple, logging
+from transformers.utils import can_return_tuple, logging
 
 from .configuration_captioner import CaptionerConfig
 from .projectors import MultiModalProjector, build_projector
@@ -34,7 +34,7 @@ PROJECTOR_PATTERN = r"(?:core\.)?multi_modal_projector"
 SOFT_TOKENS_PATTERN = r"(?:core\.)?(?:image_start|image_end|query_tokens)"
 
 
-@dataclass
+@dataclasses.dataclass
 class CaptionerModelOutputWithPast(BaseModelOutputWithPast):
     """Also `image_outputs`, what `get_image_features` returned, and the tokens in it as `image_hidden_states`."""
 
@@ -42,7 +42,7 @@ class CaptionerModelOutputWithPast(BaseModelOutputWithPast):
     image_outputs: BaseModelOutputWithPooling | None = None
 
 
-@dataclass
+@dataclasses.dataclass
 class CaptionerCausalLMOutputWithPast(CausalLMOutputWithPast):
     """Also `image_outputs`, what `get_image_features` returned, and the tokens in it as `image_hidden_states`."""
 
@@ -128,22 +128,22 @@ class CaptionerModel(CaptionerPreTrainedModel):
         self.post_init()
 
     def soft_tokens(self) -> dict[str, nn.Parameter]:
-        """The learned vectors around the image tokens, by name and in their order: float [D_text] or [Q, D_text]."""
+        """Returns the learned vectors around the image tokens, in their order: float [D_text] or [Q, D_text]."""
         vectors = {"image_start": self.image_start, "image_end": self.image_end, "query_tokens": self.query_tokens}
         return {name: vector for name, vector in vectors.items() if vector is not None}
 
     def encode_images(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
-        """The vision tower's image tokens, before the projector.
+        """Returns the vision tower's image tokens, before the projector.
 
         Args:
             pixel_values: float [I, 3, H, W].
 
         Returns:
-            the tower's output, with `pooler_output` replaced by the chosen tokens: float [I, N, D_vision], N being
+            The tower's output, with `pooler_output` replaced by the chosen tokens: float [I, N, D_vision], where N is
             the config's `vision_seq_length`.
 
         Raises:
-            ValueError: if there is no vision tower, or it does not give what the config takes of it.
+            ValueError: There is no vision tower, or it does not give what the config takes of it.
         """
         if self.vision_tower is None:
             raise ValueError(
@@ -174,7 +174,7 @@ class CaptionerModel(CaptionerPreTrainedModel):
         return f"[inputs, {self.config.feature_tokens}, {self.config.feature_size}]"
 
     def _pooled(self, outputs: Any) -> torch.Tensor:
-        """The tower's pooled vectors, float [I, D]."""
+        """Returns the tower's pooled vectors, float [I, D]."""
         if self.config.pooled_feature == "cls":
             return outputs.last_hidden_state[:, 0]
         pooled = outputs.get(self.config.pooled_feature)
@@ -186,7 +186,7 @@ class CaptionerModel(CaptionerPreTrainedModel):
         return pooled.flatten(1)
 
     def _patch_tokens(self, hidden: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Patch tokens [I, P, D], or their averages over the cells of a g × g grid [I, g·g, D]."""
+        """Returns patch tokens [I, P, D], or their averages over the cells of a g × g grid [I, g·g, D]."""
         if hidden.ndim == 3:
             patch_size = getattr(self.config.vision_config, "patch_size", None)
             if patch_size is None:  # timm keeps it with the model
@@ -209,12 +209,15 @@ class CaptionerModel(CaptionerPreTrainedModel):
     def get_image_features(
         self, pixel_values: torch.Tensor | None = None, image_features: torch.Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
-        """The image tokens as the language model gets them, in `pooler_output`: float [I, N, D_text].
+        """Returns the image tokens as the language model gets them, in `pooler_output`: float [I, N, D_text].
 
         Args:
             pixel_values: float [I, 3, H, W].
             image_features: float [I, N, D_vision], what `encode_images` gave earlier, instead of the pixels; or, where
                 there is no vision tower, the vectors to caption.
+
+        Raises:
+            ValueError: Both are given or neither, or vectors have another shape than the config says.
         """
         if (pixel_values is None) == (image_features is None):
             raise ValueError("Pass either pixel_values or image_features, and not both.")
@@ -240,17 +243,17 @@ class CaptionerModel(CaptionerPreTrainedModel):
         return outputs
 
     def image_prompt(self, num_images: int, device: torch.device | None = None) -> torch.Tensor:
-        """Token ids of an image alone, int64 [num_images, (1 +) N]: the start token if there is one, placeholders."""
+        """Returns token ids of an image alone, int64 [num_images, (1 +) N]: a start token, if any; placeholders."""
         ids = [self.config.image_token_id] * self.config.image_seq_length
         if self.config.start_token_id is not None:
             ids = [self.config.start_token_id, *ids]
         return torch.tensor([ids], device=device or self.language_model.device).repeat(num_images, 1)
 
     def find_placeholders(self, input_ids: torch.Tensor, image_embeds: torch.Tensor | None) -> torch.Tensor:
-        """Where image tokens go, bool [B, T].
+        """Returns where image tokens go, bool [B, T].
 
         Raises:
-            ValueError: if placeholders and image tokens do not match in number.
+            ValueError: Placeholders and image tokens do not match in number.
         """
         placeholders = torch.eq(input_ids, cast(int, self.config.image_token_id))
         if not torch.compiler.is_compiling():  # counting would break the graph
@@ -265,7 +268,7 @@ class CaptionerModel(CaptionerPreTrainedModel):
         return placeholders
 
     def embed_inputs(self, input_ids: torch.Tensor, image_embeds: torch.Tensor | None) -> torch.Tensor:
-        """Text embeddings with the projected image tokens in the placeholders' places, float [B, T, D_text].
+        """Returns text embeddings with the projected image tokens in the placeholders' places, float [B, T, D_text].
 
         Args:
             input_ids: int64 [B, T].
@@ -307,7 +310,7 @@ class CaptionerModel(CaptionerPreTrainedModel):
         image_features: torch.Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
     ) -> tuple[dict, torch.Tensor | None]:
-        """Everything that stands before the language model. Returns its arguments, and the projected image tokens."""
+        """Does everything before the language model. Returns its arguments, and the projected image tokens."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
         encoded = self.take_images(pixel_values, image_features, mm_encoder_outputs)
@@ -347,7 +350,7 @@ class CaptionerModel(CaptionerPreTrainedModel):
         mm_encoder_outputs: dict | None = None,
         **kwargs: Any,
     ) -> CaptionerModelOutputWithPast:
-        """Arguments as of [`CaptionerForConditionalGeneration.forward`]; no head, no loss."""
+        """Takes the arguments of [`CaptionerForConditionalGeneration.forward`] except those of head and loss."""
         encoded = self.take_images(pixel_values, image_features, mm_encoder_outputs)
         inputs, image_embeds = self.prepare_language_inputs(
             input_ids, None, attention_mask, position_ids, inputs_embeds, mm_encoder_outputs={"image": encoded}
@@ -487,7 +490,7 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             prompt = self.core.image_prompt(len(tokens), tokens.device)
             mask = torch.ones_like(prompt) if mask is None else mask  # the start token may be the padding token
         prepared, _ = self.core.prepare_language_inputs(
-            prompt, inputs_embeds=embeds, mm_encoder_outputs={"image": encoded}
+            cast(Any, prompt), inputs_embeds=embeds, mm_encoder_outputs={"image": encoded}
         )
         embeds = prepared["inputs_embeds"]
         self._check_length(embeds.shape[1], settings)
@@ -544,9 +547,9 @@ def _keep_positions(ids: torch.Tensor, kept: int | torch.Tensor) -> torch.Tensor
     return ids[:, kept] if kept.ndim == 1 else ids.gather(1, kept)
 
 
-def _known_fields(output_class: type[ModelOutput], outputs: Any) -> dict[str, Any]:
+def _known_fields(output_class: Any, outputs: Any) -> dict[str, Any]:
     """Returns the fields of a language model's output that `output_class` has; families add others of their own."""
-    return {name: outputs[name] for name in output_class.__dataclass_fields__ if name in outputs}
+    return {field.name: outputs[field.name] for field in dataclasses.fields(output_class) if field.name in outputs}
 
 
 def _move(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
