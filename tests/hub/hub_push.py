@@ -96,8 +96,9 @@ Captioner.from_pretrained(theirs, device="cpu").push_to_hub("org/theirs")
 (theirs / "model_card.json").unlink()
 CaptionerForConditionalGeneration.from_pretrained(theirs).push_to_hub("org/of-unknown-weights")
 
-CaptionerPreTrainedModel.upload_checkpoint = None  # as where the package is not installed
-model.push_to_hub("org/without-package")
+upload_checkpoint, CaptionerPreTrainedModel.upload_checkpoint = CaptionerPreTrainedModel.upload_checkpoint, None
+model.push_to_hub("org/without-package")  # as where nothing gave the model the package's way to upload
+CaptionerPreTrainedModel.upload_checkpoint = upload_checkpoint
 
 print(
     json.dumps(
