@@ -11,15 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.digests import digest_tensors
 from ..core.files import write_text
-from ..model.freezing import (
-    PARTS,
-    holds_trained_weights,
-    is_adapter,
-    module_of,
-)
 from ..model.modeling_captioner import CaptionerForConditionalGeneration, CaptionerPreTrainedModel
+from ..towers.fingerprints import weights_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -27,21 +21,6 @@ FACTS_NAME = "model_card.json"
 
 # Facts that a person may add: no program knows them.
 _FACTS_BY_HAND = ("summary", "licence", "language", "limits")
-
-
-def weights_fingerprint(model: CaptionerPreTrainedModel) -> str:
-    """What identifies the weights that are not a frozen tower's: "sha256:" and 64 hex digits."""
-    core: Any = model.base_model
-    trained = tuple(f"{tower}." for tower in PARTS if holds_trained_weights(core, tower))
-    digest = digest_tensors(
-        (name, tensor)
-        for name, tensor in core.state_dict().items()
-        if module_of(name) == "projector" or is_adapter(name) or name.startswith(trained)
-    )
-    for part in PARTS.values():
-        if adapter := getattr(core.config, f"{part}_adapter"):
-            digest.update(json.dumps([part, adapter["alpha"]]).encode())  # what no weight tells
-    return f"sha256:{digest.hexdigest()}"
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
