@@ -36,6 +36,7 @@ from vlm_caption.core.console import (
 )
 from vlm_caption.core.errors import ConfigError, ImageError
 from vlm_caption.core.outputs import check_outputs
+from vlm_caption.core.text import readable
 from vlm_caption.data import Vectors, open_vectors
 from vlm_caption.images.opening import MAX_BYTES, MAX_PIXELS, ImageSource, describe
 from vlm_caption.model.processing_captioner import QUESTION
@@ -272,7 +273,7 @@ def _number(text: str) -> float:
 
 
 def _complain(message: Exception | str, stderr: TextIO) -> None:
-    print(printable(f"caption.py: {' '.join(str(message).split())}"), file=stderr, flush=True)
+    print(printable(readable(f"caption.py: {message}".rstrip())), file=stderr, flush=True)
 
 
 # The options of decoding. They are called as in transformers' `generate`, but for the first two.

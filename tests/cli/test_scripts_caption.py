@@ -19,6 +19,7 @@ from vlm_caption.captioning import captioner
 from vlm_caption.captioning.caption_file import CaptionFile
 from vlm_caption.captioning.captioner import Caption, Captioner
 from vlm_caption.captioning.tables import read_table
+from vlm_caption.core.console import printable
 from vlm_caption.data import load_captions
 from vlm_caption.images.opening import open_image
 
@@ -75,7 +76,7 @@ def run(checkpoint, capsys):
 def test_one_picture_gives_its_caption_alone(run, photo, checkpoint):
     code, out, err = run(photo)
     assert (code, err) == (0, [])
-    assert out == [Captioner.from_pretrained(checkpoint).caption(photo)[0].text]
+    assert out == [printable(Captioner.from_pretrained(checkpoint).caption(photo)[0].text)]
 
 
 def test_several_pictures_are_named(run, photo):
@@ -298,7 +299,7 @@ class TestOutputs:
             "officer.jpg",
             "photographer.jpg",
         ]
-        code, out, err = run(photo, ROOT / "examples", *options, "--checkpoint", "/none is needed")
+        code, _out, err = run(photo, ROOT / "examples", *options, "--checkpoint", "/none is needed")
         assert (code, err) == (0, [f"caption.py: {output} has 4 of these captions"])
         assert [path.name for path in tmp_path.iterdir() if "c." in path.name] == [name]
 
@@ -313,7 +314,7 @@ class TestOutputs:
         output = tmp_path / "c.jsonl"
         line = {"image": "a.jpg", "caption": "A dog.", "score": -1, "finished": True, "checkpoint": "sha256:0"}
         output.write_text(json.dumps(line) + "\n")
-        code, out, [error] = run(photo, "--output", output)
+        code, _out, [error] = run(photo, "--output", output)
         assert code == 2
         assert f"{output} has captions of another checkpoint (sha256:0, and this one is sha256:" in error
 
@@ -330,14 +331,14 @@ class TestOutputs:
         assert "\\ud" not in line
         for suffix in ("csv", "parquet"):
             assert [entry["image"] for entry in read_table(tmp_path / f"c.{suffix}", suffix)] == [name]
-        code, [line], err = run(named, "folder that is not there")
+        _code, [line], _err = run(named, "folder that is not there")
         assert line.startswith(f"{named.parent}/\\xff\\x1b[31m\\n.jpg: ")
 
     def test_sidecars_stand_beside_pictures_and_are_kept(self, run, photo, tmp_path):
         text = Path(photo).with_suffix(".txt")
         options = [photo, "--sidecars", "--prefix", "my, ", "--suffix", "!"]
         assert run(*options)[0] == 0
-        caption = run(photo)[1][0]
+        caption = json.loads(run(photo, "--format", "json")[1][0])["caption"]
         assert text.read_text() == f"my, {caption}!\n"
         text.write_text("mine")
         assert run(*options)[2] == ["caption.py: the files beside the pictures have 1 of these captions"]
@@ -350,7 +351,7 @@ class TestOutputs:
     def test_pictures_that_share_a_sidecar_are_told(self, run, photo, tmp_path):
         with Image.open(photo) as image:
             image.save(tmp_path / "an officer.png")
-        code, out, err = run(tmp_path, "https://example.invalid/a.jpg", "--sidecars")
+        code, _out, err = run(tmp_path, "https://example.invalid/a.jpg", "--sidecars")
         assert code == 1
         assert err[0] == (
             f"caption.py: {tmp_path / 'an officer.png'}: an officer.txt is for the caption of {photo}: rename one of "
@@ -361,7 +362,7 @@ class TestOutputs:
     def test_an_empty_caption_is_a_failure(self, run, photo, tmp_path, monkeypatch):
         empty = [Caption(str(photo), "", -1.0)]
         monkeypatch.setattr(Captioner, "caption_batches", lambda *args, **kwargs: iter([[empty]]))
-        code, out, [error] = run(photo, "--output", tmp_path / "c.jsonl")[:3]
+        code, _out, [error, _progress] = run(photo, "--output", tmp_path / "c.jsonl")
         assert (code, (tmp_path / "c.jsonl").read_text()) == (1, "")
         assert f"{photo}: the model wrote an empty caption" in error
 
@@ -373,7 +374,7 @@ class TestOutputs:
         assert run(ROOT / "examples" / "officer.jpg", "--output", output)[0] == 0
         before = output.read_bytes()
         monkeypatch.setattr(CaptionFile, "_write", lambda self, content: write(self, content) if content else None)
-        code, out, err = run(photo, "--output", output)
+        code, _out, err = run(photo, "--output", output)
         assert (code, output.read_bytes()) == (2, before)
         assert err[-1] == f"caption.py: {output}: captions cannot be kept there (No space left on device)."
 
@@ -404,8 +405,6 @@ class TestDecoding:
         assert captions("--num-captions", "4", "--sample", "--temperature", "3", "--seed", "5") == sampled
         long = captions("--min-new-tokens", "20", "--max-new-tokens", "20")
         assert len(long[0].split()) >= 1
-        [first] = captions("--num-beams", "1")
-        assert captions("--num-beams", "1", "--ban", first[0])[0][:1] != first[0]
         assert captions("--num-beams", "1", "--dtype", "bfloat16", "--device", "cpu")
 
     @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ class StandardOutput:
             return as_line(caption)
         if self.format == "csv":
             return csv_lines([as_entry(caption)])
-        text = f"{caption.image}: {caption.text}" if self.named else caption.text
+        text = f"{readable(caption.image)}: {caption.text}" if self.named else caption.text
         return printable(text) + "\n"
 
 
