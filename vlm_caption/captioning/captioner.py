@@ -45,7 +45,8 @@ class Caption:
             token included if there is one. It depends only on the model, the picture, the prompt and the tokens: not
             on the number of beams, on sampling or on the rest of the batch.
         finished: Whether the caption came to its end. False if the longest length cut it.
-        checkpoint: What identifies the weights that wrote it: "sha256:" and 12 hex digits.
+        checkpoint: What identifies the weights that wrote it, see `Captioner.checkpoint`. Empty unless a job of
+            `scripts/caption.py` fills it in, for identifying the weights may take as long as reading them.
     """
 
     image: str
@@ -434,7 +435,7 @@ class Captioner:
         by_input = features.unflatten(0, (len(names), -1))  # [B, K + 1, N, D_vision]
         scores = score(self.model, written, by_input.repeat_interleave(count, dim=0).flatten(0, 1))
         captions = [
-            Caption(name, text, value, finished, self.checkpoint)
+            Caption(name, text, value, finished)
             for name, text, value, finished in zip(
                 (name for name in names for _ in range(count)), written.texts, scores, written.finished, strict=True
             )

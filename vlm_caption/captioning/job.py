@@ -1,6 +1,7 @@
 """Captions many pictures or vectors, and leaves out those that have their captions already."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -47,12 +48,14 @@ class CaptionJob:
             DataError: Captions cannot be written.
             ValueError: A setting is wrong; see `caption_each`.
         """
+        checkpoint = captioner.checkpoint if any(writer.needs_checkpoint for writer in self.writers) else ""
         for writer in self.writers:
             if isinstance(writer, OutputFile):
-                writer.check_checkpoint(captioner.checkpoint)
+                writer.check_checkpoint(checkpoint)
         for results in self._results(captioner, settings):
             results = list(map(_refuse_empty, results))
-            captions = [caption for result in results if not isinstance(result, ImageError) for caption in result]
+            written = [caption for result in results if not isinstance(result, ImageError) for caption in result]
+            captions = [replace(caption, checkpoint=checkpoint) for caption in written]
             for writer in self.writers:
                 writer.add([caption for caption in captions if not writer.has(caption.image)])
             for result in results:

@@ -22,7 +22,13 @@ FORMATS = ("text", "json", *TABLE_FORMATS)
 
 
 class Writer(Protocol):
-    """Takes the captions of a job, batch by batch."""
+    """Takes the captions of a job, batch by batch.
+
+    Attributes:
+        needs_checkpoint: Whether it writes which weights wrote a caption.
+    """
+
+    needs_checkpoint: bool
 
     def has(self, name: str) -> bool:
         """Whether a picture, or a row of vectors, has its captions; `name` is as `Caption.image` says."""
@@ -56,6 +62,7 @@ class StandardOutput:
 
     def __init__(self, output_format: str, named: bool, file: TextIO | None = None) -> None:
         self.format, self.named, self.file = output_format, named, file or sys.stdout
+        self.needs_checkpoint = output_format != "text"
         if output_format == "csv":
             print(csv_lines([], head=True), end="", file=self.file, flush=True)
 
@@ -92,6 +99,8 @@ class OutputFile:
     Raises:
         DataError: The file holds something else, or cannot be read or written.
     """
+
+    needs_checkpoint = True
 
     def __init__(self, path: Path, output_format: str) -> None:
         self.path, self.format = path, output_format
@@ -137,6 +146,8 @@ class Sidecars:
         append: Add the captions to the files that are there, on lines of their own.
         overwrite: Replace the files that are there.
     """
+
+    needs_checkpoint = False
 
     def __init__(self, prefix: str = "", suffix: str = "", append: bool = False, overwrite: bool = False) -> None:
         self.prefix, self.suffix, self.append, self.overwrite = prefix, suffix, append, overwrite
