@@ -121,13 +121,40 @@ def test_a_damaged_member_is_bad_alone():
         open_image(bad)
 
 
-@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.parquet", "@a.txt"])
-def test_what_cannot_be_read_is_named(name):
-    for content in (None, b"no archive"):
-        if content is not None and name[0] != "@":
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tgz", "a.parquet"])
+def test_an_archive_that_cannot_be_read_is_bad_alone(photos, name):
+    pq.write_table(pa.table({"caption": ["a"]}), "b.parquet")
+    for content, reason in ((None, "there is no such file"), (b"no archive", "cannot be read (")):
+        if content is not None:
             Path(name).write_bytes(content)
-        with pytest.raises(DataError, match=name.removeprefix("@")):
-            find_pictures([name], pytest.fail)
+        errors = []
+        assert list(map(str, find_pictures([name, "b.parquet", "photos"], errors.append))) == photos
+        assert [error.source for error in errors] == [name, "b.parquet"]
+        assert reason in errors[0].reason
+
+
+def test_the_pictures_before_a_tars_damage_are_found():
+    with tarfile.open("a.tar", "w") as archive:
+        for number in range(3):
+            info = tarfile.TarInfo(f"{number}.png")
+            info.size = len(encoded(number))
+            archive.addfile(info, io.BytesIO(encoded(number)))
+    content = Path("a.tar").read_bytes()
+    Path("a.tar").write_bytes(content[: content.index(b"2.png") + 600])
+    errors = []
+    found = find_pictures(["a.tar"], errors.append)
+    assert [open_image(source).width for source in found] == [20, 21]
+    assert [error.source for error in errors] == ["a.tar"]
+
+
+def test_a_list_that_cannot_be_read_is_named():
+    with pytest.raises(DataError, match=r"a\.txt: the list of pictures cannot be read \(No such file or directory"):
+        find_pictures(["@a.txt"], pytest.fail)
+
+
+def test_a_name_that_is_too_long_is_a_picture_that_is_not_there(photos):
+    Path("list.txt").write_text("a" * 5000 + "\n" + photos[0])
+    assert [str(source) for source in find_pictures(["@list.txt"], pytest.fail)] == ["a" * 5000, photos[0]]
 
 
 def test_an_empty_argument_is_a_mistake_and_not_the_current_folder():

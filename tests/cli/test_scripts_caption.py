@@ -244,6 +244,12 @@ def test_the_demo_captions_the_examples_and_writes_a_page(checkpoint, tmp_path, 
     assert err.startswith("demo.py: ")
     assert err.count("\n") == 1
 
+    mine = tmp_path / "mine.txt"
+    mine.write_text("My notes")
+    assert demo_script.main(["--output", str(mine)]) == 2
+    assert "mine.txt holds something else, which would be lost" in capsys.readouterr().err
+    assert mine.read_text() == "My notes"
+
 
 def test_the_default_checkpoint_stands_beside_the_scripts():
     assert captioner.DEFAULT_CHECKPOINT == ROOT / "checkpoints" / "embedded"

@@ -217,9 +217,11 @@ def _complete(
     Raises:
         ValueError: More captions of an image are wanted than there are beams.
     """
-    arguments: dict[str, Any] = {"num_return_sequences": 1, **settings.generate, "return_dict_in_generate": False}
+    arguments: dict[str, Any] = {**settings.generate, "return_dict_in_generate": False}
     own = arguments.get("generation_config") or model.generation_config
-    count = arguments["num_return_sequences"]
+    if own is model.generation_config:
+        arguments.setdefault("num_return_sequences", 1)
+    count = arguments.get("num_return_sequences", own.num_return_sequences or 1)
     beams = arguments.get("num_beams", own.num_beams or 1)
     if count > beams and not arguments.get("do_sample", own.do_sample):
         if "num_beams" in arguments:

@@ -6,6 +6,7 @@ import os
 import re
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -65,7 +66,7 @@ def find_pictures(
         names: Files, folders, URLs, glob patterns such as "photos/**/*.jpg", zip and tar archives, Parquet files with
             a column of pictures; "@list.txt" for a file with a name in each line, and "-" for standard input with a
             name in each line. Names in a list may also be separated by zero bytes.
-        on_error: Gets the error of each name without pictures.
+        on_error: Gets the error of each name without pictures, and of each damaged archive or table.
         stdin: Standard input.
 
     Returns:
@@ -73,7 +74,7 @@ def find_pictures(
 
     Raises:
         ConfigError: A name is empty.
-        DataError: A list, an archive or a table cannot be read.
+        DataError: A list cannot be read.
     """
     found: dict[str, ImageSource] = {}
     for name in names:
@@ -116,7 +117,7 @@ def _expand(
         yield from _expand_list(content, on_error)
     elif _URL.match(name):
         yield name
-    elif Path(name).is_dir():
+    elif os.path.isdir(name):  # noqa: PTH112 - a Path raises an error for a name that is too long
         yield from find_images([name])
     elif not os.path.lexists(name) and not is_listed and glob.has_magic(name):
         matches = sorted(path for path in glob.iglob(name, recursive=True) if Path(path).is_file())  # noqa: PTH207
@@ -151,17 +152,24 @@ def _open_zip(path: str) -> Iterator[BinaryIO]:
         archive = zipfile.ZipFile(path)
         names = [info.filename for info in archive.infolist() if _is_picture(info.filename)]
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise DataError(f"{path}: the zip archive cannot be read ({first_line_of(error)})") from error
+        raise _unreadable(path, "zip archive", error) from error
     yield from _named(path, names, lambda name: lambda: archive.open(name))
 
 
 def _open_tar(path: str) -> Iterator[BinaryIO]:
+    members: dict[str, tarfile.TarInfo] = {}
+    fault: Exception | None = None
     try:
         archive = tarfile.open(path)  # noqa: SIM115 - its pictures are read later
-        members = {member.name: member for member in archive if member.isreg() and _is_picture(member.name)}
-    except (OSError, tarfile.TarError, EOFError, ValueError) as error:
-        raise DataError(f"{path}: the tar archive cannot be read ({first_line_of(error)})") from error
-    yield from _named(path, list(members), lambda name: lambda: archive.extractfile(members[name]))
+        for member in archive:
+            if member.isreg() and _is_picture(member.name):
+                members[member.name] = member
+    except (OSError, tarfile.TarError, EOFError, zlib.error, ValueError) as error:
+        fault = error
+    if members or fault is None:  # what stands before the damage can be read
+        yield from _named(path, list(members), lambda name: lambda: archive.extractfile(members[name]))
+    if fault is not None:
+        raise _unreadable(path, "tar archive", fault) from fault
 
 
 def _named(path: str, names: Sequence[str], opener: Callable[[str], Callable[[], Any]]) -> Iterator[BinaryIO]:
@@ -183,15 +191,21 @@ def _open_parquet(path: str) -> Iterator[BinaryIO]:
 
     try:
         table = pq.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: the Parquet file cannot be read ({first_line_of(error)})") from error
-    column = find_column(table.schema_arrow.names, None, IMAGE_COLUMNS, "image", path)
+        column = find_column(table.schema_arrow.names, None, IMAGE_COLUMNS, "image", path)
+    except (OSError, pa.ArrowException, DataError) as error:
+        raise _unreadable(path, "Parquet file", error) from error
     rows = _ParquetRows(path, table, column)
     count = table.metadata.num_rows
     if not count:
         raise ImageNotFoundError(path, "the table has no rows")
     for row in range(count):
         yield cast(BinaryIO, StoredPicture(f"{path}, row {row + 1}", lambda row=row: rows.open(row)))
+
+
+def _unreadable(path: str, kind: str, error: Exception) -> ImageError:
+    if isinstance(error, FileNotFoundError):
+        return ImageNotFoundError(path, "there is no such file")
+    return ImageError(path, f"the {kind} cannot be read ({first_line_of(error)})")
 
 
 class _ParquetRows:
