@@ -20,6 +20,14 @@ from pathlib import Path
 
 PICTURES, BATCH_SIZE = 24, 2
 
+PRELOADED = [
+    "timm",
+    "transformers.models.dinov2.modeling_dinov2",
+    "transformers.models.gpt2.modeling_gpt2",
+    "vlm_caption.captioning.job",
+    "vlm_caption.training.feature_caching",
+]
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -123,7 +131,7 @@ def _save_checkpoint(folder: Path) -> None:
 
 def _start(script: str, argv: list[str], cache: str):
     context = multiprocessing.get_context("forkserver")  # imports once, forks for every job
-    context.set_forkserver_preload(["vlm_caption.training.feature_caching", "vlm_caption.captioning.job"])
+    context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=run_script, args=(script, argv, cache))
     process.start()
     return process

@@ -1,8 +1,8 @@
 """Writes captions: the one place that calls `generate` and decodes what it returns."""
 
 import contextlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -114,21 +114,17 @@ def generate(
     is_end, is_caption = _find_ends(model, new_ids, arguments)
     texts = processor.batch_decode(new_ids, skip_special_tokens=True)
     finished = is_end.any(dim=1).tolist()
-    kept_ends = arguments.get("stop_strings") or ()
-    kept_ends = (kept_ends,) if isinstance(kept_ends, str) else kept_ends
-    for row, text in enumerate(texts):
-
-        def starts(row: int = row) -> Iterator[str]:
-            """Yields the text up to each token."""
-            for count in range(1, new_ids.shape[1] + 1):
-                yield processor.decode(new_ids[row, :count], skip_special_tokens=True)
-
-        if any(end in text for end in kept_ends):  # what follows is padding, which may look like an end token
-            end = 1 + next(place for place, start in enumerate(starts()) if any(end in start for end in kept_ends))
-            is_caption[row, end:], finished[row] = False, True
-        if cut := _cut(text, settings):
+    stop_strings = arguments.get("stop_strings") or ()
+    stop_strings = (stop_strings,) if isinstance(stop_strings, str) else stop_strings
+    for row in range(len(texts)) if stop_strings or settings.stop or settings.max_words else ():
+        lengths = range(1, new_ids.shape[1] + 1)
+        starts = [processor.decode(new_ids[row, :length], skip_special_tokens=True) for length in lengths]
+        # Behind a stop string comes padding, which may look like an end token.
+        is_caption[row, 1 + _first(starts, lambda start: any(stop in start for stop in stop_strings)) :] = False
+        finished[row] |= any(stop in texts[row] for stop in stop_strings)
+        if cut := _cut(texts[row], settings):
             texts[row], finished[row] = cut
-            is_caption[row, next(place for place, start in enumerate(starts()) if _cut(start, settings)) :] = False
+            is_caption[row, _first(starts, lambda start: _cut(start, settings) is not None) :] = False
     return Generation(token_ids, mask, is_caption, [" ".join(text.split()) for text in texts], finished)
 
 
@@ -205,7 +201,7 @@ def caption_batch(
     """
     images = {name: tensor.to(model.device) for name, tensor in collator.encode_images(list(rows)).items()}
     prompts = [collator.prompt_ids(row) for row in rows]
-    one_each = GenerationSettings({**settings.generate, "num_return_sequences": 1}, seed=settings.seed)
+    one_each = replace(settings, generate={**settings.generate, "num_return_sequences": 1})
     return generate(model, collator.processor, prompts, images, one_each).texts
 
 
@@ -261,6 +257,16 @@ def _find_ends(
     if pad_id is not None and pad_id not in end_ids:
         is_caption &= new_ids != pad_id
     return is_end, is_caption
+
+
+def _first(starts: Sequence[str], is_reached: Callable[[str], bool]) -> int:
+    """Returns the place of the token with which a text reaches something; the number of tokens if it never does.
+
+    Args:
+        starts: The text up to each token.
+        is_reached: Whether a text has reached it.
+    """
+    return next((place for place, start in enumerate(starts) if is_reached(start)), len(starts))
 
 
 def _cut(text: str, settings: GenerationSettings) -> tuple[str, bool] | None:
