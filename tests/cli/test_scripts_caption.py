@@ -365,6 +365,16 @@ class TestOutputs:
         )
         assert "there is no file on this computer to write a caption beside" in err[1]
 
+    def test_a_read_only_folder_is_that_pictures_fault_alone(self, run, photo, tmp_path, monkeypatch):
+        folder = tmp_path / "locked"
+        folder.mkdir()
+        locked = shutil.copy(photo, folder)
+        monkeypatch.setattr("vlm_caption.captioning.writers.os.access", lambda path, mode: Path(path) != folder)
+        code, _out, err = run(locked, photo, "--sidecars")
+        assert code == 1
+        assert err[0] == (f"caption.py: {locked}: an officer.txt cannot be written beside it: the folder is read-only")
+        assert Path(photo).with_suffix(".txt").exists()
+
     def test_an_empty_caption_is_a_failure(self, run, photo, tmp_path, monkeypatch):
         empty = [Caption(str(photo), "", -1.0)]
         monkeypatch.setattr(Captioner, "caption_batches", lambda *args, **kwargs: iter([[empty]]))

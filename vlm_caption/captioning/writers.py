@@ -188,6 +188,8 @@ def check_sidecars(names: Sequence[str]) -> dict[str, ImageError]:
         path = _sidecar(os.path.abspath(name))  # noqa: PTH100 - links are kept
         if not Path(name).exists():
             errors[name] = ImageError(name, "there is no file on this computer to write a caption beside")
+        elif not os.access(path.parent, os.W_OK):
+            errors[name] = ImageError(name, f"{path.name} cannot be written beside it: the folder is read-only")
         elif (owner := owners.setdefault(path, name)) != name:
             errors[name] = ImageError(name, f"{path.name} is for the caption of {owner}: rename one of the two")
     return errors
