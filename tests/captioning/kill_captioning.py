@@ -90,7 +90,8 @@ def kill_captioning(folder: Path, count: int, seed: int) -> Iterator[Outcome]:
 
 def kill_caching(folder: Path, count: int, seed: int) -> Iterator[Outcome]:
     """Caches features once in peace and `count` times with a kill −9 and a repetition; see `kill_captioning`."""
-    from safetensors.numpy import load_file
+    import torch
+    from safetensors.torch import load_file
     from tiny_models import save_vision_tower
     from tiny_runs import write_colours
 
@@ -103,7 +104,8 @@ def kill_caching(folder: Path, count: int, seed: int) -> Iterator[Outcome]:
 
     def content(name: str) -> list[bytes]:
         shards = [load_file(shard) for shard in (folder / name).glob("features/*/*.safetensors")]
-        return sorted(row.tobytes() for shard in shards for values in shard.values() for row in values)
+        rows = [row for shard in shards for values in shard.values() for row in values]
+        return sorted(row.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for row in rows)
 
     draw = random.Random(seed)
     _finish(start("whole"), code=0)
