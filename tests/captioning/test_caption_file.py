@@ -129,6 +129,15 @@ def test_a_second_process_is_refused(tmp_path):
         assert file.done == {"a.jpg"}
 
 
+def test_closing_twice_leaves_the_next_owner_its_lock(tmp_path):
+    path = tmp_path / "captions.jsonl"
+    first = CaptionFile(path)
+    first.close()
+    with CaptionFile(path):
+        first.close()
+        assert (tmp_path / ".captions.jsonl.lock").exists()
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_device_is_refused():
     with pytest.raises(DataError, match=r"/dev/full: captions cannot be kept there \(it is no regular file"):

@@ -309,6 +309,22 @@ class TestOutputs:
         assert (code, err) == (0, [f"caption.py: {output} has 4 of these captions"])
         assert [path.name for path in tmp_path.iterdir() if "c." in path.name] == [name]
 
+    def test_a_kill_before_a_table_is_finished_loses_and_doubles_nothing(self, run, photo, tmp_path):
+        output, kept = tmp_path / "c.csv", tmp_path / ".c.csv.unfinished.jsonl"
+        pictures = [photo, *sorted((ROOT / "examples").glob("*.jpg"))]
+        assert run(*pictures, "--output", output)[0] == 0
+        whole = output.read_text()
+        entries = read_table(output, "csv")
+        lines = [json.dumps(entry) + "\n" for entry in entries]
+        for written, unfinished in (([], lines[:2]), (entries, lines)):  # on the way, and between table and removal
+            output.unlink()
+            if written:
+                output.write_text(whole)
+            kept.write_text("".join(unfinished))
+            assert run(*pictures, "--output", output)[0] == 0
+            assert output.read_text() == whole
+            assert not kept.exists()
+
     def test_a_resumed_job_knows_a_picture_however_its_path_is_spelled(self, run, photo, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         output = tmp_path / "c.jsonl"

@@ -106,14 +106,16 @@ class CaptionFile:
         del self.entries[count:], self._ends[count + 1 :]
 
     def remove(self) -> None:
-        """Closes and deletes the file, whose captions are elsewhere now."""
-        self.path.unlink(missing_ok=True)
-        self.close()
+        """Closes and deletes the file, whose captions are elsewhere now. A file that is closed already stays."""
+        if not self._file.closed:
+            self.path.unlink(missing_ok=True)
+            self.close()
 
     def close(self) -> None:
         """Closes the file, and lets other processes open it."""
-        self._file.close()
-        self._unlock()
+        if not self._file.closed:
+            self._file.close()
+            self._unlock()
 
     def __enter__(self) -> Self:
         return self

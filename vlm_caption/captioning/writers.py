@@ -104,10 +104,14 @@ class OutputFile:
 
     def __init__(self, path: Path, output_format: str) -> None:
         self.path, self.format = path, output_format
-        is_table = output_format in TABLE_FORMATS
-        self.before = read_table(path, output_format) if is_table else []
-        self.file = CaptionFile(path.with_name(f".{path.name}.unfinished.jsonl") if is_table else path)
-        names = [entry["image"] for entry in self.before] + [entry["image"] for entry in self.file.entries]
+        self._is_table = output_format in TABLE_FORMATS
+        self.file = CaptionFile(path.with_name(f".{path.name}.unfinished.jsonl") if self._is_table else path)
+        try:  # with the file locked: another process may have been writing the table
+            self.before = read_table(path, output_format) if self._is_table else []
+        except DataError:
+            self.close()
+            raise
+        names = {entry["image"] for entry in (*self.before, *self.file.entries)}
         self._done = {*names, *map(place_of, names)}
 
     def has(self, name: str) -> bool:
@@ -130,11 +134,15 @@ class OutputFile:
         self.file.add(*captions)
 
     def finish(self) -> None:
-        if self.format in TABLE_FORMATS:
-            write_table(self.path, self.format, [*self.before, *self.file.entries])
+        if self._is_table:
+            there = {entry["image"] for entry in self.before}  # a kill may have come before the file was removed
+            new = [entry for entry in self.file.entries if entry["image"] not in there]
+            write_table(self.path, self.format, [*self.before, *new])
             self.file.remove()
 
     def close(self) -> None:
+        if self._is_table and not self.file.entries:
+            self.file.remove()
         self.file.close()
 
 
