@@ -2,109 +2,213 @@
 
 import argparse
 import io
-import json
+import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from vlm_caption.captioning.caption_file import CaptionFile, as_line
-from vlm_caption.captioning.captioner import DEFAULT_CHECKPOINT, Caption, Captioner
-from vlm_caption.core.console import ArgumentParser, positive_int, progress, quiet_transformers, setup_logging
-from vlm_caption.core.errors import ImageError
+import torch
+
+from vlm_caption.captioning.captioner import Captioner
+from vlm_caption.captioning.checkpoints import DEFAULT_CHECKPOINT
+from vlm_caption.captioning.inputs import find_pictures
+from vlm_caption.captioning.job import CaptionJob
+from vlm_caption.captioning.writers import (
+    FORMATS,
+    ErrorLog,
+    OutputFile,
+    Sidecars,
+    StandardOutput,
+    Writer,
+    check_sidecars,
+    job_outputs,
+)
+from vlm_caption.core.console import (
+    ArgumentParser,
+    natural_int,
+    positive_int,
+    printable,
+    progress,
+    quiet_transformers,
+    setup_logging,
+)
+from vlm_caption.core.errors import ConfigError, ImageError
+from vlm_caption.core.outputs import check_outputs
+from vlm_caption.core.text import readable
 from vlm_caption.data import Vectors, open_vectors
-from vlm_caption.images.finding import find_images
-from vlm_caption.images.opening import MAX_BYTES, MAX_PIXELS, describe
+from vlm_caption.images.opening import MAX_BYTES, MAX_PIXELS, ImageSource, describe
+from vlm_caption.model.processing_captioner import QUESTION
+
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0; 1 if a picture has no caption; 2 for settings that cannot be used."""
     parser = _parser()
     arguments = parser.parse_args(argv)
-    if bool(arguments.images) == (arguments.features is not None):
-        parser.error("give pictures to caption, or --features FILE, and not both")
-    if arguments.example and arguments.features is not None:
-        parser.error("--example shows pictures, and --features has none: leave one out")
+    _check_arguments(parser, arguments)
     setup_logging()
     stderr = sys.stderr  # the real one, while transformers is kept quiet
-
-    def complain(error: Exception) -> None:
-        print(f"caption.py: {error}", file=stderr, flush=True)
-
-    try:
-        bad = (arguments.bad_images or Path(os.devnull)).open("w", encoding="utf-8", errors="replace")
-    except OSError as error:
-        complain(error)
-        return 2
-
-    failed = False
-
-    def refuse(error: ImageError) -> None:
-        nonlocal failed
-        failed = True
-        complain(error)
-        print(json.dumps({"file": error.source, "reason": error.reason}, ensure_ascii=False), file=bad, flush=True)
-
-    pictures = find_images(arguments.images, refuse)
-    if not pictures and arguments.features is None:
-        return 1
-    named = len(pictures) > 1 or len(arguments.images) > 1 or arguments.features is not None
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold bytes that are no text
-    kept: CaptionFile | None = None
+        sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal knows every character
     try:
-        with ExitStack() as stack:
-            stack.enter_context(quiet_transformers())
-            vectors = None
-            if arguments.features is not None:
-                vectors = open_vectors(arguments.features, arguments.feature_column)
-            if arguments.output is not None:
-                kept = stack.enter_context(CaptionFile(arguments.output))
-                pictures, vectors, there = _without(kept.done, pictures, vectors)
-                if there:
-                    print(f"caption.py: {arguments.output} has {there} of these captions", file=stderr, flush=True)
-            captioner = Captioner.from_pretrained(arguments.checkpoint)
-            results = _captions(captioner, pictures, vectors, arguments)
-            if kept is not None:
-                results = progress(results, len(pictures if vectors is None else vectors), "captions", stderr)
-            for result in results:
-                if isinstance(result, ImageError):
-                    refuse(result)
-                elif kept is not None:
-                    kept.add(result)
-                else:
-                    print(_line(result, arguments.format, named), flush=True)
+        with ExitStack() as stack, quiet_transformers():
+            return _caption(arguments, stack, stderr)
     except BrokenPipeError:  # `| head` has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains as it closes stdout
         return 1
     except KeyboardInterrupt:
         return 130
     except (OSError, RuntimeError, ValueError) as error:
-        complain(error)
+        _complain(error, stderr)
         return 2
-    return int(failed)
+
+
+def _caption(arguments: argparse.Namespace, stack: ExitStack, stderr: TextIO) -> int:
+    errors: list[ImageError] = []
+    inputs = _find_inputs(arguments, errors.append)
+    check_outputs(job_outputs(arguments.output, arguments.format, arguments.bad_images), _paths(inputs, arguments))
+    log = ErrorLog(arguments.bad_images)
+
+    def refuse(error: ImageError) -> None:
+        _complain(error, stderr)
+        log.add(error)
+        errors.append(error)
+
+    for error in errors.copy():
+        _complain(error, stderr)
+        log.add(error)
+    if not len(inputs):
+        return 1
+    writers = _writers(arguments, stack, named=len(inputs) > 1 or len(arguments.images) > 1)
+    job = CaptionJob(inputs, writers, arguments.batch_size)
+    if job.num_done:
+        holder = f"{arguments.output} has" if arguments.output else "the files beside the pictures have"
+        _complain(f"{holder} {job.num_done} of these captions", stderr)
+    if job.num_left:
+        dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
+        captioner = Captioner.from_pretrained(arguments.checkpoint, arguments.device, dtype)
+        steps = job.run(captioner, refuse, **_settings(captioner, arguments))
+        if not isinstance(writers[0], StandardOutput):
+            steps = progress(steps, job.num_left, "captions", stderr)
+        for _ in steps:
+            pass
+    job.finish()
+    return int(bool(errors))
+
+
+def _find_inputs(
+    arguments: argparse.Namespace, on_error: Callable[[ImageError], None]
+) -> Sequence[ImageSource] | Vectors:
+    if arguments.features is not None:
+        return open_vectors(arguments.features, arguments.feature_column)
+    stdin = sys.stdin.buffer if "-" in arguments.images else None
+    pictures = find_pictures(arguments.images, on_error, stdin)
+    if not arguments.sidecars:
+        return pictures
+    unusable = check_sidecars(list(map(describe, pictures)))
+    for error in unusable.values():
+        on_error(error)
+    return [picture for picture in pictures if describe(picture) not in unusable]
+
+
+def _paths(inputs: Sequence[ImageSource] | Vectors, arguments: argparse.Namespace) -> list[str | None]:
+    """Returns all files that are read, as far as they are files."""
+    named = [name.removeprefix("@") for name in arguments.images]
+    pictures = [] if isinstance(inputs, Vectors) else [str(picture) for picture in inputs if isinstance(picture, Path)]
+    return [*named, *pictures, arguments.features, *(image for image, _ in arguments.example)]
+
+
+def _writers(arguments: argparse.Namespace, stack: ExitStack, named: bool) -> list[Writer]:
+    writers: list[Writer] = []
+    if arguments.output is not None:
+        writers.append(OutputFile(arguments.output, arguments.format))
+    if arguments.sidecars:
+        writers.append(Sidecars(arguments.prefix, arguments.suffix, arguments.append, arguments.overwrite))
+    if not writers:
+        writers.append(StandardOutput(arguments.format, named or arguments.features is not None))
+    for writer in writers:
+        stack.callback(writer.close)
+    return writers
+
+
+def _settings(captioner: Captioner, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the arguments of `caption_each` that the options give.
+
+    Raises:
+        ConfigError: A question is asked of a checkpoint that was not trained on questions.
+    """
+    if arguments.question is not None and QUESTION not in (arguments.prompt or captioner.processor.prompt):
+        raise ConfigError(
+            f"--question: {arguments.checkpoint} was not trained on questions: leave it out, or give a --prompt with "
+            f"{QUESTION}."
+        )
+    names = [option.lstrip("-").replace("-", "_") for option in _DECODING]
+    settings = {name: getattr(arguments, name) for name in names}
+    settings["num_return_sequences"] = settings.pop("num_captions")
+    if settings.pop("sample"):
+        settings |= {"do_sample": True, "num_beams": arguments.num_beams or 1}
+    if arguments.features is None:
+        settings |= {"max_pixels": arguments.max_pixels, "max_bytes": arguments.max_bytes}
+        settings["examples"] = [(image, caption) for image, caption in arguments.example]
+    return settings | {"prompt": arguments.prompt, "question": arguments.question}
+
+
+def _check_arguments(parser: ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Ends the program where options do not go together, and fills in the format."""
+    if bool(arguments.images) == (arguments.features is not None):
+        parser.error("give pictures to caption, or --features FILE, and not both")
+    if arguments.example and arguments.features is not None:
+        parser.error("--example shows pictures, and --features has none: leave one out")
+    if arguments.sidecars and arguments.features is not None:
+        parser.error("--sidecars writes beside pictures, and --features has none: leave one out")
+    for option in ("prefix", "suffix", "append", "overwrite"):
+        if getattr(arguments, option) and not arguments.sidecars:
+            parser.error(f"--{option} needs --sidecars")
+    if arguments.append and arguments.overwrite:
+        parser.error("--append and --overwrite exclude each other")
+    for option in ("temperature", "top_p", "seed"):
+        if getattr(arguments, option) is not None and not arguments.sample:
+            parser.error(f"--{option.replace('_', '-')} needs --sample")
+    if arguments.output == Path("-"):
+        arguments.output = None
+    if arguments.output is None:
+        arguments.format = arguments.format or "text"
+        if arguments.format in ("parquet", "coco"):
+            parser.error(f"--format {arguments.format} needs --output FILE")
+        return
+    by_name = {".csv": "csv", ".parquet": "parquet"}.get(arguments.output.suffix.lower(), "json")
+    arguments.format = arguments.format or by_name
+    if arguments.format == "text":
+        parser.error("--format text is for standard output, and --output keeps captions: take another format")
 
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="caption.py", description="Writes a caption for each picture.", allow_abbrev=False)
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="a picture, its URL, or a folder of pictures")
+    parser.add_argument(
+        "images",
+        nargs="*",
+        metavar="IMAGE",
+        help="a picture, its URL, a folder, a quoted glob, a zip or tar archive, a Parquet file, @FILE with a name in "
+        "each line, or - for such a list on standard input",
+    )
     parser.add_argument("--features", metavar="FILE", help="caption the vectors in a .npy, .safetensors or .parquet")
     parser.add_argument("--feature-column", metavar="NAME", help="of a .parquet file with several columns of vectors")
     parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="a folder or a Hub id")
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="json: an object a line")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="keep captions there, an object a line, and leave out pictures that it has: a stopped job goes on",
-    )
-    parser.add_argument(
+    parser.add_argument("--device", metavar="NAME", help="such as cuda:1 or cpu (a GPU, if there is one)")
+    parser.add_argument("--dtype", choices=_DTYPES, help="of the weights (as they were saved)")
+    parser.add_argument("--batch-size", type=positive_int, default=8, metavar="N", help="pictures at a time (8)")
+    parser.add_argument("--max-pixels", type=positive_int, default=MAX_PIXELS, metavar="N", help="width x height")
+    parser.add_argument("--max-bytes", type=positive_int, default=MAX_BYTES, metavar="N", help="of a picture's file")
+    prompt = parser.add_argument_group("prompt")
+    prompt.add_argument(
         "--prompt", default="", help="text around the picture, which may say <image>; default: as in training"
     )
-    parser.add_argument("--question", metavar="TEXT", help="what fills the prompt's {question}")
-    parser.add_argument(
+    prompt.add_argument("--question", metavar="TEXT", help="what fills the prompt's {question}")
+    prompt.add_argument(
         "--example",
         nargs=2,
         action="append",
@@ -112,45 +216,88 @@ def _parser() -> ArgumentParser:
         metavar=("IMAGE", "CAPTION"),
         help="show this picture with its caption before each; may be repeated",
     )
-    parser.add_argument("--num-beams", type=positive_int, metavar="N", help="default: the checkpoint's")
-    parser.add_argument("--max-new-tokens", type=positive_int, metavar="N", help="default: the checkpoint's")
-    parser.add_argument("--batch-size", type=positive_int, default=8, metavar="N", help="pictures at a time (8)")
-    parser.add_argument("--max-pixels", type=positive_int, default=MAX_PIXELS, metavar="N", help="width x height")
-    parser.add_argument("--max-bytes", type=positive_int, default=MAX_BYTES, metavar="N", help="of a picture's file")
-    parser.add_argument("--bad-images", type=Path, metavar="FILE", help="JSON lines of what has no caption, and why")
+    _add_outputs(parser)
+    decoding = parser.add_argument_group("decoding", "The defaults are those of the checkpoint.")
+    for option, settings in _DECODING.items():
+        decoding.add_argument(option, **settings)
     return parser
 
 
-def _without(done: set[str], pictures: list, vectors: Vectors | None) -> tuple[list, Vectors | None, int]:
-    """What has no caption yet, and how many have one."""
-    if vectors is not None:
-        names = [vectors.name(row) for row in range(len(vectors))]
-        left = [name for name in names if name not in done]
-        return [], vectors.select(left), len(names) - len(left)
-    left = [picture for picture in pictures if describe(picture) not in done]
-    return left, None, len(pictures) - len(left)
-
-
-def _captions(
-    captioner: Captioner, pictures: list, vectors: Vectors | None, arguments: argparse.Namespace
-) -> Iterator[Caption | ImageError]:
-    names = ("prompt", "question", "batch_size", "num_beams", "max_new_tokens")
-    settings: dict[str, Any] = {name: getattr(arguments, name) for name in names}
-    if vectors is not None:
-        return captioner.caption_vectors(vectors, **settings)
-    return captioner.caption_each(
-        pictures,
-        examples=[(image, caption) for image, caption in arguments.example],
-        max_pixels=arguments.max_pixels,
-        max_bytes=arguments.max_bytes,
-        **settings,
+def _add_outputs(parser: ArgumentParser) -> None:
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="text (on standard output), json: an object a line, csv, parquet, or coco: COCO's results; by default as "
+        "the name of --output ends, or json",
     )
+    output.add_argument(
+        "--output",
+        type=_path,
+        metavar="FILE",
+        help="keep captions there, and leave out pictures that it has: a stopped job resumes; -: standard output",
+    )
+    output.add_argument("--bad-images", type=_path, metavar="FILE", help="JSON lines of what has no caption, and why")
+    output.add_argument("--sidecars", action="store_true", help="write NAME.txt beside each picture that has none")
+    output.add_argument("--prefix", default="", metavar="TEXT", help="in front of each caption in NAME.txt")
+    output.add_argument("--suffix", default="", metavar="TEXT", help="behind each caption in NAME.txt")
+    output.add_argument("--append", action="store_true", help="add the caption to a NAME.txt that is there")
+    output.add_argument("--overwrite", action="store_true", help="replace a NAME.txt that is there")
 
 
-def _line(caption: Caption, output_format: str, named: bool) -> str:
-    if output_format == "json":
-        return as_line(caption).rstrip("\n")
-    return f"{caption.image}: {caption.text}" if named else caption.text
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("give the name of a file, and not an empty one")
+    return Path(text)
+
+
+def _positive(text: str) -> float:
+    if (number := _number(text)) <= 0:
+        raise argparse.ArgumentTypeError(f"give a number above 0, not {text!r}")
+    return number
+
+
+def _share(text: str) -> float:
+    if not 0 < (number := _number(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"give a number above 0 and at most 1, not {text!r}")
+    return number
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"give a number, not {text!r}")
+    return number
+
+
+def _complain(message: Exception | str, stderr: TextIO) -> None:
+    print(printable(readable(f"caption.py: {message}".rstrip())), file=stderr, flush=True)
+
+
+# The options of decoding. They are called as in transformers' `generate`, but for the first two.
+_DECODING: dict[str, dict[str, Any]] = {
+    "--num-captions": {"type": positive_int, "metavar": "N", "help": "captions of each picture (1)"},
+    "--sample": {"action": "store_true", "help": "draw the words at random instead of searching for the best"},
+    "--temperature": {"type": _positive, "metavar": "X", "help": "of sampling: above 1 more varied, below 1 less"},
+    "--top-p": {"type": _share, "metavar": "X", "help": "draw from the likeliest words of this total probability"},
+    "--seed": {"type": natural_int, "metavar": "N", "help": "draw the same words every time"},
+    "--num-beams": {"type": positive_int, "metavar": "N", "help": "of beam search; 1 is greedy"},
+    "--length-penalty": {
+        "type": _number,
+        "metavar": "X",
+        "help": "of beams: above 0 for longer, below for shorter",
+    },
+    "--max-new-tokens": {"type": positive_int, "metavar": "N", "help": "the longest caption"},
+    "--min-new-tokens": {"type": positive_int, "metavar": "N", "help": "the shortest caption"},
+    "--max-words": {"type": positive_int, "metavar": "N", "help": "cut captions behind that many words"},
+    "--no-repeat-ngram-size": {"type": positive_int, "metavar": "N", "help": "no run of N tokens twice"},
+    "--repetition-penalty": {"type": _positive, "metavar": "X", "help": "above 1: words seldom come twice"},
+    "--ban": {"action": "append", "metavar": "WORD", "help": "never write this word; may be repeated"},
+    "--stop": {"action": "append", "metavar": "TEXT", "help": "end captions before this text; may be repeated"},
+}
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from vlm_caption.captioning.captioner import Captioner
-from vlm_caption.core.console import ArgumentParser, quiet_transformers, setup_logging
+from vlm_caption.core.console import ArgumentParser, printable, quiet_transformers, setup_logging
+from vlm_caption.core.outputs import PAGE, Output, check_outputs
 from vlm_caption.pages.gallery import write_gallery
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -24,10 +25,11 @@ def main(argv: list[str] | None = None) -> int:
     setup_logging()
     photos = sorted(EXAMPLES.glob("*.jpg"))
     try:
+        check_outputs([Output("--output", arguments.output, PAGE)])
         with quiet_transformers():
             captions = Captioner.from_pretrained().caption(photos)
         for caption in captions:
-            print(f"{Path(caption.image).name}: {caption.text}")
+            print(printable(f"{Path(caption.image).name}: {caption.text}"))
         write_gallery(arguments.output, [(caption.image, caption.text) for caption in captions], TITLE, NOTE)
     except (OSError, RuntimeError, ValueError) as error:
         print(f"demo.py: {error}", file=sys.stderr)

@@ -18,15 +18,20 @@ from typing import Any
 
 from datasets import disable_progress_bars
 
-from vlm_caption.captioning.captioner import DEFAULT_CHECKPOINT, Captioner
+from vlm_caption.captioning.captioner import Captioner
+from vlm_caption.captioning.checkpoints import DEFAULT_CHECKPOINT
 from vlm_caption.config.run_config import RunConfig, add_arguments, parse_arguments
-from vlm_caption.core.console import ArgumentParser, natural_int, setup_logging
+from vlm_caption.core.console import ArgumentParser, natural_int, printable, setup_logging
 from vlm_caption.core.errors import BackboneError, ConfigError, ImageError
+from vlm_caption.core.outputs import check_outputs
 from vlm_caption.data import DataError, Place, open_vectors
 from vlm_caption.data.opening import bad_images, open_data, picture_opener
 from vlm_caption.evaluation.captions import UNFINISHED_NAME
-from vlm_caption.evaluation.evaluate import Evaluation, evaluate, evaluate_files, training_captions
-from vlm_caption.evaluation.files import write_evaluation
+from vlm_caption.evaluation.evaluate import InputSettings, evaluate, evaluate_files, training_captions
+from vlm_caption.evaluation.files import RESULTS_NAME, evaluation_outputs, write_evaluation
+from vlm_caption.evaluation.result import Evaluation
+from vlm_caption.evaluation.scoring import ScoringSettings
+from vlm_caption.evaluation.table import evaluation_table
 from vlm_caption.hub.card import write_model_card
 from vlm_caption.hub.facts import evaluation_facts, record_evaluation, trained_caption_tokens
 from vlm_caption.towers.precision import hold_frozen
@@ -46,6 +51,10 @@ def main(argv: list[str] | None = None) -> int:
         disable_progress_bars()  # of leaving out rows
         with _writing_to(arguments.output_dir):
             arguments.output_dir.mkdir(parents=True, exist_ok=True)
+        other = arguments.compare and (arguments.compare, arguments.compare / RESULTS_NAME)
+        check_outputs(
+            evaluation_outputs(arguments.output_dir), [arguments.results, arguments.references, *(other or ())]
+        )
         captioner = None
         if arguments.results is None:
             captioner = Captioner.from_pretrained(arguments.checkpoint)
@@ -56,10 +65,12 @@ def main(argv: list[str] | None = None) -> int:
             result = evaluate_files(
                 arguments.results,
                 arguments.references,
-                allow_missing=arguments.allow_missing,
                 images_dir=config.data.images,
-                clip_model=arguments.clip_model,
-                compare_with=arguments.compare,
+                scoring=ScoringSettings(
+                    clip_model=arguments.clip_model,
+                    compare_with=arguments.compare,
+                    allow_missing=arguments.allow_missing,
+                ),
                 open_picture=picture_opener(config.data),
             )
         with _writing_to(arguments.output_dir):
@@ -68,12 +79,12 @@ def main(argv: list[str] | None = None) -> int:
         return _complain(error, 2)
     except KeyboardInterrupt:
         return _complain("stopped; the same command goes on from the captions already written", 130)
-    print(result)
+    print(evaluation_table(result))
     shown = zip(result.image_ids, result.images, result.captions, result.references, strict=True)
     for image, place, caption, references in itertools.islice(shown, arguments.captions):
         name = Place.parse(place).short_name if place == image else image
-        print(f"  {name}: {caption}  [reference: {references[0]}]")
-    print(f"Written: {', '.join(map(str, files))}")
+        print(printable(f"  {name}: {caption}  [reference: {references[0]}]"))
+    print(printable(f"Written: {', '.join(map(str, files))}"))
     code = 0
     if captioner is not None and config.data.limit is None:
         code = _record(captioner, config, arguments, result, sys.argv[1:] if argv is None else argv)
@@ -135,15 +146,19 @@ def _evaluate(captioner: Captioner, config: RunConfig, arguments: argparse.Names
         name=str(arguments.checkpoint),
         data=f"{data.path}, {split}",
         generation=config.generation.settings(),
-        training_captions=training_captions(corpus, data.train_split),
-        clip_model=arguments.clip_model,
-        compare_with=arguments.compare,
-        allow_missing=arguments.allow_missing,
-        prompt=data.prompt,
-        max_caption_tokens=data.max_caption_tokens,
-        open_picture=picture_opener(data),
-        vectors=None if data.features is None else open_vectors(data.features, data.feature_column),
-        bad=bad,
+        inputs=InputSettings(
+            prompt=data.prompt,
+            max_caption_tokens=data.max_caption_tokens,
+            open_picture=picture_opener(data),
+            vectors=None if data.features is None else open_vectors(data.features, data.feature_column),
+            bad=bad,
+        ),
+        scoring=ScoringSettings(
+            clip_model=arguments.clip_model,
+            training_captions=training_captions(corpus, data.train_split),
+            compare_with=arguments.compare,
+            allow_missing=arguments.allow_missing,
+        ),
         unfinished=arguments.output_dir / UNFINISHED_NAME,
     )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from vlm_caption.config.run_config import RunConfig, add_arguments, parse_arguments
 from vlm_caption.core.console import ArgumentParser, positive_int, setup_logging
 from vlm_caption.core.errors import BackboneError, ConfigError
+from vlm_caption.core.outputs import PAGE, Output, check_outputs
 from vlm_caption.data import DataError
 from vlm_caption.data.opening import open_data
 from vlm_caption.inspection.inspect import inspect_data, local_tokenizer, write_contact_sheet
@@ -38,6 +39,9 @@ def main(argv: list[str] | None = None) -> int:
             parser.error("data.features: this looks at pictures; of vectors, training checks every number")
         if arguments.html and not arguments.html.parent.is_dir():
             parser.error(f"--html: there is no folder {arguments.html.parent}")
+        page = arguments.html or (None if arguments.json else Path("contact_sheet.html"))
+        if page is not None:
+            check_outputs([Output("--html", page, PAGE)], [arguments.config, config.data.path])
     except ConfigError as error:
         return _complain(error, 2)
     setup_logging()
@@ -61,8 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     print(json.dumps(inspection.to_dict()) if arguments.json else inspection)
-    page = arguments.html or (None if arguments.json else Path("contact_sheet.html"))
-    if page:
+    if page is not None:
         try:
             limits = config.data.max_pixels, config.data.max_bytes
             write_contact_sheet(page, inspection, arguments.samples, arguments.seed, *limits)

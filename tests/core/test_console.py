@@ -7,7 +7,14 @@ from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging as transformers_logging
 
 from vlm_caption.core import console
-from vlm_caption.core.console import ArgumentParser, positive_int, progress, quiet_transformers, setup_logging
+from vlm_caption.core.console import (
+    ArgumentParser,
+    positive_int,
+    printable,
+    progress,
+    quiet_transformers,
+    setup_logging,
+)
 
 
 class Clock:
@@ -121,3 +128,8 @@ def test_bad_usage_is_one_line_and_exit_code_2(capsys):
         parser.parse_args(["--beams", "0"])
     assert caught.value.code == 2
     assert capsys.readouterr().err == "tool.py: argument --beams: give a whole number of at least 1, not '0'\n"
+
+
+def test_printed_text_holds_nothing_that_a_terminal_obeys():
+    assert printable("a\x1b[31m b\nc\u2028d\u202ee\udcff") == "a\\x1b[31m b\\nc\\u2028d\\u202ee\\udcff"
+    assert printable("Zwei Kühe 👨‍👩‍👧 \\n") == "Zwei Kühe 👨‍👩‍👧 \\n"

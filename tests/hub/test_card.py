@@ -13,11 +13,12 @@ from tiny_models import save_language_model, save_vision_tower, tiny_model, tiny
 from tiny_runs import tiny_settings, write_colours
 
 from vlm_caption import BackboneError, Captioner, CaptionerForConditionalGeneration, compose, write_model_card
-from vlm_caption.captioning.captioner import DEFAULT_CHECKPOINT
+from vlm_caption.captioning.checkpoints import DEFAULT_CHECKPOINT
 from vlm_caption.config.run_config import RunConfig
 from vlm_caption.hub import card as card_module
 from vlm_caption.hub.card import MARK, backbone_licence
-from vlm_caption.hub.facts import FACTS_NAME, read_facts, record_evaluation, record_training, weights_fingerprint
+from vlm_caption.hub.facts import FACTS_NAME, read_facts, record_evaluation, record_training
+from vlm_caption.towers.fingerprints import weights_fingerprint
 from vlm_caption.training.train import train
 
 EVALUATION = {

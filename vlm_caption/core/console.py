@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import time
+import unicodedata
 from collections.abc import Generator, Iterable
 from typing import NoReturn, TextIO, TypeVar
 
@@ -15,6 +16,9 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 
 _SECONDS_BETWEEN_LINES = 10.0
+
+# Unicode's embeddings, overrides and isolates.
+_DIRECTIONS = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -140,6 +144,20 @@ def setup_logging() -> None:
     logger = logging.getLogger(__name__.partition(".")[0])
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
+
+
+def printable(text: str) -> str:
+    """Returns text in one line that no terminal takes for a command.
+
+    Control characters, line ends, characters that turn the direction of writing, and bytes of a file's name that are
+    no text are written as escapes such as `\\x1b`.
+    """
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _DIRECTIONS
+        else character
+        for character in text
+    )
 
 
 def first_line_of(error: Exception) -> str:

@@ -1,5 +1,6 @@
-"""Reading text files line by line, in UTF-8 and nothing else."""
+"""Text files in UTF-8, and text that other programs can read."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,3 +49,20 @@ def first_line(path: Path) -> str:
         return next((text for _, _, _, text in read_lines(path)), "")
     except DataError:
         return ""
+
+
+def readable(name: str) -> str:
+    """Returns a file's name as valid text: bytes of it that are no UTF-8 are written as `\\xff`."""
+    try:
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # surrogates that stand for no byte
+        return name.encode("utf-8", "backslashreplace").decode()
+
+
+def defuse_formula(cell: str) -> str:
+    """Returns a cell of a CSV file that spreadsheets take for text, and not for a formula.
+
+    A cell that begins like a formula gets an apostrophe in front, as OWASP advises
+    (https://owasp.org/www-community/attacks/CSV_Injection).
+    """
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else cell

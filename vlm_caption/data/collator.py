@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 from ..core.errors import DataError
-from ..model.loss import IGNORE_INDEX
+from ..model.modeling_captioner import IGNORE_INDEX
 from ..model.processing_captioner import QUESTION, CaptionerProcessor
 from .captions import CaptionChoice
 from .places import Place

@@ -14,7 +14,7 @@ from ..metrics.bootstrap import Interval
 from ..metrics.names import METRIC_NAMES
 from ..metrics.ptb_tokens import tokenize
 from ..pages.page import make_thumbnail, write_page
-from .evaluate import Comparison, Evaluation
+from .result import Comparison, Evaluation
 
 # Twice the size at which pictures are shown, for high-density screens.
 _THUMBNAIL_SIZE = 480

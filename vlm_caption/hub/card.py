@@ -23,8 +23,9 @@ from ..model.adapters import has_adapter
 from ..model.configuration_captioner import CaptionerConfig
 from ..model.freezing import describe_policy, holds_trained_weights, module_of, policies_of
 from ..towers.captioner import CaptionerPreTrainedModel
+from ..towers.fingerprints import weights_fingerprint
 from ..towers.sources import find_wheel
-from .facts import FACTS_NAME, read_facts, weights_fingerprint
+from .facts import FACTS_NAME, read_facts
 
 logger = logging.getLogger(__name__)
 

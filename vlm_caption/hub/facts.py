@@ -11,11 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.digests import digest_tensors
 from ..core.files import write_text
-from ..model.adapters import is_adapter
-from ..model.freezing import PARTS, holds_trained_weights, module_of
 from ..towers.captioner import CaptionerForConditionalGeneration, CaptionerPreTrainedModel
+from ..towers.fingerprints import weights_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -23,25 +21,6 @@ FACTS_NAME = "model_card.json"
 
 # Facts that only a person can add.
 _FACTS_BY_HAND = ("summary", "licence", "language", "limits")
-
-
-def weights_fingerprint(model: CaptionerPreTrainedModel) -> str:
-    """Returns a fingerprint of all weights but those of frozen towers: "sha256:" and 64 hex digits.
-
-    Args:
-        model: A model on any device, a bridge or a full one.
-    """
-    core: Any = model.base_model
-    trained = tuple(f"{tower}." for tower in PARTS if holds_trained_weights(core, tower))
-    digest = digest_tensors(
-        (name, tensor)
-        for name, tensor in core.state_dict().items()
-        if module_of(name) == "projector" or is_adapter(name) or name.startswith(trained)
-    )
-    for part in PARTS.values():
-        if adapter := getattr(core.config, f"{part}_adapter"):
-            digest.update(json.dumps([part, adapter["alpha"]]).encode())  # not part of any weight
-    return f"sha256:{digest.hexdigest()}"
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.console import first_line_of
 from ..core.errors import DataError
 from ..core.text import read_text
 
@@ -143,6 +144,8 @@ def _read_json(path: str | os.PathLike) -> Any:
         return json.loads(read_text(Path(path)))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
+    except (RecursionError, ValueError) as error:  # too deeply nested, or a number of too many digits
+        raise DataError(f"{path}: the JSON cannot be read ({first_line_of(error)})") from error
 
 
 def _read_captions(path: str | os.PathLike, entries: Sequence[Any]) -> list[tuple[ImageId, str]]:

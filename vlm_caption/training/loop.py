@@ -27,7 +27,7 @@ from ..data.collator import CaptionCollator
 from ..data.places import Place
 from ..data.sampler import LengthBatchSampler
 from ..model.freezing import TOWERS, module_of
-from ..model.loss import IGNORE_INDEX
+from ..model.modeling_captioner import IGNORE_INDEX
 from .checkpoints import CheckpointTrainer, read_state
 from .dev_scores import score_cider
 from .metrics_log import training_seconds
