@@ -4,10 +4,12 @@ import json
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from ..core.errors import DataError
-from .captioner import Caption
+
+if TYPE_CHECKING:
+    from .captioner import Caption
 
 # How `as_line` begins.
 _START = b'{"image": "'
@@ -53,7 +55,7 @@ class CaptionFile:
         except OSError as error:
             raise self._unusable(error) from error
 
-    def add(self, caption: Caption) -> None:
+    def add(self, caption: "Caption") -> None:
         """Writes a caption down.
 
         Raises:
@@ -90,7 +92,7 @@ class CaptionFile:
         return DataError(f"{self.path}: captions cannot be kept there ({error.strerror or error}).")
 
 
-def as_line(caption: Caption) -> str:
+def as_line(caption: "Caption") -> str:
     """A caption as a line of JSON, in ASCII: a file's name may hold bytes that are no text."""
     entry = {"image": caption.image, "caption": caption.text, "score": round(caption.score, 4)}
     return json.dumps(entry) + "\n"

@@ -9,16 +9,12 @@
 """
 
 import itertools
-import json
-import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import huggingface_hub
 import numpy as np
 import torch
 from PIL import Image
@@ -27,18 +23,17 @@ from torch import nn
 
 from ..core.console import first_line_of, quiet_transformers
 from ..core.errors import BackboneError, CheckpointError, ImageError
-from ..core.hub_ids import is_hub_id
-from ..data.vectors import Vectors
 from ..images.opening import MAX_BYTES, MAX_PIXELS, ImageSource, describe, open_image
-from ..model.configuration_captioner import CaptionerConfig
 from ..model.loss import IGNORE_INDEX
 from ..model.modeling_captioner import CaptionerForConditionalGeneration
 from ..model.processing_captioner import CaptionerProcessor
+from .checkpoints import DEFAULT_CHECKPOINT, find_checkpoint
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    import huggingface_hub
+    from typing_extensions import TypeIs
 
-# Beside the package, in a clone of the repository.
-DEFAULT_CHECKPOINT = Path(__file__).resolve().parents[2] / "checkpoints" / "embedded"
+    from ..data.vectors import Vectors
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,7 @@ class Captioner:
             CheckpointError: There is no such checkpoint, or it is damaged or of another model.
             BackboneError: One of its towers cannot be had, or is not the one it was trained with.
         """
-        directory = _find_checkpoint(checkpoint)
+        directory = find_checkpoint(checkpoint)
         settings: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
         try:
             with quiet_transformers():
@@ -124,7 +119,7 @@ class Captioner:
         revision: str | None = None,
         token: str | bool | None = None,
         commit_message: str = "Upload captioner",
-    ) -> huggingface_hub.CommitInfo:
+    ) -> "huggingface_hub.CommitInfo":
         """Upload model, processor and model card to the Hugging Face Hub in one commit.
 
         Args:
@@ -241,7 +236,7 @@ class Captioner:
 
     def caption_vectors(
         self,
-        vectors: Vectors | torch.Tensor | np.ndarray,
+        vectors: "Vectors | torch.Tensor | np.ndarray",
         *,
         prompt: str = "",
         question: str | Sequence[str] | None = None,
@@ -265,7 +260,7 @@ class Captioner:
             DataError: A number in a file of vectors is not finite.
         """
         settings = _checked_settings(batch_size, num_beams=num_beams, max_new_tokens=max_new_tokens)
-        if not isinstance(vectors, Vectors):
+        if not _is_file(vectors):
             vectors = torch.as_tensor(vectors)
             vectors = vectors[:, None] if vectors.ndim == 2 else vectors
         self.check_vectors(vectors)
@@ -275,7 +270,7 @@ class Captioner:
             vectors, self._encode_prompts(prompt, question), batch_size, generate_kwargs | settings
         )
 
-    def check_vectors(self, vectors: Vectors | torch.Tensor) -> None:
+    def check_vectors(self, vectors: "Vectors | torch.Tensor") -> None:
         """Sees that vectors [inputs, N, D] have the shape that the captioner was made for.
 
         Raises:
@@ -284,7 +279,7 @@ class Captioner:
         config = self.model.config
         shape = (config.vision_seq_length, config.vision_feature_size)
         if tuple(vectors.shape[1:]) != shape:
-            where = vectors.path if isinstance(vectors, Vectors) else "The input"
+            where = vectors.path if _is_file(vectors) else "The input"
             raise ValueError(
                 f"{where} has the shape {list(vectors.shape)}, and this captioner takes "
                 f"[inputs, {shape[0]}, {shape[1]}]: give the vectors of the encoder that it was trained with."
@@ -292,7 +287,7 @@ class Captioner:
 
     def _caption_rows(
         self,
-        vectors: Vectors | torch.Tensor,
+        vectors: "Vectors | torch.Tensor",
         prompts: Iterable[list[int]],
         batch_size: int,
         generate_kwargs: dict[str, Any],
@@ -300,7 +295,7 @@ class Captioner:
         pairs = _pair(range(len(vectors)), prompts)
         while batch := list(itertools.islice(pairs, batch_size)):
             rows, input_ids = zip(*batch, strict=True)
-            names = [vectors.name(row) if isinstance(vectors, Vectors) else str(row) for row in rows]
+            names = [vectors.name(row) if _is_file(vectors) else str(row) for row in rows]
             yield from self._generate(names, input_ids, vectors[rows[0] : rows[-1] + 1], generate_kwargs)
 
     def _encode_prompts(
@@ -448,6 +443,11 @@ def _as_iterable(images: Any) -> Iterable[ImageSource]:
     return [images] if single else images
 
 
+def _is_file(vectors: object) -> "TypeIs[Vectors]":
+    """Whether these are the vectors of a file, a `Vectors`; that class is not imported here, for it needs pyarrow."""
+    return hasattr(vectors, "path")
+
+
 def _pair(sources: Iterable[Any], prompts: Iterable[list[int]]) -> Iterator[tuple[Any, list[int]]]:
     """Each input with its prompt; `itertools.repeat` is one for all."""
     if isinstance(prompts, itertools.repeat):
@@ -463,46 +463,6 @@ def _default_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _find_checkpoint(checkpoint: str | os.PathLike) -> Path:
-    """The local folder of a checkpoint, fetched where `checkpoint` is a Hub id.
-
-    Raises:
-        CheckpointError: There is none, or it is of another model.
-    """
-    name = os.fspath(checkpoint)
-    directory = Path(name).expanduser()
-    if not directory.is_dir():
-        directory = _fetch_checkpoint(name)
-    config_file = directory / "config.json"
-    try:
-        model_type = json.loads(config_file.read_text(encoding="utf-8"))["model_type"]
-    except FileNotFoundError as error:
-        raise CheckpointError(f"The folder {name!r} is no checkpoint: it holds no config.json.") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"The checkpoint {name!r} has a damaged config.json ({first_line_of(error)})."
-        ) from error
-    if model_type != CaptionerConfig.model_type:
-        raise CheckpointError(f"The checkpoint {name!r} is of a {model_type!r} model, not of a captioner.")
-    return directory
-
-
-def _fetch_checkpoint(name: str) -> Path:
-    if not is_hub_id(name):
-        raise CheckpointError(
-            f"There is no checkpoint {name!r}: give the folder of one, or a Hub id such as 'org/name'."
-        )
-    logger.info("Fetching the checkpoint %s from the Hugging Face Hub", name)
-    try:
-        with quiet_transformers():
-            return Path(huggingface_hub.snapshot_download(name, ignore_patterns=["*.bin", "*.msgpack", "*.h5"]))
-    except Exception as error:  # the Hub client lets through the errors of its HTTP library, which differs by version
-        raise CheckpointError(
-            f"There is no folder {name!r}, and fetching it from the Hugging Face Hub failed ({first_line_of(error)}): "
-            "check the name and the network."
-        ) from error
 
 
 __all__ = ["DEFAULT_CHECKPOINT", "Caption", "Captioner"]

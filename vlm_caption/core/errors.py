@@ -61,6 +61,10 @@ class CheckpointError(BackboneError):
     """A checkpoint cannot be loaded; the message is one sentence that names it and says what is wrong."""
 
 
+class MissingPackageError(ModuleNotFoundError):
+    """A package of an extra is not installed; the message names the extra."""
+
+
 class ScorerMissingError(RuntimeError):
     """A metric cannot be computed here; the message says what it needs."""
 
@@ -74,6 +78,7 @@ __all__ = [
     "ImageFetchError",
     "ImageNotFoundError",
     "ImageTooLargeError",
+    "MissingPackageError",
     "NotAnImageError",
     "ScorerMissingError",
     "TruncatedImageError",

@@ -131,10 +131,6 @@ def _copy_facts(model: CaptionerPreTrainedModel, fingerprint: str, folder: Path)
         logger.warning("%s is not uploaded: no %s beside it says that it is about these weights", card, FACTS_NAME)
 
 
-# Called as a method of the model.
-CaptionerPreTrainedModel.write_upload_card = write_upload_card
-
-
 def _checkpoint_file(name_or_path: str | None, file: str, revision: str | None = None) -> Path | None:
     """A file of a checkpoint, in a folder or on the Hub; None where it cannot be had."""
     if not name_or_path or name_or_path == "None":

@@ -14,21 +14,20 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import transformers
 from PIL import Image
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
-    CLIPVisionModelWithProjection,
     PreTrainedConfig,
 )
-from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from ..core.console import quiet_transformers
 from ..core.errors import BackboneError
 from ..model.configuration_captioner import CaptionerConfig
-from ..model.modeling_captioner import CaptionerForConditionalGeneration, CaptionerModel, CaptionerPreTrainedModel
+from ..model.modeling_captioner import CaptionerForConditionalGeneration, CaptionerModel
 from ..model.processing_captioner import CaptionerProcessor
 from ..model.projectors import build_projector
 from .sources import fingerprint, resolve_backbone
@@ -251,7 +250,7 @@ def _load_tower(
     if part == "language_model":
         auto_class = AutoModelForCausalLM
     else:
-        auto_class = CLIPVisionModelWithProjection if pooled_feature == "image_embeds" else AutoModel
+        auto_class = transformers.CLIPVisionModelWithProjection if pooled_feature == "image_embeds" else AutoModel
     with quiet_transformers():
         # transformers' own loading: it knows how each family's names changed over the years.
         loaded: Any = auto_class.from_pretrained(
@@ -271,9 +270,6 @@ def _load_tower(
     return state
 
 
-CaptionerPreTrainedModel.load_towers = staticmethod(load_towers)
-
-
 def load_image_processor(vision_config: PreTrainedConfig, backbone: dict[str, Any] | None):
     """The vision tower's image processor; for a tower without a checkpoint, a plain resize to its image size."""
     if pretrained_cfg := getattr(vision_config, "pretrained_cfg", None):
@@ -284,7 +280,9 @@ def load_image_processor(vision_config: PreTrainedConfig, backbone: dict[str, An
             resolve_backbone(backbone["name"], backbone.get("revision")), backend="pil"
         )
     size = getattr(vision_config, "image_size", None) or 224
-    return BitImageProcessorPil(size={"height": size, "width": size}, do_center_crop=False, do_resize=True)
+    return transformers.BitImageProcessorPil(
+        size={"height": size, "width": size}, do_center_crop=False, do_resize=True
+    )
 
 
 def _unusual_size(image_processor: Any, vision_config: PreTrainedConfig | None) -> int | None:
@@ -297,7 +295,7 @@ def _unusual_size(image_processor: Any, vision_config: PreTrainedConfig | None) 
     return side if side == (size or {}).get("width") and isinstance(usual, int) and side != usual else None
 
 
-def _timm_image_processor(pretrained_cfg: dict) -> BitImageProcessorPil:
+def _timm_image_processor(pretrained_cfg: dict) -> "transformers.BitImageProcessorPil":
     """timm's evaluation transform as an image processor of transformers, whose own wrapper of it cannot be saved."""
     from timm.data import resolve_data_config
 
@@ -307,7 +305,7 @@ def _timm_image_processor(pretrained_cfg: dict) -> BitImageProcessorPil:
         size = {"height": int(height / data["crop_pct"]), "width": int(width / data["crop_pct"])}
     else:
         size = {"shortest_edge": int(min(height, width) / data["crop_pct"])}
-    return BitImageProcessorPil(
+    return transformers.BitImageProcessorPil(
         size=size,
         crop_size={"height": height, "width": width},
         resample=Image.Resampling[data["interpolation"].upper()],

@@ -1,0 +1,62 @@
+"""Finds checkpoints in folders and on the Hugging Face Hub, without loading them."""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+from ..core.console import first_line_of, quiet_transformers
+from ..core.errors import CheckpointError
+from ..core.hub_ids import is_hub_id
+from ..core.shipped import shipped
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_CHECKPOINT = shipped("checkpoints/embedded")
+
+
+def find_checkpoint(checkpoint: str | os.PathLike) -> Path:
+    """Returns the local folder of a checkpoint, and downloads it if `checkpoint` is a Hub id.
+
+    Args:
+        checkpoint: A folder or a Hub id.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or it belongs to another model.
+    """
+    name = os.fspath(checkpoint)
+    directory = Path(name).expanduser()
+    if not directory.is_dir():
+        directory = _fetch_checkpoint(name)
+    config_file = directory / "config.json"
+    try:
+        model_type = json.loads(config_file.read_text(encoding="utf-8"))["model_type"]
+    except FileNotFoundError as error:
+        raise CheckpointError(f"The folder {name!r} is no checkpoint: it holds no config.json.") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"The checkpoint {name!r} has a damaged config.json ({first_line_of(error)})."
+        ) from error
+    from ..model.configuration_captioner import CaptionerConfig
+
+    if model_type != CaptionerConfig.model_type:
+        raise CheckpointError(f"The checkpoint {name!r} is of a {model_type!r} model, not of a captioner.")
+    return directory
+
+
+def _fetch_checkpoint(name: str) -> Path:
+    if not is_hub_id(name):
+        raise CheckpointError(
+            f"There is no checkpoint {name!r}: give the folder of one, or a Hub id such as 'org/name'."
+        )
+    logger.info("Fetching the checkpoint %s from the Hugging Face Hub", name)
+    import huggingface_hub
+
+    try:
+        with quiet_transformers():
+            return Path(huggingface_hub.snapshot_download(name, ignore_patterns=["*.bin", "*.msgpack", "*.h5"]))
+    except Exception as error:  # the Hub client lets through the errors of its HTTP library, which differs by version
+        raise CheckpointError(
+            f"There is no folder {name!r}, and fetching it from the Hugging Face Hub failed ({first_line_of(error)}): "
+            "check the name and the network."
+        ) from error
