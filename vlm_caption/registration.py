@@ -17,6 +17,18 @@ from typing import Any
 import wrapt
 
 
+def _load_towers(*args: Any, **kwargs: Any) -> Any:
+    from .towers.composition import load_towers
+
+    return load_towers(*args, **kwargs)
+
+
+def _write_upload_card(model: Any, folder: Path, repo_id: str, **kwargs: Any) -> list[str]:
+    from .hub.model_card import write_upload_card
+
+    return write_upload_card(model, folder, repo_id, **kwargs)
+
+
 @wrapt.when_imported("transformers")
 def register(_transformers: ModuleType) -> None:
     """Registers the classes of this package with transformers, and completes them.
@@ -43,15 +55,3 @@ def register(_transformers: ModuleType) -> None:
     AutoProcessor.register(CaptionerConfig, CaptionerProcessor)
     AutoModel.register(CaptionerConfig, CaptionerModel)
     AutoModelForImageTextToText.register(CaptionerConfig, CaptionerForConditionalGeneration)
-
-
-def _load_towers(*args: Any, **kwargs: Any) -> Any:
-    from .towers.composition import load_towers
-
-    return load_towers(*args, **kwargs)
-
-
-def _write_upload_card(model: Any, folder: Path, repo_id: str, **kwargs: Any) -> list[str]:
-    from .hub.model_card import write_upload_card
-
-    return write_upload_card(model, folder, repo_id, **kwargs)

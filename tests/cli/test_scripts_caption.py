@@ -221,7 +221,7 @@ def test_a_closed_pipe_ends_it_quietly(checkpoint, photo):
 
 def test_the_demo_captions_the_examples_and_writes_a_page(checkpoint, tmp_path, monkeypatch, capsys):
     load = Captioner.from_pretrained
-    monkeypatch.setattr(demo_script.Captioner, "from_pretrained", lambda: load(checkpoint))
+    monkeypatch.setattr(Captioner, "from_pretrained", lambda: load(checkpoint))
     page = tmp_path / "page.html"
     assert demo_script.main(["--output", str(page)]) == 0
     captured = capsys.readouterr()
