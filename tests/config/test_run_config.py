@@ -13,6 +13,7 @@ import yaml
 from vlm_caption.config import ModuleSettings, RunConfig, add_arguments, parse_arguments
 from vlm_caption.config.checks import field_types
 from vlm_caption.config.command_line import setting_meanings
+from vlm_caption.config.settings_page import fill_tables
 from vlm_caption.core.console import ArgumentParser
 from vlm_caption.core.errors import ConfigError
 
@@ -330,3 +331,11 @@ def test_the_page_of_settings_names_every_choice():
     for name, hint in field_types().items():
         for choice in choices(hint):
             assert f"`{choice}`" in rows[name], name
+
+
+def test_the_page_of_settings_is_written_from_the_docstrings():
+    page = SETTINGS_PAGE.read_text(encoding="utf-8")
+    assert fill_tables(page) == page, "run: python -m vlm_caption.config.settings_page docs/settings.md"
+    emptied = re.sub(r"(<!-- \w+ -->\n)(\|.*\n)+", r"\1", page)
+    assert "| `data.path` |" not in emptied
+    assert fill_tables(emptied) == page
