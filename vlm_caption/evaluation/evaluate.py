@@ -21,6 +21,7 @@ from datasets import Dataset
 
 from ..captioning.captioner import Captioner
 from ..captioning.nll import caption_nll, rows_of_others
+from ..core.console import printable
 from ..core.errors import DataError, ImageError, ScorerMissingError
 from ..data.bad_images import BadImages, PictureOpener
 from ..data.collator import CaptionCollator
@@ -243,7 +244,7 @@ class Evaluation:
         }
 
     def __str__(self) -> str:
-        return "\n".join(evaluation_lines(self))
+        return "\n".join(map(printable, evaluation_lines(self)))
 
 
 def evaluate(
