@@ -15,6 +15,8 @@ from PIL import Image
 from vlm_caption import compose
 from vlm_caption.captioning import captioner
 from vlm_caption.captioning.captioner import Captioner
+from vlm_caption.cli.main import main as command_line
+from vlm_caption.core.console import printable
 from vlm_caption.data import load_captions
 from vlm_caption.images.opening import open_image
 
@@ -71,7 +73,7 @@ def run(checkpoint, capsys):
 def test_one_picture_gives_its_caption_alone(run, photo, checkpoint):
     code, out, err = run(photo)
     assert (code, err) == (0, [])
-    assert out == [Captioner.from_pretrained(checkpoint).caption(photo)[0].text]
+    assert out == [printable(Captioner.from_pretrained(checkpoint).caption(photo)[0].text)]
 
 
 def test_several_pictures_are_named(run, photo):
@@ -148,6 +150,22 @@ def test_bad_pictures_are_reported_and_the_good_ones_captioned(run, photo, tmp_p
     assert [line.split(": ")[0] for line in out] == [str(photo), str(other)]
     assert sorted(line.split(": ")[1] for line in err) == sorted(map(str, bad))
     assert all(line.startswith("caption.py: ") for line in err)
+
+
+def test_a_file_name_cannot_forge_a_line(run, photo, tmp_path):
+    forged = shutil.copy(photo, tmp_path / "a\nb.jpg: a dog\x1b[2J.jpg")
+    code, out, err = run(photo, forged, tmp_path / "none\ncaption.py: fine.jpg")
+    assert (code, len(out), len(err)) == (1, 2, 1)
+    assert out[1].startswith(f"{tmp_path}/a\\nb.jpg: a dog\\x1b[2J.jpg: ")
+    assert err[0].startswith(f"caption.py: {tmp_path}/none\\ncaption.py: fine.jpg: ")
+
+
+def test_the_installed_command_has_its_own_name_in_messages(capsys):
+    assert command_line(["caption", "none.jpg"]) == 1
+    assert capsys.readouterr().err == "vlm-caption caption: none.jpg: there is no such file\n"
+    with pytest.raises(SystemExit):
+        command_line(["captoin"])
+    assert capsys.readouterr().err.startswith("vlm-caption: argument COMMAND: invalid choice: 'captoin'")
 
 
 def test_what_is_refused_can_be_written_down(run, photo, tmp_path):

@@ -211,7 +211,7 @@ def setup_logging() -> None:
     """Prints the log messages of this package from INFO up as plain lines on stderr. A second call changes nothing."""
     handler = logging.StreamHandler()  # keeps the current stderr, which quiet_transformers does not reach
     handler.setFormatter(_LineFormatter())
-    logger = logging.getLogger(__package__.partition(".")[0])
+    logger = logging.getLogger(__name__.partition(".")[0])
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
 
