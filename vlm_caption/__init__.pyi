@@ -3,7 +3,7 @@ from .config.run_config import RunConfig
 from .core.errors import BackboneError, CheckpointError, ConfigError, DataError, ImageError
 from .data.formats import load_captions
 from .evaluation.evaluate import evaluate, evaluate_files
-from .hub.model_card import write_model_card
+from .hub.card import write_model_card
 from .images.opening import open_image
 from .inspection.inspect import inspect_data
 from .model.configuration_captioner import CaptionerConfig

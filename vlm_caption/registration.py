@@ -24,7 +24,7 @@ def _load_towers(*args: Any, **kwargs: Any) -> Any:
 
 
 def _write_upload_card(model: Any, folder: Path, repo_id: str, **kwargs: Any) -> list[str]:
-    from .hub.model_card import write_upload_card
+    from .hub.card import write_upload_card
 
     return write_upload_card(model, folder, repo_id, **kwargs)
 

@@ -217,8 +217,8 @@ def _record(
     argv: list[str],
 ) -> int:
     """Adds the scores to the model card of a checkpoint in a writable folder, and returns the exit code."""
+    from ..hub.card import write_model_card
     from ..hub.facts import evaluation_facts, record_evaluation
-    from ..hub.model_card import write_model_card
 
     folder = Path(arguments.checkpoint)
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
