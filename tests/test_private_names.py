@@ -204,7 +204,6 @@ OTHERS = [
     Name("pycocoevalcap.meteor.meteor.Meteor._stat", ("hypothesis_str", "reference_list"), "METEOR's interval"),
     Name("pycocoevalcap.meteor.meteor.Meteor.meteor_p", None, "ends METEOR's process"),
     Name("pycocoevalcap.meteor.meteor.Meteor.lock", None, "lets its destructor end"),
-    Name("argparse.ArgumentParser._actions", None, "the options that a misspelt one may have meant"),
 ]
 
 NAMES = TRAINER + MODEL + GENERATION + PROCESSOR + OTHERS

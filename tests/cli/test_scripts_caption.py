@@ -19,6 +19,7 @@ from vlm_caption.captioning import captioner
 from vlm_caption.captioning.caption_file import CaptionFile
 from vlm_caption.captioning.captioner import Caption, Captioner
 from vlm_caption.captioning.tables import read_table
+from vlm_caption.cli.main import main as command_line
 from vlm_caption.core.console import printable
 from vlm_caption.data import load_captions
 from vlm_caption.images.opening import open_image
@@ -155,6 +156,22 @@ def test_bad_pictures_are_reported_and_the_good_ones_captioned(run, photo, tmp_p
     assert all(line.startswith("caption.py: ") for line in err)
 
 
+def test_a_file_name_cannot_forge_a_line(run, photo, tmp_path):
+    forged = shutil.copy(photo, tmp_path / "a\nb.jpg: a dog\x1b[2J.jpg")
+    code, out, err = run(photo, forged, tmp_path / "none\ncaption.py: fine.jpg")
+    assert (code, len(out), len(err)) == (1, 2, 1)
+    assert out[1].startswith(f"{tmp_path}/a\\nb.jpg: a dog\\x1b[2J.jpg: ")
+    assert err[0].startswith(f"caption.py: {tmp_path}/none\\ncaption.py: fine.jpg: ")
+
+
+def test_the_installed_command_has_its_own_name_in_messages(capsys):
+    assert command_line(["caption", "none.jpg"]) == 1
+    assert capsys.readouterr().err == "vlm-caption caption: none.jpg: there is no such file\n"
+    with pytest.raises(SystemExit):
+        command_line(["captoin"])
+    assert capsys.readouterr().err.startswith("vlm-caption: argument COMMAND: invalid choice: 'captoin'")
+
+
 def test_what_is_refused_can_be_written_down(run, photo, tmp_path):
     empty, file = tmp_path / "empty.jpg", tmp_path / "bad.jsonl"
     empty.touch()
@@ -226,7 +243,7 @@ def test_a_closed_pipe_ends_it_quietly(checkpoint, photo):
 
 def test_the_demo_captions_the_examples_and_writes_a_page(checkpoint, tmp_path, monkeypatch, capsys):
     load = Captioner.from_pretrained
-    monkeypatch.setattr(demo_script.Captioner, "from_pretrained", lambda: load(checkpoint))
+    monkeypatch.setattr(Captioner, "from_pretrained", lambda: load(checkpoint))
     page = tmp_path / "page.html"
     assert demo_script.main(["--output", str(page)]) == 0
     captured = capsys.readouterr()

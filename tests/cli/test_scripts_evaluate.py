@@ -112,7 +112,7 @@ class TestOfACheckpoint:
         def fail(*args, **kwargs):
             raise PermissionError(13, "Permission denied", "captions.csv")
 
-        monkeypatch.setitem(command.__globals__, "open_data", fail)
+        monkeypatch.setattr("vlm_caption.data.opening.open_data", fail)
         assert command(options) == 2
         assert capsys.readouterr().err == "evaluate.py: [Errno 13] Permission denied: 'captions.csv'\n"
 

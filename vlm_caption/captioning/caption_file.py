@@ -7,13 +7,15 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from filelock import FileLock, Timeout
 
 from ..core.errors import DataError
 from ..core.text import readable
-from .captioner import Caption
+
+if TYPE_CHECKING:
+    from .captioner import Caption
 
 # How a line begins, and what follows its image.
 _START, _NEXT = b'{"image": "', b', "caption": "'
@@ -75,7 +77,7 @@ class CaptionFile:
     def done(self) -> set[str]:
         return {entry["image"] for entry in self.entries}
 
-    def add(self, *captions: Caption) -> None:
+    def add(self, *captions: "Caption") -> None:
         """Writes captions, all or none of them.
 
         Raises:
@@ -189,7 +191,7 @@ class CaptionFile:
         return DataError(f"{self.path}: captions cannot be kept there ({error.strerror or error}).")
 
 
-def as_entry(caption: Caption) -> dict[str, Any]:
+def as_entry(caption: "Caption") -> dict[str, Any]:
     """Returns a caption as the object of a line. Bytes of a file's name that are no text are written as `\\xff`."""
     return {
         "image": readable(caption.image),
@@ -200,7 +202,7 @@ def as_entry(caption: Caption) -> dict[str, Any]:
     }
 
 
-def as_line(caption: Caption) -> str:
+def as_line(caption: "Caption") -> str:
     """Returns a caption as a line of JSON, in ASCII."""
     return _as_bytes(as_entry(caption)).decode()
 

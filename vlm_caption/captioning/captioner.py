@@ -15,23 +15,28 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import huggingface_hub
 import numpy as np
 import torch
 from PIL import Image
 
 from ..core.console import first_line_of, quiet_transformers
 from ..core.errors import BackboneError, CheckpointError, ImageError
-from ..data.vectors import Vectors
-from ..images.opening import MAX_BYTES, MAX_PIXELS, ImageSource, describe, open_image
+from ..images.limits import MAX_BYTES, MAX_PIXELS
+from ..images.opening import ImageSource, describe, open_image
 from ..model.processing_captioner import CaptionerProcessor
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.checks import check_checkpoint, check_processor, load_config
 from ..towers.fingerprints import weights_fingerprint
 from .checkpoints import DEFAULT_CHECKPOINT, find_checkpoint, find_device
 from .generation import GenerationSettings, generate, score
+
+if TYPE_CHECKING:
+    import huggingface_hub
+    from typing_extensions import TypeIs
+
+    from ..data.vectors import Vectors
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,7 @@ class Captioner:
         revision: str | None = None,
         token: str | bool | None = None,
         commit_message: str = "Upload captioner",
-    ) -> huggingface_hub.CommitInfo:
+    ) -> "huggingface_hub.CommitInfo":
         """Uploads model, processor and model card to the Hugging Face Hub in one commit.
 
         Args:
@@ -275,7 +280,7 @@ class Captioner:
 
     def caption_vectors(
         self,
-        vectors: Vectors | torch.Tensor | np.ndarray,
+        vectors: "Vectors | torch.Tensor | np.ndarray",
         *,
         prompt: str = "",
         question: str | Sequence[str] | None = None,
@@ -298,7 +303,7 @@ class Captioner:
         """
         _check_batch_size(batch_size)
         settings = GenerationSettings.from_arguments(generation)
-        if not isinstance(vectors, Vectors):
+        if not _is_file(vectors):
             vectors = torch.as_tensor(vectors)
             vectors = vectors[:, None] if vectors.ndim == 2 else vectors
         self.check_vectors(vectors)
@@ -306,7 +311,7 @@ class Captioner:
             raise ValueError("A number in the vectors is not finite (NaN or infinite): correct it.")
         return self._caption_rows(vectors, self._encode_prompts(prompt, question), batch_size, settings)
 
-    def check_vectors(self, vectors: Vectors | torch.Tensor) -> None:
+    def check_vectors(self, vectors: "Vectors | torch.Tensor") -> None:
         """Checks that vectors [inputs, N, D] have the shape that the captioner was made for.
 
         Raises:
@@ -315,7 +320,7 @@ class Captioner:
         config = self.model.config
         shape = (config.vision_seq_length, config.vision_feature_size)
         if tuple(vectors.shape[1:]) != shape:
-            where = vectors.path if isinstance(vectors, Vectors) else "The input"
+            where = vectors.path if _is_file(vectors) else "The input"
             raise ValueError(
                 f"{where} has the shape {list(vectors.shape)}, and this captioner takes "
                 f"[inputs, {shape[0]}, {shape[1]}]: give the vectors of the encoder that it was trained with."
@@ -323,7 +328,7 @@ class Captioner:
 
     def _caption_rows(
         self,
-        vectors: Vectors | torch.Tensor,
+        vectors: "Vectors | torch.Tensor",
         prompts: Iterable[list[int]],
         batch_size: int,
         settings: GenerationSettings,
@@ -333,7 +338,7 @@ class Captioner:
         pairs = zip(range(len(vectors)), prompts, strict=False)
         for batch in _batched(pairs, batch_size):
             rows, input_ids = zip(*batch, strict=True)
-            names = [vectors.name(row) if isinstance(vectors, Vectors) else str(row) for row in rows]
+            names = [vectors.name(row) if _is_file(vectors) else str(row) for row in rows]
             yield from _flatten(self._generate(names, input_ids, vectors[rows[0] : rows[-1] + 1], settings))
 
     def _encode_prompts(
@@ -467,6 +472,11 @@ def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 def _flatten(results: Iterable[list[Caption] | ImageError]) -> Iterator[Any]:
     for result in results:
         yield from [result] if isinstance(result, ImageError) else result
+
+
+def _is_file(vectors: object) -> "TypeIs[Vectors]":
+    """Whether these are the vectors of a file, a `Vectors`; that class is not imported here, for it needs pyarrow."""
+    return hasattr(vectors, "path")
 
 
 __all__ = ["DEFAULT_CHECKPOINT", "Caption", "Captioner"]

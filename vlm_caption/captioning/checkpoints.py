@@ -1,29 +1,32 @@
-"""Finds checkpoints: folders, and repositories of the Hugging Face Hub."""
+"""Finds checkpoints in folders and on the Hugging Face Hub, without loading them."""
 
 import json
 import logging
 import os
 from pathlib import Path
-
-import huggingface_hub
-import torch
+from typing import TYPE_CHECKING
 
 from ..core.console import first_line_of, quiet_transformers
 from ..core.errors import CheckpointError, ConfigError
 from ..core.hub_ids import is_hub_id
-from ..model.configuration_captioner import CaptionerConfig
+from ..core.shipped import shipped
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
-# Beside the package, in a clone of the repository.
-DEFAULT_CHECKPOINT = Path(__file__).resolve().parents[2] / "checkpoints" / "embedded"
+DEFAULT_CHECKPOINT = shipped("checkpoints/embedded")
 
 
 def find_checkpoint(checkpoint: str | os.PathLike) -> Path:
-    """Returns the local folder of a checkpoint, which is fetched if `checkpoint` is a Hub id.
+    """Returns the local folder of a checkpoint, and downloads it if `checkpoint` is a Hub id.
+
+    Args:
+        checkpoint: A folder or a Hub id.
 
     Raises:
-        CheckpointError: There is none, or it is of another model.
+        CheckpointError: There is no such checkpoint, or it belongs to another model.
     """
     name = os.fspath(checkpoint)
     directory = Path(name).expanduser()
@@ -38,17 +41,21 @@ def find_checkpoint(checkpoint: str | os.PathLike) -> Path:
         raise CheckpointError(
             f"The checkpoint {name!r} has a damaged config.json ({first_line_of(error)})."
         ) from error
+    from ..model.configuration_captioner import CaptionerConfig
+
     if model_type != CaptionerConfig.model_type:
         raise CheckpointError(f"The checkpoint {name!r} is of a {model_type!r} model, not of a captioner.")
     return directory
 
 
-def find_device(name: str | None = None) -> torch.device:
+def find_device(name: str | None = None) -> "torch.device":
     """Returns the device of that name, such as "cuda:1"; by default CUDA, MPS or the CPU, the first that is there.
 
     Raises:
         ConfigError: There is no such device.
     """
+    import torch
+
     if name is None:
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -68,6 +75,8 @@ def _fetch_checkpoint(name: str) -> Path:
             f"There is no checkpoint {name!r}: give the folder of one, or a Hub id such as 'org/name'."
         )
     logger.info("Fetching the checkpoint %s from the Hugging Face Hub", name)
+    import huggingface_hub
+
     try:
         with quiet_transformers():
             return Path(huggingface_hub.snapshot_download(name, ignore_patterns=["*.bin", "*.msgpack", "*.h5"]))

@@ -1,14 +1,17 @@
 """The loss on captions, exact over tokens: all tokens weigh the same, however captions are cut into batches."""
 
 from collections.abc import Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from datasets import Dataset
 
 from ..core.console import progress
 from ..data.collator import CaptionCollator
 from ..model.modeling_captioner import IGNORE_INDEX
 from ..towers.captioner import CaptionerForConditionalGeneration
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @torch.no_grad()
@@ -32,7 +35,7 @@ def sum_nll(model: CaptionerForConditionalGeneration, batches: Iterable[dict[str
 
 def caption_nll(
     model: CaptionerForConditionalGeneration,
-    dataset: Dataset,
+    dataset: "Dataset",
     collator: CaptionCollator,
     batch_size: int,
     shuffle_images: bool = False,

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from ..core import outputs
 from ..core.console import printable
@@ -13,9 +13,11 @@ from ..core.errors import DataError, ImageError
 from ..core.files import write_text
 from ..core.text import readable
 from .caption_file import CaptionFile, as_entry, as_line
-from .captioner import Caption
 from .inputs import place_of
 from .tables import csv_lines, read_table, write_table
+
+if TYPE_CHECKING:
+    from .captioner import Caption
 
 TABLE_FORMATS = ("csv", "parquet", "coco")
 FORMATS = ("text", "json", *TABLE_FORMATS)
@@ -33,7 +35,7 @@ class Writer(Protocol):
     def has(self, name: str) -> bool:
         """Whether a picture, or a row of vectors, has its captions; `name` is as `Caption.image` says."""
 
-    def add(self, captions: Sequence[Caption]) -> None:
+    def add(self, captions: "Sequence[Caption]") -> None:
         """Writes the captions of a batch.
 
         Raises:
@@ -69,7 +71,7 @@ class StandardOutput:
     def has(self, name: str) -> bool:
         return False
 
-    def add(self, captions: Sequence[Caption]) -> None:
+    def add(self, captions: "Sequence[Caption]") -> None:
         print("".join(map(self._line, captions)), end="", file=self.file, flush=True)
 
     def finish(self) -> None:
@@ -78,7 +80,7 @@ class StandardOutput:
     def close(self) -> None:
         pass
 
-    def _line(self, caption: Caption) -> str:
+    def _line(self, caption: "Caption") -> str:
         if self.format == "json":
             return as_line(caption)
         if self.format == "csv":
@@ -130,7 +132,7 @@ class OutputFile:
                 f"is {checkpoint}): name another file."
             )
 
-    def add(self, captions: Sequence[Caption]) -> None:
+    def add(self, captions: "Sequence[Caption]") -> None:
         self.file.add(*captions)
 
     def finish(self) -> None:
@@ -163,7 +165,7 @@ class Sidecars:
     def has(self, name: str) -> bool:
         return not (self.append or self.overwrite) and _sidecar(name).exists()
 
-    def add(self, captions: Sequence[Caption]) -> None:
+    def add(self, captions: "Sequence[Caption]") -> None:
         texts: dict[Path, str] = {}
         for caption in captions:
             path = _sidecar(caption.image)

@@ -11,11 +11,10 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Union
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image
 
 from ..core.errors import (
@@ -27,7 +26,11 @@ from ..core.errors import (
     UnsupportedImageError,
 )
 from .download import download
-from .pixels import from_array, read_array, to_rgb
+from .limits import MAX_BYTES, MAX_PIXELS
+from .pixels import from_array, is_tensor, read_array, to_rgb
+
+if TYPE_CHECKING:
+    import torch
 
 # Formats whose size stands in the header and that Pillow decodes by itself: EPS would start Ghostscript, an icon may
 # hide a larger picture than its header says, and TGA has no signature to recognise it by.
@@ -62,15 +65,12 @@ _UPRIGHT = {
 }
 
 
-# A little above an uncompressed picture of the most pixels, 3 bytes each.
-MAX_BYTES = 400_000_000
-MAX_PIXELS = 128_000_000
 TIMEOUT = 20.0
 
 # Part of the key of cached features: raise it whenever `open_image` gives other pixels for the same file.
 PIXELS_VERSION = 1
 
-ImageSource = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray | torch.Tensor
+ImageSource = Union[str, os.PathLike, bytes, BinaryIO, Image.Image, np.ndarray, "torch.Tensor"]
 
 
 def open_image(
@@ -103,7 +103,7 @@ def open_image(
         ImageError: The file cannot be read, for example for lack of permission.
     """
     name = describe(source)
-    if isinstance(source, (np.ndarray, torch.Tensor)):
+    if isinstance(source, np.ndarray) or is_tensor(source):
         array = read_array(source, name)
         _check_size((array.shape[1], array.shape[0]), name, max_pixels)
         return to_rgb(from_array(array, name), name)
@@ -127,7 +127,7 @@ def describe(source: object) -> str:
         return _shorten(name) if _scheme(name) == "data" or len(name) > _LONGEST_NAME else name or "<empty path>"
     if isinstance(source, np.ndarray):
         return f"<{source.dtype} array of shape {source.shape}>"
-    if isinstance(source, torch.Tensor):
+    if is_tensor(source):
         return f"<{source.dtype} tensor of shape {tuple(source.shape)}>"
     if isinstance(source, bytes):
         return f"<{len(source)} bytes>"

@@ -24,7 +24,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..config.run_config import DataSection
-from ..core.console import progress, quiet_transformers
+from ..core.console import printable, progress, quiet_transformers
 from ..core.errors import BackboneError, DataError, ImageError
 from ..core.threads import map_in_threads
 from ..data.captions import count_words
@@ -170,7 +170,7 @@ class Inspection:
         return values | {"in_two_splits": _plain(self.in_two_splits)}
 
     def __str__(self) -> str:
-        return "\n".join(_lines(self))
+        return "\n".join(map(printable, _lines(self)))
 
 
 def inspect_data(

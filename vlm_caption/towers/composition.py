@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
+import transformers
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
 
@@ -213,10 +214,11 @@ def load_image_processor(vision_config: PreTrainedConfig, backbone: dict[str, An
         directory = resolve_backbone(backbone["name"], backbone.get("revision"))
         with running_no_code(directory):
             return AutoImageProcessor.from_pretrained(directory, backend="pil", trust_remote_code=False)
-    from transformers import BitImageProcessorPil
 
     size = getattr(vision_config, "image_size", None) or 224
-    return BitImageProcessorPil(size={"height": size, "width": size}, do_center_crop=False, do_resize=True)
+    return transformers.BitImageProcessorPil(
+        size={"height": size, "width": size}, do_center_crop=False, do_resize=True
+    )
 
 
 def _unusual_size(image_processor: Any, vision_config: PreTrainedConfig | None) -> int | None:
@@ -232,7 +234,6 @@ def _unusual_size(image_processor: Any, vision_config: PreTrainedConfig | None) 
 def _timm_image_processor(pretrained_cfg: dict):
     """timm's evaluation transform as an image processor of transformers, whose own wrapper of it cannot be saved."""
     from timm.data import resolve_data_config
-    from transformers import BitImageProcessorPil
 
     data = resolve_data_config(pretrained_cfg, model=None)
     height, width = data["input_size"][1:]
@@ -240,7 +241,7 @@ def _timm_image_processor(pretrained_cfg: dict):
         size = {"height": int(height / data["crop_pct"]), "width": int(width / data["crop_pct"])}
     else:
         size = {"shortest_edge": int(min(height, width) / data["crop_pct"])}
-    return BitImageProcessorPil(
+    return transformers.BitImageProcessorPil(
         size=size,
         crop_size={"height": height, "width": width},
         resample=Image.Resampling[data["interpolation"].upper()],

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.console import quiet_transformers
+from ..core.extras import require
 
 _IMAGENET_MEAN = [0.485, 0.456, 0.406]
 _IMAGENET_STD = [0.229, 0.224, 0.225]
@@ -52,6 +53,8 @@ def llama_from_gguf(path: Path, directory: Path) -> None:
     Raises:
         ValueError: transformers cannot read the file.
     """
+    require("gguf", "A language model in a GGUF file")
+
     import torch
     from safetensors.torch import save_file
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -113,6 +116,8 @@ def _original_names(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray, int]
     Raises:
         KeyError: The graph has no resized table of position embeddings.
     """
+    require("onnx", "A vision tower in an ONNX file")
+
     import onnx
     from onnx import numpy_helper
 
