@@ -22,7 +22,7 @@ from ..metrics.names import METRIC_NAMES
 from ..model.configuration_captioner import CaptionerConfig
 from ..model.freezing import describe_policy, has_adapter, holds_trained_weights, module_of, policies_of
 from ..model.modeling_captioner import CaptionerPreTrainedModel
-from ..towers.sources import find_wheel
+from ..towers.wheels import find_wheel
 from .facts import FACTS_NAME, read_facts, weights_fingerprint
 
 logger = logging.getLogger(__name__)
