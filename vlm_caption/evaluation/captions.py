@@ -19,7 +19,7 @@ from ..core.files import write_text
 from ..data.bad_images import PictureOpener
 from ..data.collator import CaptionCollator
 from ..data.vectors import Vectors
-from ..features.cache import CONTENTS_NAME, features_dir, features_key
+from ..features.cache import features_key
 from ..features.contents import content_digests
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def caption_settings(captioner: Captioner, collator: CaptionCollator, generation
 
 def picture_settings(captioner: Captioner, images: Sequence[str], open_picture: PictureOpener) -> dict[str, Any]:
     """Which pictures are captioned, and how they are seen; arguments as of `image_features`."""
-    digests, _ = content_digests(images, features_dir() / CONTENTS_NAME, open_picture.max_bytes)
+    digests, _ = content_digests(images, open_picture.max_bytes)
     return {
         "data": xxhash.xxh3_128_hexdigest(digests.tobytes()),
         "image features": features_key(captioner.model, captioner.processor, open_picture=open_picture),
