@@ -1,7 +1,7 @@
 """Computes the features of a frozen vision tower once for each image, and keeps them on disk for every later epoch.
 
     features = image_features(model, processor, dataset["image"])  # computes what is not there yet
-    features[[3, 14]]                                               # [2, N, D_vision], from memory-mapped files
+    features[[3, 14]]                                              # [2, N, D_vision], from memory-mapped files
 
 The cache has a folder for each *setting*. Its name is a fingerprint of the tower's weights and config, the
 preprocessing, the choice of tokens, the dtype and the way that pictures are opened. In the folder, features are found
@@ -155,12 +155,7 @@ def image_features(
 
     shards.refresh()
     places = shards.find(keys)
-    lost = np.flatnonzero(places[:, 0] < 0)
-    if lost := [index for index in lost.tolist() if index not in errors]:
-        raise DataError(
-            f"{shards.directory}: the features of {len(lost)} images are not there after they were computed: all "
-            "processes must share this folder, and nothing may delete from it meanwhile."
-        )
+    _check_found(places, errors, shards.directory)
     if on_error is not None:
         for index in sorted(errors):
             on_error(index, errors[index])
@@ -173,6 +168,19 @@ def _missing(shards: FeatureShards, keys: np.ndarray, errors: dict[int, ImageErr
     absent = absent[~np.isin(absent, list(errors))]
     _, first = np.unique(keys[absent], axis=0, return_index=True)
     return absent[np.sort(first)]
+
+
+def _check_found(places: np.ndarray, errors: dict[int, ImageError], directory: Path) -> None:
+    """Checks that all images without errors have features.
+
+    Raises:
+        DataError: Some have none.
+    """
+    if lost := set(np.flatnonzero(places[:, 0] < 0).tolist()) - errors.keys():
+        raise DataError(
+            f"{directory}: the features of {len(lost)} images are not there after they were computed: all processes "
+            "must share this folder, and nothing may delete from it meanwhile."
+        )
 
 
 def _share(missing: np.ndarray, batch_size: int) -> np.ndarray:
@@ -196,6 +204,11 @@ def _spread(failed: dict[int, ImageError], images: Sequence[str], keys: np.ndarr
 
 
 def _say_size(count: int, row_shape: tuple[int, int], dtype: torch.dtype, directory: Path) -> None:
+    """Says how large the features of `count` images are.
+
+    Raises:
+        DataError: There is no room for them.
+    """
     size = count * (row_shape[0] * row_shape[1] * dtype.itemsize + 32)
     free = shutil.disk_usage(directory).free
     if size > free:

@@ -86,7 +86,7 @@ class ImageInputs:
 
     @torch.no_grad()
     def sample_features(self, count: int = 512) -> torch.Tensor:
-        """Returns features of at least `count` images, evenly spread, or of all; float [S, N, D_vision], on the CPU."""
+        """Returns features of at least `count` evenly spread images, or of all; float [S, N, D_vision], on the CPU."""
         chosen = range(0, len(self.rows), max(1, len(self.rows) // count))
         if self.features is not None:
             return self.features[[self.rows[index] for index in chosen]]

@@ -8,10 +8,14 @@ fingerprint of a converted tower is the same on every machine.
 import json
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..core.console import quiet_transformers
+
+if TYPE_CHECKING:
+    from transformers import Dinov2Config
 
 _IMAGENET_MEAN = [0.485, 0.456, 0.406]
 _IMAGENET_STD = [0.229, 0.224, 0.225]
@@ -138,6 +142,52 @@ def _original_names(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray, int]
     return parameters, positions, graph.input[0].type.tensor_type.shape.dim[-1].dim_value
 
 
+def _dinov2_config(parameters: dict[str, np.ndarray], hidden: int, image_size: int) -> "Dinov2Config":
+    """Returns the config of a DINOv2 with these parameters."""
+    from transformers import Dinov2Config
+
+    layers = 1 + max(int(found[1]) for name in parameters if (found := re.match(r"blocks\.(\d+)\.", name)))
+    return Dinov2Config(
+        architectures=["Dinov2Model"],
+        dtype="float32",
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // _DINOV2_HEAD_WIDTH,
+        mlp_ratio=len(parameters["blocks.0.mlp.fc1.bias"]) // hidden,
+        image_size=image_size,
+        patch_size=parameters["patch_embed.proj.weight"].shape[-1],
+    )
+
+
+def _dinov2_weights(parameters: dict[str, np.ndarray], positions: np.ndarray, layers: int) -> dict[str, np.ndarray]:
+    """Returns the parameters under the names of the Hub checkpoints.
+
+    Args:
+        parameters: The float32 parameters by the names of DINOv2's source code.
+        positions: The position embeddings of the patches, (rows, columns, width).
+        layers: The number of layers.
+    """
+    hidden = positions.shape[-1]
+    class_token = parameters["cls_token"]
+    weights = {
+        "embeddings.cls_token": class_token,
+        # Only masked images use it, so no graph has it.
+        "embeddings.mask_token": np.zeros((1, hidden), np.float32),
+        # In DINOv2 the class token and its position embedding are equal, and the export kept one of them.
+        "embeddings.position_embeddings": np.concatenate([class_token, positions.reshape(1, -1, hidden)], axis=1),
+    }
+    for source, target in _DINOV2_NAMES.items():
+        weights[target] = parameters[source]
+    for layer in range(layers):
+        for source, target in _DINOV2_LAYER_NAMES.items():
+            weights[f"encoder.layer.{layer}.{target}"] = parameters[f"blocks.{layer}.{source}"]
+        for kind in ("weight", "bias"):
+            parts = np.split(parameters[f"blocks.{layer}.attn.qkv.{kind}"], 3)
+            for name, part in zip(("query", "key", "value"), parts, strict=True):
+                weights[f"encoder.layer.{layer}.attention.attention.{name}.{kind}"] = part
+    return weights
+
+
 def dinov2_from_onnx(path: Path, directory: Path) -> None:
     """Converts a DINOv2 that was exported to ONNX for one square input size.
 
@@ -150,40 +200,11 @@ def dinov2_from_onnx(path: Path, directory: Path) -> None:
         ValueError: The graph lacks a tensor that a DINOv2 has.
     """
     from safetensors.numpy import save_file
-    from transformers import Dinov2Config
 
     try:
         parameters, positions, image_size = _original_names(path)
-        hidden = positions.shape[-1]
-        layers = 1 + max(int(found[1]) for name in parameters if (found := re.match(r"blocks\.(\d+)\.", name)))
-        config = Dinov2Config(
-            architectures=["Dinov2Model"],
-            dtype="float32",
-            hidden_size=hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=hidden // _DINOV2_HEAD_WIDTH,
-            mlp_ratio=len(parameters["blocks.0.mlp.fc1.bias"]) // hidden,
-            image_size=image_size,
-            patch_size=parameters["patch_embed.proj.weight"].shape[-1],
-        )
-
-        class_token = parameters["cls_token"]
-        weights = {
-            "embeddings.cls_token": class_token,
-            # Only masked images use it, so no graph has it.
-            "embeddings.mask_token": np.zeros((1, hidden), np.float32),
-            # In DINOv2 the class token and its position embedding are equal, and the export kept one of them.
-            "embeddings.position_embeddings": np.concatenate([class_token, positions.reshape(1, -1, hidden)], axis=1),
-        }
-        for source, target in _DINOV2_NAMES.items():
-            weights[target] = parameters[source]
-        for layer in range(layers):
-            for source, target in _DINOV2_LAYER_NAMES.items():
-                weights[f"encoder.layer.{layer}.{target}"] = parameters[f"blocks.{layer}.{source}"]
-            for kind in ("weight", "bias"):
-                parts = np.split(parameters[f"blocks.{layer}.attn.qkv.{kind}"], 3)
-                for name, part in zip(("query", "key", "value"), parts, strict=True):
-                    weights[f"encoder.layer.{layer}.attention.attention.{name}.{kind}"] = part
+        config = _dinov2_config(parameters, positions.shape[-1], image_size)
+        weights = _dinov2_weights(parameters, positions, config.num_hidden_layers)
     except KeyError as error:
         raise ValueError(f"{path.name} is no DINOv2 export: it lacks {error}") from error
 

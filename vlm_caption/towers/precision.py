@@ -45,7 +45,7 @@ def choose_kernels(model: CaptionerForConditionalGeneration, compiled: bool) -> 
         compiled: Whether to compile the language model.
     """
     if compiled or model.device.type == "cpu":
-        # Fused attention is slower here: by a seventh of a training step of GPT-2 on a CPU, mostly in the backward pass.
+        # Fused attention is slower here: by a seventh of a training step of GPT-2 on a CPU, mostly backward.
         model.core.language_model.set_attn_implementation("eager")
     for module in list(model.core.language_model.modules()):
         for name, child in module.named_children():
