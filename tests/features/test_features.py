@@ -472,6 +472,23 @@ class TestShards:
         assert torch.equal(after[:], before)
         assert len(shards_in(directory)) == 3
 
+    def test_one_that_another_process_mends_meanwhile_is_read_as_it_is_then(
+        self, model, processor, images, directory, monkeypatch
+    ):
+        before = image_features(model, processor, images, directory, batch_size=1)[:].clone()
+        path = shards_in(directory)[0]
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-400] + bytes(100) + whole[-300:])  # its features
+        original = feature_shards._check_shard
+
+        def mend(shard):
+            path.unlink()
+            path.write_bytes(whole)
+            return original(shard)
+
+        monkeypatch.setattr(feature_shards, "_check_shard", mend)
+        assert torch.equal(image_features(model, processor, images, directory, batch_size=1)[:], before)
+
     def test_only_those_that_hold_wanted_images_are_read_whole(self, model, processor, images, directory, monkeypatch):
         image_features(model, processor, images, directory, batch_size=1)
         checked = []

@@ -132,9 +132,8 @@ def image_features(
         DataError: The cache cannot be read or written, or there is no room for it.
     """
     open_picture = open_picture or PictureOpener()
-    directory = features_dir() if directory is None else directory
     settings = _settings(model, processor, dtype, open_picture)
-    shards = FeatureShards(directory / _digest_settings(settings))
+    shards = FeatureShards((directory or features_dir()) / _digest_settings(settings))
     keys, errors = _of_first_process(lambda: content_digests(images, open_picture.max_bytes))
     if errors and on_error is None:
         raise errors[min(errors)]
@@ -144,8 +143,7 @@ def image_features(
     missing = _of_first_process(lambda: _missing(shards, keys, errors))
     if len(missing):
         _say_size(len(missing), row_shape, dtype, shards.directory)
-        backbone = model.config.vision_backbone or {}
-        shards.describe({"tower": backbone.get("name"), **settings})
+        shards.describe({"tower": (model.config.vision_backbone or {}).get("name"), **settings})
         encoder = _Encoder(model, processor, images, keys, open_picture, batch_size, dtype)
         failed = _compute(encoder, shards, _share(missing, batch_size), row_shape, on_error is None)
         failed = {index: error for part in _of_all_processes(failed) for index, error in part.items()}

@@ -10,7 +10,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,12 +45,12 @@ class FeatureTable:
     """
 
     def __init__(
-        self, shards: Sequence[torch.Tensor], places: np.ndarray, row_shape: tuple[int, int], dtype: torch.dtype
+        self, shards: Mapping[int, torch.Tensor], places: np.ndarray, row_shape: tuple[int, int], dtype: torch.dtype
     ):
         """Makes a table of rows in shards.
 
         Args:
-            shards: The features in each shard, [n, N, D].
+            shards: The features in each shard, [n, N, D], by the shard's number.
             places: int64 [images, 2], the shard and the row of each image's features; −1 for an image without.
             row_shape: N and D.
             dtype: The dtype of the features.
@@ -83,7 +83,7 @@ class FeatureShards:
 
     def __init__(self, directory: Path):
         self.directory = directory
-        self._shards: dict[Path, tuple[np.ndarray, torch.Tensor]] = {}  # the keys, S32 [n], and features of each file
+        self._keys: dict[Path, np.ndarray] = {}  # S32 [n] for each file
         try:
             directory.mkdir(parents=True, exist_ok=True)
             for left in directory.glob(f"*{_PARTIAL}"):
@@ -101,8 +101,8 @@ class FeatureShards:
             DataError: A shard cannot be read, or a damaged one cannot be removed.
         """
         for path in sorted(self.directory.glob(f"*{SUFFIX}")):
-            if path not in self._shards and (shard := self._read(path, _open_shard)) is not None:
-                self._shards[path] = shard
+            if path not in self._keys and (shard := self._read(path, _open_shard)) is not None:
+                self._keys[path] = shard[0]
 
     def find(self, keys: np.ndarray) -> np.ndarray:
         """Finds the features of images.
@@ -118,22 +118,21 @@ class FeatureShards:
         """
         while True:
             places = self._look_up(keys)
-            paths = list(self._shards)
+            paths = list(self._keys)
             if (places >= 0).all():
                 paths = [paths[shard] for shard in np.unique(places[:, 0])]
             damaged = [path for path in paths if self._read(path, _check_shard) is None]
             if not damaged:
                 return places
             for path in damaged:
-                del self._shards[path]
+                del self._keys[path]
 
     def _look_up(self, keys: np.ndarray) -> np.ndarray:
         places = np.full((len(keys), 2), -1, dtype=np.int64)
-        if not self._shards or not len(keys):
+        if not self._keys or not len(keys):
             return places
-        of_shards = [shard_keys for shard_keys, _ in self._shards.values()]
-        known = np.concatenate(of_shards)
-        sizes = [len(shard_keys) for shard_keys in of_shards]
+        known = np.concatenate(list(self._keys.values()))
+        sizes = [len(shard_keys) for shard_keys in self._keys.values()]
         of_shard = np.repeat(np.arange(len(sizes)), sizes)
         of_row = np.concatenate([np.arange(size) for size in sizes])
         order = np.argsort(known, kind="stable")
@@ -164,8 +163,18 @@ class FeatureShards:
             return None
 
     def table(self, places: np.ndarray, row_shape: tuple[int, int], dtype: torch.dtype) -> FeatureTable:
-        """Returns the features at these places of `find` as a table."""
-        return FeatureTable([features for _, features in self._shards.values()], places, row_shape, dtype)
+        """Returns the features at these places of `find` as a table.
+
+        Raises:
+            DataError: A shard cannot be read, or was removed since `find`.
+        """
+        # Features are mapped after `find` has checked their shard: a file that is whole is not replaced by another.
+        paths, shards = list(self._keys), {}
+        for number in np.unique(places[places >= 0].reshape(-1, 2)[:, 0]).tolist():
+            if (shard := self._read(paths[number], _open_shard)) is None:
+                raise DataError(f"{paths[number]}: these image features were removed while they were in use.")
+            shards[number] = shard[1]
+        return FeatureTable(shards, places, row_shape, dtype)
 
     def write(self, keys: np.ndarray, features: torch.Tensor) -> None:
         """Writes a shard, whole or not at all.
