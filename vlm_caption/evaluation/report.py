@@ -12,7 +12,7 @@ from ..data.bad_images import PictureOpener
 from ..images.opening import MAX_BYTES, MAX_PIXELS
 from ..metrics.bootstrap import Interval
 from ..metrics.names import METRIC_NAMES
-from ..metrics.ptb_tokenizer import tokenize
+from ..metrics.ptb_tokens import tokenize
 from ..pages.page import make_thumbnail, write_page
 from .evaluate import Comparison, Evaluation
 
@@ -115,10 +115,11 @@ def _comparison_values(comparison: Comparison) -> dict[str, Any]:
             "name": METRIC_NAMES[metric],
             "first": f"{100 * comparison.scores.corpus[metric]:.2f}",
             "other": f"{100 * comparison.other_scores.corpus[metric]:.2f}",
-            "difference": f"{100 * found.difference:+.2f}",
-            "interval": f"{100 * found.low:+.2f} to {100 * found.high:+.2f}",
+            "difference": f"{100 * (comparison.scores.corpus[metric] - comparison.other_scores.corpus[metric]):+.2f}",
+            "interval": f"{100 * found.low:+.2f} to {100 * found.high:+.2f}" if found else "",
         }
-        for metric, found in comparison.differences.items()
+        for metric in comparison.metrics
+        for found in [comparison.differences.get(metric)]
     ]
     counts = comparison.counts if comparison.leads.size else None
     return {"name": comparison.name, "images": len(comparison.rows), "counts": counts, "rows": rows}

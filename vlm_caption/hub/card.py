@@ -19,9 +19,10 @@ from torch import nn
 from ..core.files import write_text
 from ..core.hub_ids import is_hub_id
 from ..metrics.names import METRIC_NAMES
+from ..model.adapters import has_adapter
 from ..model.configuration_captioner import CaptionerConfig
-from ..model.freezing import describe_policy, has_adapter, holds_trained_weights, module_of, policies_of
-from ..model.modeling_captioner import CaptionerPreTrainedModel
+from ..model.freezing import describe_policy, holds_trained_weights, module_of, policies_of
+from ..towers.captioner import CaptionerPreTrainedModel
 from ..towers.wheels import find_wheel
 from .facts import FACTS_NAME, read_facts, weights_fingerprint
 
@@ -130,10 +131,6 @@ def _copy_facts(model: CaptionerPreTrainedModel, fingerprint: str, folder: Path)
                 shutil.copyfile(file, folder / file.name)
     elif card is not None and card.parent != folder:
         logger.warning("%s is not uploaded: no %s next to it says that it describes these weights", card, FACTS_NAME)
-
-
-# Called as a method of the model.
-CaptionerPreTrainedModel.write_upload_card = write_upload_card
 
 
 def _checkpoint_file(name: str | None, file: str, revision: str | None = None) -> Path | None:

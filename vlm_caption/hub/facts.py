@@ -13,8 +13,9 @@ from typing import Any
 
 from ..core.digests import digest_tensors
 from ..core.files import write_text
-from ..model.freezing import PARTS, holds_trained_weights, is_adapter, module_of
-from ..model.modeling_captioner import CaptionerForConditionalGeneration, CaptionerPreTrainedModel
+from ..model.adapters import is_adapter
+from ..model.freezing import PARTS, holds_trained_weights, module_of
+from ..towers.captioner import CaptionerForConditionalGeneration, CaptionerPreTrainedModel
 
 logger = logging.getLogger(__name__)
 

@@ -130,6 +130,24 @@ def _weight_files(directory: Path) -> list[Path]:
     return sorted(directory.glob("*.safetensors")) or sorted(directory.glob(_BIN_FILES))
 
 
+def weight_names(directory: Path) -> list[str] | None:
+    """Returns the names of a tower's weights, or None where they are not in safetensors files.
+
+    Args:
+        directory: A Hugging Face model directory.
+
+    Raises:
+        BackboneError: A file is damaged.
+    """
+    files = _weight_files(directory)
+    if not files or files[0].suffix == ".bin":
+        return None
+    try:
+        return [name for path in files for name, *_ in _tensors(path)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BackboneError(f"The weights in {str(directory)!r} are damaged ({error}): fetch them again.") from error
+
+
 def fingerprint(directory: Path) -> str:
     """Returns what identifies a tower's weights: "sha256:" and 64 hex digits.
 

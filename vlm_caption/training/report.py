@@ -13,8 +13,8 @@ from ..core.files import write_bytes
 from ..data.corpus import count_captions
 from ..hub.card import write_model_card
 from ..hub.facts import record_training
-from ..model.modeling_captioner import CaptionerForConditionalGeneration
 from ..model.processing_captioner import CaptionerProcessor
+from ..towers.captioner import CaptionerForConditionalGeneration
 from .callbacks import SampleCaptions
 from .checkpoints import find_checkpoints, remove_checkpoint, writing_to
 from .curves import draw_curves
