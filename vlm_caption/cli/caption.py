@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from ..captioning.checkpoints import DEFAULT_CHECKPOINT, find_checkpoint
 from ..captioning.writers import (
@@ -89,7 +89,7 @@ def _caption(parser: ArgumentParser, arguments: argparse.Namespace, stack: ExitS
         log.add(error)
     if not len(inputs):
         return 1
-    if arguments.features is None and _all_missing(list(inputs), refuse):
+    if arguments.features is None and _all_missing(cast(list[Any], inputs), refuse):
         return 1
     if not is_hub_id(str(arguments.checkpoint)):
         find_checkpoint(arguments.checkpoint)  # before the slow imports
@@ -159,7 +159,7 @@ def _find_inputs(
 def _paths(inputs: "Sequence[ImageSource] | Vectors", arguments: argparse.Namespace) -> list[str | None]:
     """Returns all files that are read, as far as they are files."""
     named = [name.removeprefix("@") for name in arguments.images]
-    pictures: list[Any] = list(inputs) if arguments.features is None else []
+    pictures: list[Any] = cast(list[Any], inputs) if arguments.features is None else []
     return [
         *named,
         *(str(item) for item in pictures if isinstance(item, Path)),

@@ -19,7 +19,7 @@ from ..core.digests import digest_tensors
 from ..data.bad_images import PictureOpener
 from ..data.collator import CaptionCollator
 from ..data.vectors import Vectors
-from ..features.cache import CONTENTS_NAME, features_dir, features_key
+from ..features.cache import features_key
 from ..features.contents import content_digests
 from ..features.inputs import ImageInputs
 
@@ -101,7 +101,7 @@ def caption_settings(captioner: Captioner, collator: CaptionCollator, generation
 
 def picture_settings(captioner: Captioner, images: Sequence[str], open_picture: PictureOpener) -> dict[str, Any]:
     """Returns which pictures are captioned, and how the model sees them."""
-    digests, _ = content_digests(images, features_dir() / CONTENTS_NAME, open_picture.max_bytes)
+    digests, _ = content_digests(images, open_picture.max_bytes)
     return {
         "data": xxhash.xxh3_128_hexdigest(digests.tobytes()),
         "image features": features_key(captioner.model, captioner.processor, open_picture=open_picture),

@@ -24,7 +24,7 @@ from ..model.configuration_captioner import CaptionerConfig
 from ..model.freezing import describe_policy, holds_trained_weights, module_of, policies_of
 from ..towers.captioner import CaptionerPreTrainedModel
 from ..towers.fingerprints import weights_fingerprint
-from ..towers.sources import find_wheel
+from ..towers.wheels import find_wheel
 from .facts import FACTS_NAME, read_facts
 
 logger = logging.getLogger(__name__)
