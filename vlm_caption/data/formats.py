@@ -8,19 +8,21 @@ from pathlib import Path
 from datasets import Dataset
 
 from ..core.errors import DataError
+from ..core.files import is_file, is_folder
 from .captions import Cleaning
 from .corpus import Corpus
 from .readers.arrow import find_dataset, list_dataset_files, read_dataset
+from .readers.conversations import find_llava, read_llava
 from .readers.flickr8k import find_results, find_tokens, list_token_files, read_results, read_tokens
 from .readers.json_corpora import (
     find_coco,
     find_karpathy,
-    find_llava,
+    find_pairs,
     find_vqa,
     list_vqa_files,
     read_coco,
     read_karpathy,
-    read_llava,
+    read_pairs,
     read_vqa,
 )
 from .readers.shards import find_shards, read_shards
@@ -44,7 +46,7 @@ _SAVED_SIGN = "a folder of save_to_disk, a folder of .parquet files, or a Hub da
 FORMATS: dict[str, Format] = {
     "coco": Format("COCO's captions_*.json, in a folder or its annotations", find_coco, read_coco),
     "karpathy": Format("Karpathy's dataset_*.json", find_karpathy, read_karpathy),
-    "llava": Format("a .json of LLaVA conversations", find_llava, read_llava, questions="maybe"),
+    "llava": Format("a .json or .jsonl of conversations", find_llava, read_llava, questions="maybe"),
     "flickr8k": Format("Flickr8k.token.txt, or a file of its kind", find_tokens, read_tokens, files=list_token_files),
     "flickr30k": Format("Flickr30k's results.csv, with | between the fields", find_results, read_results),
     "imagefolder": Format(
@@ -57,6 +59,7 @@ FORMATS: dict[str, Format] = {
         "a folder with NAME.txt beside NAME.jpg", find_text_files, read_text_files, files=list_text_files
     ),
     "vqa": Format("VQA's *_mscoco_*_questions.json", find_vqa, read_vqa, files=list_vqa_files, questions="always"),
+    "json": Format('a .json list of {"image": …, "caption": …}', find_pairs, read_pairs),
 }
 
 
@@ -154,6 +157,7 @@ def _recognise(
 ) -> tuple[Source, str]:
     folder, vectors = (None if given is None else Path(given) for given in (images, features))
     source = Source(Path(path), images=folder, features=vectors, questions=questions, **columns)
+    exists = is_file(source.path) or is_folder(source.path)
     if format is not None and format not in FORMATS:
         near = difflib.get_close_matches(format.lower(), FORMATS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(FORMATS)}"
@@ -167,11 +171,11 @@ def _recognise(
             raise DataError(
                 f"{source.path}: captions of vectors have no questions: take {{question}} out of data.prompt"
             )
-        if not source.path.exists() or not vectors.is_file():
-            raise DataError(f"{vectors if source.path.exists() else source.path}: there is no such file")
+        if not exists or not is_file(vectors):
+            raise DataError(f"{vectors if exists else source.path}: there is no such file")
         return source, "table"
     is_on_hub = bool(find_dataset(source.path)) if format is None else format == "dataset"
-    if not source.path.exists() and not is_on_hub:
+    if not exists and not is_on_hub:
         raise DataError(f"{source.path}: there is no such file or folder")
     unfit = "never" if questions else "always"
     if format is not None:
@@ -183,6 +187,8 @@ def _recognise(
     if found and not fit:
         raise DataError(_unfit(source.path, next(iter(found)), questions))
     found = fit
+    if len(found) > 1:  # such lists, among them results of captioners, lie beside many corpora
+        found.pop("json", None)
     if len(found) > 1:
         signs = " and ".join(f"{files[0].name} ({name})" for name, files in found.items())
         raise DataError(f"{source.path}: its format could be any of several, for it has {signs}: set data.format")
@@ -201,7 +207,7 @@ def _unfit(path: Path, name: str, questions: bool) -> str:
 
 
 def _list_some(source: Path) -> str:
-    if not source.is_dir():
+    if not is_folder(source):
         return f"a file that ends in {source.suffix!r}"
     names = sorted(child.name for child in source.iterdir())
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""

@@ -22,6 +22,9 @@ from safetensors import SafetensorError, safe_open
 
 from ..core.console import first_line_of
 from ..core.errors import DataError
+from ..core.files import is_file
+from ..core.text import preview
+from ..core.untrusted import read_safetensors_header
 from .readers.arrow import open_parquet, read_batches
 from .readers.table import TABLE_NAMES, TABLE_SUFFIXES, find_table, read_csv, read_jsonl
 from .records import CAPTION_COLUMNS, SPLIT_COLUMN, Format, Problem, Record, Source, as_captions, find_column, the_one
@@ -129,7 +132,7 @@ def open_vectors(path: str | os.PathLike, column: str | None = None) -> Vectors:
         DataError: It cannot be read, or holds something else.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise DataError(f"{path}: there is no such file of vectors")
     if column is not None and path.suffix.lower() != ".parquet":
         raise DataError(f"{path}: data.feature_column is for a .parquet file: leave it out")
@@ -147,7 +150,7 @@ def _open_npy(path: Path) -> Vectors:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that nothing may be written to it, and nothing is
             tensor = torch.from_numpy(array)
-    except (OSError, EOFError, ValueError, TypeError) as error:  # cut short, objects, text, another byte order
+    except Exception as error:  # its header is evaluated as Python text: SyntaxError, TokenError, RecursionError, …
         raise DataError(
             f"{path}: this is no array of numbers that can be mapped into memory ({first_line_of(error)}): save it "
             "with numpy.save, as float32"
@@ -156,6 +159,7 @@ def _open_npy(path: Path) -> Vectors:
 
 
 def _open_safetensors(path: Path) -> Vectors:
+    read_safetensors_header(path)
     try:
         file = safe_open(path, framework="pt")
         names = list(file.keys())  # it is no dict
@@ -296,7 +300,7 @@ def read_vector_table(source: Source) -> Iterator[Record | Problem]:
 
     The name is in the column `row` (numbers from 0) or, of vectors with ids, `id`, or in the one that
     `data.image_column` names; several rows may be of one input. Without such a column the table's rows belong to the
-    vectors in their order. Captions and splits are as of `read_table`.
+    vectors in their order. For captions and splits, see `read_table`.
 
     Raises:
         DataError: The vectors or the table cannot be read, or do not match.
@@ -331,18 +335,18 @@ def _record(
 ) -> Record | Problem:
     split = values.get(SPLIT_COLUMN)
     if SPLIT_COLUMN in values and (not isinstance(split, str) or not split.strip()):
-        return Problem(where, f"the column {SPLIT_COLUMN!r} must hold text, and holds {split!r}")
+        return Problem(where, f"the column {SPLIT_COLUMN!r} must hold text, and holds {preview(split)}")
     split = split.strip() if isinstance(split, str) else None
     name = str(values.get(name_column, "")).strip() if name_column else str(number)
     if (row := vectors.find(name)) is None and name_column:
         there = "its ids" if vectors.has_ids else f"0 to {len(vectors) - 1}"
         reason = (
-            f"the column {name_column!r} holds {name!r:.80}, and {vectors.path} has no such row ({there}): correct it"
+            f"the column {name_column!r} holds {preview(name)}, and {vectors.path} has no such row ({there}): correct it"
         )
         return Problem(where, reason, name, split)
     if not (captions := as_captions(values.get(caption_column))):
         reason = f"the column {caption_column!r} must hold a caption or a list of captions, and holds "
-        return Problem(where, f"{reason}{values.get(caption_column)!r:.80}", name, split)
+        return Problem(where, f"{reason}{preview(values.get(caption_column))}", name, split)
     name = str(name if row is None else vectors.names[row])
     return Record(name, tuple(captions), name, where, split)
 

@@ -29,6 +29,7 @@ from ..core.cache import cache_dir
 from ..core.errors import BackboneError
 from ..core.files import move_folder
 from ..core.hub_ids import is_hub_id
+from ..core.untrusted import read_safetensors_header
 from .conversions import dinov2_from_onnx, llama_from_gguf
 
 logger = logging.getLogger(__name__)
@@ -329,17 +330,12 @@ def _tensors(path: Path) -> Iterator[tuple[str, str, list[int], memoryview]]:
     """Yield the name, dtype (such as "F32"), shape and bytes (a map of the file) of each tensor in a file.
 
     Raises:
-        ValueError, KeyError, TypeError: It is no whole safetensors file.
+        ValueError: It is no whole safetensors file.
     """
+    header, start = read_safetensors_header(path, ValueError)
     with path.open("rb") as file:
         content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    start = 8 + int.from_bytes(content[:8], "little")
-    if start > len(content):
-        raise ValueError(f"{path.name} is not a safetensors file")
-    header = json.loads(bytes(content[8:start]))
     header.pop("__metadata__", None)
     for name, tensor in header.items():
         begin, end = tensor["data_offsets"]
-        if start + end > len(content):
-            raise ValueError(f"{path.name} ends before its tensor {name!r} does")
         yield name, tensor["dtype"], tensor["shape"], content[start + begin : start + end]
