@@ -117,6 +117,8 @@ class DataSection:
         chat: Whether the prompt is the user's turn in the language model's chat template, the caption the answer.
         max_caption_tokens: Longer captions are cut here. Above the default, captions are also written that long unless
             `generation.max_new_tokens` says otherwise. Evaluation cuts where training did, if that is known.
+        on_bad_record: What a record does with which something is wrong, such as an empty caption: "error" stops the
+            run; with "skip" it is left out, counted and listed.
         on_bad_image: What a picture that is missing or cannot be opened does: "error" stops the run; with "skip" it is
             left out, counted, and written to `bad_images.jsonl` in the output folder.
         max_bad_share: With "skip", a larger share of bad pictures stops the run.
@@ -144,6 +146,7 @@ class DataSection:
     prompt: str = ""
     chat: bool = False
     max_caption_tokens: int = 64
+    on_bad_record: Literal["error", "skip"] = "error"
     on_bad_image: Literal["error", "skip"] = "error"
     max_bad_share: float = 0.05
     max_pixels: int = MAX_PIXELS

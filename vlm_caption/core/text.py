@@ -1,5 +1,6 @@
 """Reads text files in UTF-8 and nothing else, and makes text fit for messages and tables."""
 
+import re
 import reprlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,17 +16,21 @@ _LONGEST_LINE = 1 << 28
 # A cell that begins with one of these is a formula to a spreadsheet.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
+# What `surrogateescape` makes of bytes that are not UTF-8.
+_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
+
 _PREVIEW = reprlib.Repr()
 _PREVIEW.maxstring = _PREVIEW.maxother = _PREVIEW.maxlong = 80
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path, errors: str = "strict") -> Iterator[tuple[int, str]]:
     """Yields each line of a UTF-8 file, with or without a byte order mark, its end included.
 
     Only `\\n` ends a line: other separators of Unicode occur inside captions.
 
     Args:
         path: A regular file; a pipe or a device is refused.
+        errors: "strict", or "surrogateescape" to let lines through that are not UTF-8; see `is_utf8`.
 
     Yields:
         The line's number, from 1, and its text.
@@ -40,11 +45,16 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 number += 1
                 if len(line) > _LONGEST_LINE:
                     raise DataError(f"{path}, line {number}: the line is longer than {_LONGEST_LINE:,} bytes")
-                yield number, (line.removeprefix(_BOM) if number == 1 else line).decode("utf-8")
+                yield number, (line.removeprefix(_BOM) if number == 1 else line).decode("utf-8", errors)
     except OSError as error:
         raise DataError(f"{path}: the file cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: the file is not UTF-8 (line {number}): save it as UTF-8") from error
+
+
+def is_utf8(text: str) -> bool:
+    """Returns whether a text that was decoded with `surrogateescape` was UTF-8."""
+    return text.isascii() or _ESCAPED_BYTE.search(text) is None
 
 
 def read_text(path: Path) -> str:

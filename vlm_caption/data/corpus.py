@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator
+from typing import Literal
 
 import pyarrow as pa
 from datasets import Dataset
@@ -29,6 +30,8 @@ class Corpus:
         name, corpus_format: Its format.
         cleaning: For every caption.
         dev_share: The share of images to cut off as "dev", where the corpus has no splits.
+        on_bad_record: What `load` does where something is wrong with a record and nobody is given to get it: "error"
+            raises the first problem, and "skip" leaves such records out. A log line then says where all are listed.
 
     Attributes:
         format: The name of its format.
@@ -38,14 +41,31 @@ class Corpus:
         DataError: The corpus cannot be read.
     """
 
-    def __init__(self, source: Source, name: str, corpus_format: Format, cleaning: Cleaning, dev_share: float):
+    def __init__(
+        self,
+        source: Source,
+        name: str,
+        corpus_format: Format,
+        cleaning: Cleaning,
+        dev_share: float,
+        on_bad_record: Literal["error", "skip"] = "error",
+    ):
         self.source, self.format = source, name
+        self._skips = on_bad_record == "skip"
         self._store = lambda renew: store(source, name, corpus_format, cleaning, dev_share, renew)
         self._stored, self._was_there = self._store(False)
         self.dropped = self._stored.dropped
         if any(self.dropped.values()):
             counts = ", ".join(f"{count:,} {what}" for what, count in self.dropped.items() if count)
             logger.info("%s: left out %s", source.path, counts)
+        if self._skips and (count := sum(1 for _ in self.problems())):
+            logger.warning(
+                "%s: left out %s bad records, first: %s; all are listed in %s",
+                source.path,
+                f"{count:,}",
+                next(self.problems()),
+                self._stored.problems_file,
+            )
 
     @property
     def splits(self) -> list[str]:
@@ -76,7 +96,7 @@ class Corpus:
             split: Its name; "dev" also finds `val`, `valid` or `validation`.
             limit: Take the first `limit` images only.
             on_problem: Gets every problem of the split, and the records in question are left out. By default the
-                first problem is raised.
+                first problem is raised, unless the corpus skips bad records.
             on_missing: Gets the images that are missing, in place of `on_problem`.
 
         Raises:
@@ -118,7 +138,7 @@ class Corpus:
             if on_problem is not None:
                 on_problem(problem)
             first, count = first or problem, count + 1
-        if first is not None and on_problem is None:
+        if first is not None and on_problem is None and not self._skips:
             more = f" ({count - 1:,} more of its records have problems)" if count > 1 else ""
             raise DataError(f"{first}{more}")
 

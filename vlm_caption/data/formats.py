@@ -4,6 +4,7 @@ import difflib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 from datasets import Dataset
 
@@ -90,6 +91,7 @@ def open_corpus(
     questions: bool = False,
     cleaning: Cleaning | None = None,
     dev_share: float = 0.05,
+    on_bad_record: Literal["error", "skip"] = "error",
 ) -> Corpus:
     """Read captioned images into the cache, or find them there.
 
@@ -108,6 +110,7 @@ def open_corpus(
         questions: Whether to read questions, for a column `questions` beside `captions`, which are then the answers.
         cleaning: What is done to the captions; by default only `clean_caption`.
         dev_share: The share of images, by a hash of each, that is "dev" where the corpus has no splits.
+        on_bad_record: "error", or "skip" to leave out records with which something is wrong; see `Corpus`.
 
     Raises:
         DataError: The format is not known or not clear, or the corpus is malformed.
@@ -124,7 +127,7 @@ def open_corpus(
         question_column=question_column,
         questions=questions,
     )
-    return Corpus(source, name, _format(source, name), cleaning or Cleaning(), dev_share)
+    return Corpus(source, name, _format(source, name), cleaning or Cleaning(), dev_share, on_bad_record)
 
 
 def read_records(path: str | os.PathLike, format: str | None = None, **settings) -> Iterator[Record | Problem]:

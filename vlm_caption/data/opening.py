@@ -41,6 +41,7 @@ def open_data(settings: DataSection) -> Corpus:
         feature_column=settings.feature_column,
         cleaning=Cleaning(settings.final_stop, settings.lower_case, settings.min_words, settings.max_words),
         dev_share=settings.dev_share,
+        on_bad_record=settings.on_bad_record,
     )
 
 

@@ -1,7 +1,7 @@
 """Where a picture is: a file, or a stretch of one.
 
-Pictures are referenced, not copied. Many formats keep them inside larger files: tar shards, Arrow tables, archives. All
-of these come down to a number of bytes from an offset, so any picture of a corpus is read with one `seek` and one
+Pictures are referenced, not copied. Many formats keep them inside larger files: tar shards, Arrow tables, zips. All of
+these come down to a number of bytes from an offset, so any picture of a corpus is read with one `seek` and one
 `read`, in any order and in any process, whatever the format.
 """
 

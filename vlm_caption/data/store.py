@@ -72,9 +72,14 @@ class Stored:
         with FileLock(f"{self.directory}.lock"):  # another process may be renewing it
             return Dataset.from_file(str(self.directory / self.splits[split]))
 
+    @property
+    def problems_file(self) -> Path:
+        """The file of JSON lines that lists what was wrong with single records."""
+        return self.directory / _PROBLEMS
+
     def problems(self) -> Iterator[Problem]:
-        """What was wrong with single records, in their order."""
-        with (self.directory / _PROBLEMS).open(encoding="utf-8") as file:
+        """Yields what was wrong with single records, in their order."""
+        with self.problems_file.open(encoding="utf-8") as file:
             for line in file:
                 yield Problem(**json.loads(line))
 
@@ -209,9 +214,7 @@ def _tell(records: Iterable[Record | Problem], source: Source) -> Iterator[Recor
             logger.info("%s: read %s records", source.path, f"{count:,}")
 
 
-def _keep_pictures(
-    records: Iterable[Record | Problem], contents: BinaryIO, path: Path
-) -> Iterator[Record | Problem]:
+def _keep_pictures(records: Iterable[Record | Problem], contents: BinaryIO, path: Path) -> Iterator[Record | Problem]:
     """Writes the pictures that records bring along into a file, and yields the records with their places in it.
 
     Args:

@@ -341,7 +341,8 @@ def _record(
     if (row := vectors.find(name)) is None and name_column:
         there = "its ids" if vectors.has_ids else f"0 to {len(vectors) - 1}"
         reason = (
-            f"the column {name_column!r} holds {preview(name)}, and {vectors.path} has no such row ({there}): correct it"
+            f"the column {name_column!r} holds {preview(name)}, and {vectors.path} has no such row ({there}): "
+            "correct it"
         )
         return Problem(where, reason, name, split)
     if not (captions := as_captions(values.get(caption_column))):

@@ -110,9 +110,7 @@ class _Fetch:
             missing = f"{length - content.tell()} bytes" if length else "some bytes"
             raise ImageFetchError(self.name, f"the connection ended {missing} before the file's end") from error
         if max(length, content.tell()) > self.max_bytes:
-            raise ImageTooLargeError(
-                self.name, f"the file has more than {self.max_bytes} bytes, which is the limit"
-            )
+            raise ImageTooLargeError(self.name, f"the file has more than {self.max_bytes} bytes, which is the limit")
         content.seek(0)
         return content
 

@@ -24,7 +24,7 @@ from datasets import Dataset, DatasetDict
 
 from ...core.cache import cache_dir
 from ...core.console import first_line_of
-from ...core.errors import DataError
+from ...core.errors import DataError, ImageError
 from ...core.files import is_file, is_folder
 from ...core.hub_ids import is_hub_id
 from ...core.text import preview
@@ -195,9 +195,9 @@ def _read_rows(
     for file in dataset.cache_files:
         for buffer, batch in read_batches(Path(file["filename"]), name):
             pictures = _pictures(batch.column(image_column), buffer, file["filename"])
-            texts = batch.column(caption_column).to_pylist()
-            asked = [None] * len(texts) if question_column is None else batch.column(question_column).to_pylist()
-            splits = batch.column(SPLIT_COLUMN).to_pylist() if SPLIT_COLUMN in columns else [split] * len(texts)
+            texts = _as_list(batch.column(caption_column))
+            asked = [None] * len(texts) if question_column is None else _as_list(batch.column(question_column))
+            splits = _as_list(batch.column(SPLIT_COLUMN)) if SPLIT_COLUMN in columns else [split] * len(texts)
             for picture, text, question, row_split in zip(pictures, texts, asked, splits, strict=True):
                 number += 1
                 where = f"{name}, row {number}"
@@ -258,7 +258,13 @@ def _record(
     if picture is None:
         return Problem(where, "there is no picture, or there are several", split=split)
     if isinstance(picture, str):
-        return folder.record(picture, captions, where, split, questions)
+        record = folder.record(picture, captions, where, split, questions)
+        if not picture.startswith("/") or isinstance(record, Problem):
+            return record
+        try:  # where the Hub's caches are differs between machines, and no key may
+            return replace(record, key=hashlib.sha256(Place.parse(record.image).read()).hexdigest())
+        except ImageError as error:
+            return Problem(where, str(error), record.image, split)
     place = replace(picture.place, name=where.rpartition(", ")[2])
     return Record(str(place), tuple(captions), picture.digest, where, split, tuple(questions))
 
@@ -269,10 +275,39 @@ def read_batches(file: Path, name: str) -> Iterator[tuple[pa.Buffer, pa.RecordBa
         with pa.memory_map(str(file)) as mapped:
             buffer = mapped.read_buffer()
         for batch in pa.ipc.open_stream(buffer):
-            batch.validate(full=True)  # wrong offsets would crash the interpreter
+            _check(batch)
             yield buffer, batch
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{name}: the Arrow file {file} cannot be read ({error})") from error
+
+
+def _check(batch: pa.RecordBatch) -> None:
+    """Checks a batch's offsets, of which wrong ones would crash the interpreter.
+
+    Raises:
+        pa.ArrowException: They are wrong.
+    """
+    for column in batch.columns:
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            if "UTF8" not in str(error):  # this is the fault of single rows
+                raise
+
+
+def _as_list(column: pa.Array) -> list[Any]:
+    """The values of a column, with None for a value that is not UTF-8."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return None
 
 
 def _pictures(column: pa.Array, buffer: pa.Buffer, file: str) -> Iterator[_Picture | str | None]:
@@ -285,7 +320,7 @@ def _pictures(column: pa.Array, buffer: pa.Buffer, file: str) -> Iterator[_Pictu
         return
     if kinds.is_struct(column.type) and {"bytes", "path"} <= set(column.type.names):
         # The type Image: bytes, and the name that they had; or a path alone.
-        paths = column.field("path").to_pylist()
+        paths = _as_list(column.field("path"))
         yield from (
             inside or path for inside, path in zip(_pictures(column.field("bytes"), buffer, file), paths, strict=True)
         )

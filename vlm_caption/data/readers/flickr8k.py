@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...core.files import is_file, is_folder
-from ...core.text import first_line, read_lines
+from ...core.text import first_line, is_utf8, preview, read_lines
 from ..records import PHOTO_FOLDERS, ImageFolder, Problem, Record, Source, the_one
 from .table import is_results
 
@@ -50,14 +50,16 @@ def read_tokens(source: Source) -> Iterator[Record | Problem]:
     folder = ImageFolder(source, [tokens.parent / name for name in PHOTO_FOLDERS] + [tokens.parent])
     captions: dict[str, list[str]] = {}
     problems: list[Problem] = []
-    for number, line in read_lines(tokens):
+    for number, line in read_lines(tokens, "surrogateescape"):
         if not line.strip():
             continue
         match = _TOKEN_LINE.fullmatch(line)
-        if match:
+        if not is_utf8(line):
+            problems.append(Problem(str(tokens), f"the file is not UTF-8 (line {number}): save it as UTF-8"))
+        elif match:
             captions.setdefault(match[1].strip(), []).append(match[2])
         else:
-            reason = f"expected NAME.jpg#K, a tab and a caption, found {line.strip()[:80]!r}"
+            reason = f"expected NAME.jpg#K, a tab and a caption, found {preview(line.strip())}"
             problems.append(Problem(f"{tokens}, line {number}", reason))
     yield from problems
 
@@ -90,13 +92,15 @@ def read_results(source: Source) -> Iterator[Record | Problem]:
     """
     results = the_one(find_results(source.path), source.path, f"{RESULTS_FILE} with bars (|) between the fields")
     folder = ImageFolder(source, [results.parent / name for name in PHOTO_FOLDERS] + [results.parent])
-    for number, line in read_lines(results):
+    for number, line in read_lines(results, "surrogateescape"):
         name, _, rest = line.partition("|")
         if not line.strip() or (number == 1 and rest.strip().lower().startswith("comment_number")):
             continue
         where = f"{results}, line {number}"
-        if name.strip() and (match := _NUMBER_AND_CAPTION.fullmatch(rest)):
+        if not is_utf8(line):
+            yield Problem(str(results), f"the file is not UTF-8 (line {number}): save it as UTF-8")
+        elif name.strip() and (match := _NUMBER_AND_CAPTION.fullmatch(rest)):
             yield folder.record(name, [match[1]], where)
         else:
-            yield Problem(where, f"expected NAME.jpg| number| caption, found {line.strip()[:80]!r}")
+            yield Problem(where, f"expected NAME.jpg| number| caption, found {preview(line.strip())}")
     folder.check()

@@ -138,8 +138,8 @@ def find_pairs(path: Path) -> list[Path]:
 def read_pairs(source: Source) -> Iterator[Record | Problem]:
     """Yields a record for each entry of a list of pictures and captions.
 
-    An entry is `{"image": PATH, "caption": TEXT or a list}`, as in LAVIS, or `{"image_id": ID, "caption": TEXT}`, as in
-    ClipCap: the picture is then the one that COCO calls by this number, or `ID.jpg`. Files whose names
+    An entry is `{"image": PATH, "caption": TEXT or a list}`, as in LAVIS, or `{"image_id": ID, "caption": TEXT}`, as
+    in ClipCap: the picture is then the one that COCO calls by this number, or `ID.jpg`. Files whose names
     speak of splits (`coco_karpathy_val.json`) are those splits, if all do and there are several.
 
     Raises:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ...core.errors import DataError
 from ...core.files import is_file, is_folder
-from ...core.text import first_line, preview, read_lines
+from ...core.text import first_line, is_utf8, preview, read_lines
 from ...core.untrusted import load_json
 from ...images.opening import IMAGE_SUFFIXES
 from ..places import find_base64
@@ -119,10 +119,7 @@ def find_metadata(path: Path) -> list[Path]:
     if not is_folder(path):
         return []
     return [
-        folder / name
-        for folder in [path, *list_subfolders(path)]
-        for name in METADATA_NAMES
-        if is_file(folder / name)
+        folder / name for folder in [path, *list_subfolders(path)] for name in METADATA_NAMES if is_file(folder / name)
     ]
 
 
@@ -284,7 +281,12 @@ def read_csv(table: Path) -> Iterator[Row | Problem]:
             return
         if not any(cell.strip() for cell in cells):
             continue
-        if not header:
+        if not all(map(is_utf8, cells)):
+            problem = Problem(str(table), f"the file is not UTF-8 (row {number}): save it as UTF-8")
+            if not header:
+                raise DataError(str(problem))
+            yield problem
+        elif not header:
             header = _read_header(cells, table)
         elif len(cells) != len(header):
             reason = (
@@ -327,7 +329,7 @@ def _find_separator(table: Path) -> str:
 def _split_lines(table: Path) -> Iterator[str]:
     """Yields the lines of a table. A lone carriage return ends a line in a file of an old Mac, and is a space else."""
     is_old_mac = False
-    for number, line in read_lines(table):
+    for number, line in read_lines(table, "surrogateescape"):
         body = line.removesuffix("\n").removesuffix("\r")
         is_old_mac = is_old_mac or (number == 1 and "\r" in body)
         if "\r" not in body:
@@ -349,8 +351,11 @@ def read_jsonl(table: Path) -> Iterator[Row | Problem]:
     Raises:
         DataError: The file cannot be read.
     """
-    for number, line in read_lines(table):
+    for number, line in read_lines(table, "surrogateescape"):
         if not line.strip():
+            continue
+        if not is_utf8(line):
+            yield Problem(str(table), f"the file is not UTF-8 (line {number}): save it as UTF-8")
             continue
         where = f"{table}, line {number}"
         try:
