@@ -15,7 +15,7 @@ from vlm_caption.captioning.captioner import DEFAULT_CHECKPOINT, Caption, Captio
 from vlm_caption.core.console import ArgumentParser, positive_int, progress, quiet_transformers, setup_logging
 from vlm_caption.core.errors import ImageError
 from vlm_caption.data import Vectors, open_vectors
-from vlm_caption.images.finding import find_images
+from vlm_caption.images.finding import PassedOver, find_images
 from vlm_caption.images.opening import MAX_BYTES, MAX_PIXELS, describe
 
 
@@ -47,7 +47,10 @@ def main(argv: list[str] | None = None) -> int:
         complain(error)
         print(json.dumps({"file": error.source, "reason": error.reason}, ensure_ascii=False), file=bad, flush=True)
 
-    pictures = find_images(arguments.images, refuse)
+    passed_over = PassedOver()
+    pictures = find_images(arguments.images, refuse, passed_over)
+    if str(passed_over):
+        print(f"caption.py: {passed_over}", file=stderr, flush=True)
     if not pictures and arguments.features is None:
         return 1
     named = len(pictures) > 1 or len(arguments.images) > 1 or arguments.features is not None

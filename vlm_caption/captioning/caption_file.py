@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from ..core.errors import DataError
+from ..core.untrusted import load_json
 from .captioner import Caption
 
 # How `as_line` begins.
@@ -76,7 +77,7 @@ class CaptionFile:
 
     def _image_of(self, line: bytes, number: int) -> str:
         try:
-            entry = json.loads(line)
+            entry = load_json(line, str(self.path))
             if isinstance(entry["caption"], str) and isinstance(entry["image"], str):
                 return entry["image"]
         except (ValueError, KeyError, TypeError):

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from ..core.errors import ConfigError
+from ..core.text import preview
+from ..core.untrusted import load_yaml
 from ..images.opening import MAX_BYTES, MAX_PIXELS
 from ..model.freezing import MODULES, TOWERS, ModulePolicy, check_policy
 from ..model.processing_captioner import check_prompt
@@ -314,11 +314,11 @@ class RunConfig:
         stages: Any = []
         if path is not None:
             try:
-                loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+                loaded = load_yaml(Path(path).read_text(encoding="utf-8"), str(path), ConfigError) or {}
             except OSError as error:
                 raise ConfigError(f"{path}: the config cannot be read ({error.strerror or error}).") from error
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise ConfigError(f"{path}: the config is not valid YAML: {' '.join(str(error).split())}.") from error
+            except UnicodeDecodeError as error:
+                raise ConfigError(f"{path}: the config is not valid YAML: it is not UTF-8.") from error
             if not isinstance(loaded, dict):
                 raise ConfigError(f"{path}: a config is made of the sections {', '.join(_sections())}.")
             stages = loaded.pop("stages", None) or []
@@ -473,9 +473,9 @@ def _parse(name: str, text: str, hint: Any) -> Any:
     if str in kinds and not is_dict and not is_null:
         return text
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name} must be {_type_name(hint)}, and {text!r} is not.") from error
+        return load_yaml(text, name, ConfigError)
+    except ConfigError as error:
+        raise ConfigError(f"{name} must be {_type_name(hint)}, and {preview(text)} is not.") from error
 
 
 def _checked(name: str, value: Any, hint: Any) -> Any:

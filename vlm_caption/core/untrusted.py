@@ -6,7 +6,7 @@ The standard decoders answer a damaged or hostile file with many kinds of errors
 
 import codecs
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,7 +47,7 @@ def load_json(content: bytes | str, where: str, error: MakeError = DataError) ->
 
 
 def load_yaml(text: str, where: str, error: MakeError = DataError) -> Any:
-    """Decodes a YAML text that holds plain values: dictionaries, lists, text, numbers and dates.
+    """Decodes the YAML text of a config: dictionaries, lists, text, numbers and dates.
 
     Args:
         text: The text.
@@ -62,13 +62,13 @@ def load_yaml(text: str, where: str, error: MakeError = DataError) -> Any:
     try:
         loaded = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError, AttributeError) as fault:
-        raise error(f"{where}: this is not valid YAML ({_reason(fault)})") from fault
+        raise error(f"{where}: the config is not valid YAML: {_reason(fault)}.") from fault
     count, waiting = 0, [loaded]
     while waiting:
         value = waiting.pop()
         count += 1
         if count > _MAX_YAML_VALUES:
-            raise error(f"{where}: it stands for more than {_MAX_YAML_VALUES:,} values: write it without aliases")
+            raise error(f"{where}: the config holds more than {_MAX_YAML_VALUES:,} values: write it without aliases.")
         if isinstance(value, dict):
             waiting += value.values()
         elif isinstance(value, (list, set, tuple)):
@@ -119,7 +119,7 @@ def _is_tensor(entry: object, length: int) -> bool:
     return offsets[0] <= offsets[1] <= length
 
 
-def iterate_json(path: Path, error: MakeError = DataError) -> Iterator[tuple[str | None, Any]]:
+def iterate_json(path: Path, error: MakeError = DataError) -> Generator[tuple[str | None, Any]]:
     """Yields the entries of the lists in a JSON file, one by one, so that the file may be of any length.
 
     Args:

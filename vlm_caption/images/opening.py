@@ -116,9 +116,9 @@ def describe(source: object) -> str:
     """Name a source in error messages."""
     if isinstance(source, (str, os.PathLike)):
         name = os.fsdecode(source)
-        if _scheme(name) in ("http", "https"):
+        if url_scheme(name) in ("http", "https"):
             return re.sub(r"(?<=//)[^/?#]*@", "…@", name)  # a password is not for the log
-        return _shorten(name) if _scheme(name) == "data" or len(name) > _LONGEST_NAME else name or "<empty path>"
+        return _shorten(name) if url_scheme(name) == "data" or len(name) > _LONGEST_NAME else name or "<empty path>"
     if isinstance(source, np.ndarray):
         return f"<{source.dtype} array of shape {source.shape}>"
     if isinstance(source, torch.Tensor):
@@ -133,7 +133,7 @@ def _shorten(name: str) -> str:
     return f"{name[:40]}… ({len(name)} characters)"
 
 
-def _scheme(name: str) -> str | None:
+def url_scheme(name: str) -> str | None:
     """The scheme of a URL, in lower case; None for a path. One letter is a drive."""
     match = re.match(r"([a-z][a-z0-9+.-]+)://|(data):", name, re.IGNORECASE)
     return match and (match[1] or match[2]).lower()
@@ -146,7 +146,7 @@ def _open_file(source: str | os.PathLike | bytes | BinaryIO, name: str, max_byte
         return io.BytesIO(source)
     if isinstance(source, (str, os.PathLike)):
         text = os.fsdecode(source)
-        match _scheme(text):
+        match url_scheme(text):
             case None:
                 return _open_path(text, name, max_bytes)
             case "http" | "https":

@@ -4,12 +4,12 @@ Their Arrow files are memory-mapped and not compressed, so a picture in one of t
 is compressed: `datasets` turns it into Arrow files once, in the cache.
 """
 
+import contextlib
 import glob
 import hashlib
 import itertools
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -112,15 +112,22 @@ def open_parquet(file: Path) -> Dataset:
     """
     directory = cache_dir() / "datasets" / "parquet"
 
+    def unpack(mode: str) -> Dataset:
+        # The file's name is taken for a pattern.
+        return datasets.load_dataset(
+            "parquet",
+            data_files=[glob.escape(str(file))],
+            cache_dir=str(directory),
+            split="train",
+            download_mode=mode,
+        )
+
     def load() -> Dataset:
-        options = {"data_files": glob.escape(str(file)), "cache_dir": str(directory), "split": "train"}
-        try:
-            dataset = datasets.load_dataset("parquet", **options)
+        with contextlib.suppress(OSError, pa.ArrowException):
+            dataset = unpack("reuse_dataset_if_exists")
             if all(_is_whole(Path(entry["filename"])) for entry in dataset.cache_files):
                 return dataset
-        except (OSError, pa.ArrowException):
-            pass
-        return datasets.load_dataset("parquet", download_mode="force_redownload", **options)
+        return unpack("force_redownload")
 
     return _call(load, f"{file}: the Parquet file cannot be read")
 
@@ -161,7 +168,7 @@ def _call(load: Callable[[], Any], complaint: str) -> Any:
         raise DataError(f"{complaint} ({first_line_of(error)})") from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet() -> Generator[None]:
     """No progress bars of `datasets` in logs."""
     was_on = datasets.is_progress_bar_enabled()

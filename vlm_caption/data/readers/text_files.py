@@ -5,12 +5,13 @@ take them.
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ...core.errors import DataError
 from ...core.files import is_folder
 from ...core.text import read_text
+from ...images.finding import SYSTEM_FOLDERS
 from ...images.opening import IMAGE_SUFFIXES
 from ..records import ImageFolder, Problem, Record, Source, find_split, settle_names
 
@@ -20,9 +21,6 @@ _CAPTION_SUFFIXES = (".txt", ".caption")
 
 # A lone carriage return ends a line in files of an old Mac.
 _LINE_END = re.compile(r"\r\n?|\n")
-
-# What the system, not the user, makes: nobody else may look into it.
-_OF_SYSTEM = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
 
 
 def find_text_files(path: Path) -> list[Path]:
@@ -70,7 +68,9 @@ def read_text_files(source: Source) -> Iterator[Record | Problem]:
             yield Problem(str(text), "the caption is empty", str(image), split)
 
 
-def _walk(path: Path, on_error=None, report: bool = False) -> Iterator[tuple[Path, Path | None]]:
+def _walk(
+    path: Path, on_error: Callable[[OSError], None] | None = None, report: bool = False
+) -> Iterator[tuple[Path, Path | None]]:
     """Yields each picture and the text beside it.
 
     Args:
@@ -89,7 +89,7 @@ def _walk(path: Path, on_error=None, report: bool = False) -> Iterator[tuple[Pat
 
     links = lonely = 0
     for parent, folders, files in os.walk(path, onerror=on_error or fail):
-        visible = sorted(name for name in folders if not name.startswith(".") and name not in _OF_SYSTEM)
+        visible = sorted(name for name in folders if not name.startswith(".") and name not in SYSTEM_FOLDERS)
         folders[:] = visible
         links += sum(Path(parent, name).is_symlink() for name in visible)
         texts = {name.lower(): name for name in files if name.lower().endswith(_CAPTION_SUFFIXES)}
