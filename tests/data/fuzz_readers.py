@@ -107,7 +107,10 @@ def originals() -> dict[str, tuple[Files, str]]:
         "table parquet": ({"t.parquet": _parquet({"image": names, "caption": _CAPTIONS})}, "t.parquet"),
         "dataset struct": ({"data.parquet": _parquet({"image": struct_rows, "caption": ["A", "B"]})}, "data.parquet"),
         "table zip": (
-            {"captions.csv": b"image,caption\na.png,A\nb.png,B\n", "p.zip": _zip(dict.fromkeys(("a.png", "b.png"), picture()))},
+            {
+                "captions.csv": b"image,caption\na.png,A\nb.png,B\n",
+                "p.zip": _zip(dict.fromkeys(("a.png", "b.png"), picture())),
+            },
             "p.zip",
         ),
         "coco": ({"captions_train2017.json": coco}, "captions_train2017.json"),
@@ -132,7 +135,16 @@ TOKENS = [
     *(b"[" * 5000, b"{" * 5000, b'{"a":' * 3000, b"9" * 5000, b"-1e999", b"NaN", b"null", b"[]", b"{}", b"true"),
     *(b'"', b'""', b",", b";", b"\t", b"\r", b"\n", b"\r\n", b"|", b"#0\t", b"\0", b"\xff", b"\xef\xbb\xbf", b" "),
     *(b"\\ud800", "\u2028".encode(), b"../../etc/passwd", b"/dev/zero", b"/etc/passwd", b"a.png", b"x" * 300, b"="),
-    *(b"&a [*a]", b"*a", b"!!python/object:os.system x", b"2001-99-99", b"1:2:3", b"? [a]\n: b", b"<image>", b"(" * 500),
+    *(
+        b"&a [*a]",
+        b"*a",
+        b"!!python/object:os.system x",
+        b"2001-99-99",
+        b"1:2:3",
+        b"? [a]\n: b",
+        b"<image>",
+        b"(" * 500,
+    ),
     *(struct.pack("<Q", 2**63), struct.pack("<I", 2**31), struct.pack("<i", -1), b"}" * 300, b"'descr': '<f8'", b"%"),
 ]
 
@@ -182,7 +194,8 @@ def read_corpus(path: Path, name: str) -> str:
                 count["unreadable"] += 1
     corpus = open_corpus(path, kind, on_bad_record="skip", dev_share=0)
     taken = sum(len(corpus.load(split, on_missing=lambda problem: None)) for split in corpus.splits)
-    assert taken + sum(1 for _ in corpus.problems()) + sum(corpus.dropped.values()) > 0, "nothing is taken or told"
+    if not taken + sum(1 for _ in corpus.problems()) + sum(corpus.dropped.values()):
+        raise RuntimeError("nothing is taken or told")
     return f"{name}: read"
 
 
@@ -203,7 +216,8 @@ def consume(name: str, folder: Path, file: Path) -> str:
         one_file = kind in ("table", "json", "llava", "karpathy") and file.suffix != ".zip"
         return read_corpus(file if one_file else folder, name)
     except (DataError, ConfigError) as error:
-        assert "\n" not in str(error), "the message has several lines"
+        if "\n" in str(error):
+            raise RuntimeError("the message has several lines") from error
         return f"{name}: refused"
 
 
@@ -239,7 +253,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", type=Path, help="a folder for the files of cases that do harm")
     options = parser.parse_args(arguments)
-    logging.disable(logging.CRITICAL)
     ends: Counter[str] = Counter()
     harms = 0
     began = time.monotonic()
@@ -263,4 +276,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     faulthandler.enable()
+    logging.disable(logging.CRITICAL)
     sys.exit(main())

@@ -26,6 +26,7 @@ _CHUNK_BYTES = 1 << 16
 _MAX_YAML_VALUES = 100_000
 
 _SPACE = " \t\n\r"
+_AFTER_VALUE = frozenset(",]}:" + _SPACE)
 
 
 def load_json(content: bytes | str, where: str, error: MakeError = DataError) -> Any:
@@ -216,7 +217,8 @@ class _Entries:
         while True:
             try:
                 value, end = self._decode(self._text, self._place)
-                if end < len(self._text) or self._ended:  # more digits of a number may follow
+                # The text may end inside a number: "-0" is read of "-0.5".
+                if self._ended or self._text[end : end + 1] in _AFTER_VALUE:
                     self._place = end
                     return value
             except json.JSONDecodeError:

@@ -205,13 +205,20 @@ def _write(
 
 
 def _tell(records: Iterable[Record | Problem], source: Source) -> Iterator[Record | Problem]:
-    """Pass the records on, and say now and then how many they are."""
+    """Passes the records on, and says now and then how many they are.
+
+    Raises:
+        DataError: There is none.
+    """
     told = time.monotonic()
+    count = 0
     for count, record in enumerate(records, start=1):
         yield record
         if time.monotonic() - told > _SECONDS_A_LINE:
             told = time.monotonic()
             logger.info("%s: read %s records", source.path, f"{count:,}")
+    if not count:
+        raise DataError(f"{source.path}: it holds no pictures with captions")
 
 
 def _keep_pictures(records: Iterable[Record | Problem], contents: BinaryIO, path: Path) -> Iterator[Record | Problem]:

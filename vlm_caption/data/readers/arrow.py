@@ -332,6 +332,9 @@ def _pictures(column: pa.Array, buffer: pa.Buffer, file: str) -> Iterator[_Pictu
             inside or path for inside, path in zip(_pictures(column.field("bytes"), buffer, file), paths, strict=True)
         )
         return
+    if kinds.is_null(column.type):
+        yield from [None] * len(column)
+        return
     is_text = kinds.is_string(column.type) or kinds.is_large_string(column.type)
     if not is_text and not kinds.is_binary(column.type) and not kinds.is_large_binary(column.type):
         raise DataError(f"{file}: the image column is of the type {column.type}: expected pictures, bytes or text")

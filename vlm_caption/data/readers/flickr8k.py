@@ -57,21 +57,23 @@ def read_tokens(source: Source) -> Iterator[Record | Problem]:
         if not is_utf8(line):
             problems.append(Problem(str(tokens), f"the file is not UTF-8 (line {number}): save it as UTF-8"))
         elif match:
-            captions.setdefault(match[1].strip(), []).append(match[2])
+            captions.setdefault(match[1], []).append(match[2])
         else:
             reason = f"expected NAME.jpg#K, a tab and a caption, found {preview(line.strip())}"
             problems.append(Problem(f"{tokens}, line {number}", reason))
     yield from problems
 
+    stripped = {name.strip(): name for name in captions}
     lists = {split: tokens.parent / name for split, name in _LISTS.items() if is_file(tokens.parent / name)}
     for split, path in lists.items():
         for number, line in read_lines(path):
-            name = line.strip()
-            if name and name not in captions:
-                reason = f"the image {name} has no captions in {tokens.name}"
-                yield Problem(f"{path}, line {number}", reason, split=split)
-            elif name:
+            name = line.rstrip("\r\n")
+            name = name if name in captions else stripped.get(name.strip(), "")
+            if name:
                 yield folder.record(name, captions[name], f"{path}, line {number}", split)
+            elif line.strip():
+                reason = f"the image {line.strip()} has no captions in {tokens.name}"
+                yield Problem(f"{path}, line {number}", reason, split=split)
     if not lists:
         for name, texts in captions.items():
             yield folder.record(name, texts, str(tokens))

@@ -176,15 +176,12 @@ def read_pairs(source: Source) -> Iterator[Record | Problem]:
 
 def _names_of_id(image_id: str) -> Iterator[str]:
     """Yields the names that a picture with this id may have."""
-    yield f"{image_id}.jpg"
     if image_id.isascii() and image_id.isdecimal() and len(image_id) <= 12:
         number = f"{int(image_id):012d}"
-        for folder in ("", "train2014/", "val2014/"):
-            for subset in ("train2014", "val2014"):
-                yield f"{folder}COCO_{subset}_{number}.jpg"
-        for folder in ("", "train2017/", "val2017/"):
-            yield f"{folder}{number}.jpg"
-    yield from (image_id, f"{image_id}.png", f"{image_id}.jpeg")
+        for subset in ("train2014", "val2014"):
+            yield from (f"{subset}/COCO_{subset}_{number}.jpg", f"COCO_{subset}_{number}.jpg")
+        yield from (f"train2017/{number}.jpg", f"val2017/{number}.jpg", f"{number}.jpg")
+    yield from (f"{image_id}.jpg", image_id, f"{image_id}.png", f"{image_id}.jpeg")
 
 
 def find_vqa(path: Path) -> list[Path]:
