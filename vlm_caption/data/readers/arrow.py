@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import datasets.config
 import huggingface_hub.constants
 import numpy as np
 import pyarrow as pa
