@@ -21,7 +21,7 @@ class Cleaning:
     """What is done to every caption, and which captions are left out.
 
     Attributes:
-        final_stop, lower_case: As of `clean_caption`.
+        final_stop, lower_case: See `clean_caption`.
         min_words, max_words: A caption with fewer or more words, as spaces part them, is left out and counted. None:
             no bound; then an empty caption is a fault in the data.
     """

@@ -4,7 +4,7 @@ import difflib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 from datasets import Dataset
 
@@ -64,6 +64,19 @@ FORMATS: dict[str, Format] = {
 }
 
 
+class SourceSettings(TypedDict, total=False):
+    """Settings of a corpus that win over what is recognised; see `Source`, whose attributes they are."""
+
+    images: str | os.PathLike | None
+    image_column: str | None
+    caption_column: str | None
+    subset: str | None
+    features: str | os.PathLike | None
+    feature_column: str | None
+    question_column: str | None
+    questions: bool
+
+
 def load_captions(
     path: str | os.PathLike,
     split: str = "train",
@@ -73,7 +86,7 @@ def load_captions(
     on_problem: Callable[[Problem], None] | None = None,
     **options,
 ) -> Dataset:
-    """Read a split of captioned images: `open_corpus(path, format, **options).load(split, limit, on_problem)`."""
+    """Reads a split of captioned images: `open_corpus(path, format, **options).load(split, limit, on_problem)`."""
     return open_corpus(path, format, **options).load(split, limit, on_problem)
 
 
@@ -81,62 +94,41 @@ def open_corpus(
     path: str | os.PathLike,
     format: str | None = None,
     *,
-    images: str | os.PathLike | None = None,
-    image_column: str | None = None,
-    caption_column: str | None = None,
-    subset: str | None = None,
-    features: str | os.PathLike | None = None,
-    feature_column: str | None = None,
-    question_column: str | None = None,
-    questions: bool = False,
     cleaning: Cleaning | None = None,
     dev_share: float = 0.05,
     on_bad_record: Literal["error", "skip"] = "error",
+    **settings: Unpack[SourceSettings],
 ) -> Corpus:
-    """Read captioned images into the cache, or find them there.
+    """Reads captioned images into the cache, or finds them there.
 
-    What is read depends on the files' paths, sizes and times of change, and on the settings here: when one changes,
+    What is read depends on the files' paths, sizes and times of change, and on the settings here. When one changes,
     the corpus is read anew.
 
     Args:
         path: A corpus's folder or file, or a Hub dataset's id.
         format: A name in `FORMATS`; by default it is recognised from what is there.
-        images: The folder that image paths are relative to, where it is not the one that is found.
-        image_column, caption_column: The columns of a table, where they are not found by name.
-        subset: Of a Hub dataset.
-        features: A file of vectors that the captions are of, instead of pictures; `path` is then a table of captions.
-        feature_column: The column of vectors, if that file is Parquet and has several.
-        question_column: The column of questions, likewise.
-        questions: Whether to read questions, for a column `questions` beside `captions`, which are then the answers.
         cleaning: What is done to the captions; by default only `clean_caption`.
         dev_share: The share of images, by a hash of each, that is "dev" where the corpus has no splits.
         on_bad_record: "error", or "skip" to leave out records with which something is wrong; see `Corpus`.
+        **settings: `images`, the folder that image paths are relative to; `image_column`, `caption_column`,
+            `question_column`, the columns of a table, where they are not found by name; `subset` of a Hub dataset;
+            `features`, a file of vectors that the captions are of instead of pictures, and `feature_column` in it;
+            `questions`, whether to read questions, whose answers are then the captions. See `Source`.
 
     Raises:
         DataError: The format is not known or not clear, or the corpus is malformed.
     """
-    source, name = _recognise(
-        path,
-        format,
-        images=images,
-        image_column=image_column,
-        caption_column=caption_column,
-        subset=subset,
-        features=features,
-        feature_column=feature_column,
-        question_column=question_column,
-        questions=questions,
-    )
+    source, name = _recognise(path, format, **settings)
     return Corpus(source, name, _format(source, name), cleaning or Cleaning(), dev_share, on_bad_record)
 
 
-def read_records(path: str | os.PathLike, format: str | None = None, **settings) -> Iterator[Record | Problem]:
-    """Yield what the reader of a corpus does, one after the other, in its order.
+def read_records(
+    path: str | os.PathLike, format: str | None = None, **settings: Unpack[SourceSettings]
+) -> Iterator[Record | Problem]:
+    """Yields what the reader of a corpus does, one after the other, in its order.
 
     Args:
-        path, format: As of `open_corpus`.
-        **settings: `images`, `image_column`, `caption_column`, `subset`, `features`, `feature_column`,
-            `question_column`, `questions`, likewise.
+        path, format, **settings: See `open_corpus`.
 
     Raises:
         DataError: The format is not known or not clear, or what follows cannot be read.
@@ -149,17 +141,12 @@ def _format(source: Source, name: str) -> Format:
     return FORMATS[name] if source.features is None else VECTORS
 
 
-def _recognise(
-    path: str | os.PathLike,
-    format: str | None,
-    *,
-    images: str | os.PathLike | None = None,
-    features: str | os.PathLike | None = None,
-    questions: bool = False,
-    **columns: str | None,
-) -> tuple[Source, str]:
-    folder, vectors = (None if given is None else Path(given) for given in (images, features))
-    source = Source(Path(path), images=folder, features=vectors, questions=questions, **columns)
+def _recognise(path: str | os.PathLike, format: str | None, **settings: Unpack[SourceSettings]) -> tuple[Source, str]:
+    """Returns the corpus and the name of its format."""
+    values: dict[str, Any] = dict(settings)
+    values |= {name: Path(values[name]) for name in ("images", "features") if values.get(name) is not None}
+    source = Source(Path(path), **values)
+    vectors, questions = source.features, source.questions
     exists = is_file(source.path) or is_folder(source.path)
     if format is not None and format not in FORMATS:
         near = difflib.get_close_matches(format.lower(), FORMATS, n=1)

@@ -3,7 +3,6 @@
 import ast
 import base64
 import contextlib
-import csv
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -14,11 +13,9 @@ from ...core.errors import DataError
 from ...core.files import is_file, is_folder
 from ...core.text import first_line, is_utf8, preview, read_lines
 from ...core.untrusted import load_json
-from ...images.opening import IMAGE_SUFFIXES
 from ..places import find_base64
 from ..records import (
     ANSWER_COLUMNS,
-    CAPTION_COLUMNS,
     IMAGE_COLUMNS,
     SPLIT_COLUMN,
     ImageFolder,
@@ -36,19 +33,11 @@ from ..records import (
     the_one,
 )
 from .arrow import read_parquet
+from .delimited import find_separator, read_cells
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 TABLE_NAMES = ("captions.csv", "captions.tsv", "captions.jsonl", "captions.parquet", "captions.txt")
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-
-# The longest field of a CSV, in characters: a base64 picture. csv's own limit is 131,072.
-_FIELD_LIMIT = 1 << 26
-
-# The separators of a .csv, the likeliest first. The header decides.
-_SEPARATORS = (",", ";", "\t", "|")
-
-# A quoted field goes on over no more lines than this.
-_MOST_LINES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,92 +199,34 @@ def _record(
     return Record("", tuple(captions), key, row.where, split, tuple(questions), content)
 
 
-class _Lines:
-    """Feeds a table's lines to csv, and keeps those of the row at hand, so that a row can be read again otherwise."""
-
-    def __init__(self, lines: Iterator[str], looks_like_row: Callable[[str], bool]):
-        self._lines, self._looks_like_row = lines, looks_like_row
-        self._back: list[str] = []
-        self.of_row: list[str] = []
-
-    def __iter__(self) -> "_Lines":
-        return self
-
-    def __next__(self) -> str:
-        line = self._back.pop() if self._back else next(self._lines)
-        if self.of_row and (self._looks_like_row(line) or len(self.of_row) == _MOST_LINES):
-            self._back.append(line)
-            raise csv.Error("a quotation mark is opened and not closed")
-        self.of_row.append(line)
-        return line
-
-    def put_back(self) -> str:
-        """Gives back all lines of the row but its first one, which is returned."""
-        first, *rest = self.of_row
-        self._back += reversed(rest)
-        return first
-
-
 def read_csv(table: Path) -> Iterator[Row | Problem]:
-    """Yields the rows of a CSV or TSV.
-
-    A field that starts with `"` ends with one, on the same line or a later one. A stray quotation mark costs its own
-    row at most: the lines after it are rows of their own again. In a TSV, where most tools quote nothing, it is a
-    character like any other.
+    """Yields the rows of a CSV or TSV; see `read_cells`.
 
     Raises:
         DataError: The header is malformed, or the file cannot be read.
     """
-    csv.field_size_limit(max(csv.field_size_limit(), _FIELD_LIMIT))
-    separator = _find_separator(table)
     header: list[str] = []
-
-    def parse(lines: Iterator[str], **options) -> Iterator[list[str]]:
-        # Strict: without it, a stray quotation mark swallows the rows up to the next one.
-        return csv.reader(lines, delimiter=separator, strict=True, **options)
-
-    def looks_like_row(line: str) -> bool:
-        with contextlib.suppress(csv.Error):
-            cells = next(parse(iter([line])), [])
-            return len(cells) == len(header) > 1 and any(_is_picture(cell) for cell in cells)
-        return False
-
-    lines = _Lines(_split_lines(table), looks_like_row)
-    number = 0
-    while True:
-        lines.of_row = []
-        number += 1
-        try:
-            cells = next(parse(lines), None)
-        except csv.Error as error:
-            cells = [lines.put_back()]
-            if separator == "\t":
-                cells = next(parse(iter(cells), quoting=csv.QUOTE_NONE), [])
-            if len(cells) != len(header) or not header:
-                reason = f"{error}: double the quotation marks inside a quoted field"
-                if not header:
-                    raise DataError(f"{table}, row {number}: {reason}") from error
-                yield Problem(f"{table}, row {number}", reason)
-                continue
-        if cells is None:
-            return
-        if not any(cell.strip() for cell in cells):
-            continue
-        if not all(map(is_utf8, cells)):
-            problem = Problem(str(table), f"the file is not UTF-8 (row {number}): save it as UTF-8")
-            if not header:
-                raise DataError(str(problem))
-            yield problem
-        elif not header:
-            header = _read_header(cells, table)
-        elif len(cells) != len(header):
+    for number, cells in enumerate(read_cells(table), start=1):
+        name = f"row {number}"
+        problem = None
+        if isinstance(cells, str):
+            problem = Problem(f"{table}, {name}", cells)
+        elif not all(map(is_utf8, cells)):
+            problem = Problem(str(table), f"the file is not UTF-8 ({name}): save it as UTF-8")
+        elif cells and header and len(cells) != len(header):
             reason = (
                 f"{len(cells)} fields, and the header has {len(header)}: put a field that holds the separator "
                 'between quotation marks (")'
             )
-            yield Problem(f"{table}, row {number}", reason)
-        else:
-            yield Row(table, f"row {number}", dict(zip(header, map(_spelt_out, cells), strict=True)))
+            problem = Problem(f"{table}, {name}", reason)
+        elif cells and header:
+            yield Row(table, name, dict(zip(header, map(_spelt_out, cells), strict=True)))
+        elif cells:
+            header = _read_header(cells, table)
+        if problem is not None:
+            if not header:
+                raise DataError(str(problem))
+            yield problem
 
 
 def _read_header(cells: list[str], table: Path) -> list[str]:
@@ -310,39 +241,6 @@ def _read_header(cells: list[str], table: Path) -> list[str]:
             f"{table}: the column {repeated[0]!r} is there more than once: give each caption a row of its own"
         )
     return header
-
-
-def _find_separator(table: Path) -> str:
-    """Returns the separator with which the header names the most columns that are known; a tab for a .tsv."""
-    if table.suffix.lower() == ".tsv":
-        return "\t"
-    line = first_line(table).partition("\r")[0]
-    known = {*IMAGE_COLUMNS, *CAPTION_COLUMNS, *ANSWER_COLUMNS, SPLIT_COLUMN}
-
-    def count(separator: str) -> tuple[int, int]:
-        columns = [_column(cell.strip().strip('"')) for cell in line.split(separator)]
-        return len(known.intersection(columns)), len(columns)
-
-    return max(_SEPARATORS, key=count)
-
-
-def _split_lines(table: Path) -> Iterator[str]:
-    """Yields the lines of a table. A lone carriage return ends a line in a file of an old Mac, and is a space else."""
-    is_old_mac = False
-    for number, line in read_lines(table, "surrogateescape"):
-        body = line.removesuffix("\n").removesuffix("\r")
-        is_old_mac = is_old_mac or (number == 1 and "\r" in body)
-        if "\r" not in body:
-            yield line
-        elif is_old_mac:
-            yield from (f"{part}\n" for part in body.split("\r"))
-        else:
-            yield body.replace("\r", " ") + "\n"
-
-
-def _is_picture(cell: str) -> bool:
-    """Whether a cell holds a picture's path, by its ending."""
-    return Path(cell.strip()).suffix.lower() in IMAGE_SUFFIXES
 
 
 def read_jsonl(table: Path) -> Iterator[Row | Problem]:
@@ -391,5 +289,5 @@ def _column(name: str) -> str:
 
 def _is_headed(path: Path) -> bool:
     """Whether a text file is a CSV with known columns: Kaggle's Flickr8k calls its table captions.txt."""
-    columns = {_column(cell) for cell in first_line(path).split(_find_separator(path))}
+    columns = {_column(cell) for cell in first_line(path).split(find_separator(path))}
     return bool(columns & set(IMAGE_COLUMNS)) and bool(columns & set(ANSWER_COLUMNS))
