@@ -13,6 +13,7 @@ from typing import Any
 
 from ..core.digests import digest_tensors
 from ..core.files import write_text
+from ..core.untrusted import load_json
 from ..model.freezing import (
     PARTS,
     holds_trained_weights,
@@ -52,7 +53,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """
     path = folder / FACTS_NAME
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = load_json(path.read_bytes(), path.name)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

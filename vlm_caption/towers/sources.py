@@ -29,7 +29,7 @@ from ..core.cache import cache_dir
 from ..core.errors import BackboneError
 from ..core.files import move_folder
 from ..core.hub_ids import is_hub_id
-from ..core.untrusted import read_safetensors_header
+from ..core.untrusted import load_json, read_safetensors_header
 from .conversions import dinov2_from_onnx, llama_from_gguf
 
 logger = logging.getLogger(__name__)
@@ -288,7 +288,7 @@ def _weight_files(directory: Path) -> list[Path]:
     if (single := directory / "model.safetensors").is_file():
         return [single]
     if (index := directory / "model.safetensors.index.json").is_file():
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        shards = load_json(index.read_bytes(), str(index), ValueError)["weight_map"].values()
         return sorted({directory / shard for shard in shards})
     return sorted(directory.glob("*.safetensors")) or sorted(directory.glob(_BIN_FILES))
 
