@@ -90,7 +90,8 @@ class Corpus:
     ) -> Dataset:
         """Loads a split as a dataset with the columns `image` and `captions`.
 
-        An image is a place, mostly a path; captions are a list of strings. The dataset is memory-mapped. `open_place` gives what `open_image` takes for an image.
+        An image is a place, mostly a path; captions are a list of strings. The dataset is memory-mapped. `open_place`
+        gives what `open_image` takes for an image.
 
         Args:
             split: Its name; "dev" also finds `val`, `valid` or `validation`.
