@@ -334,3 +334,8 @@ def test_the_page_of_settings_names_every_choice():
     for name, hint in field_types().items():
         for choice in choices(hint):
             assert f"`{choice}`" in rows[name], name
+
+
+def test_a_path_that_is_too_long_for_the_system_is_left_for_the_data_to_refuse(tmp_path):
+    (tmp_path / "run.yaml").write_text(f"data: {{path: {'x' * 300}}}")
+    assert RunConfig.load(tmp_path / "run.yaml").data.path == "x" * 300

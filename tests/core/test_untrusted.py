@@ -82,7 +82,7 @@ def test_a_safetensors_header_is_read(tmp_path):
 )
 def test_a_damaged_safetensors_header_gets_one_sentence(tmp_path, header, size):
     write(tmp_path / "a", header, size)
-    with pytest.raises(DataError, match=r"/a: this is not"):
+    with pytest.raises(DataError, match=r"/a(: this is not| ends before its tensor 'a' does)"):
         read_safetensors_header(tmp_path / "a")
 
 

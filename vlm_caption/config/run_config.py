@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..core.errors import ConfigError
+from ..core.files import is_file, is_folder
 from ..core.text import preview
 from ..core.untrusted import load_yaml
 from ..images.opening import MAX_BYTES, MAX_PIXELS
@@ -548,7 +549,7 @@ def _type_name(hint: Any) -> str:
 
 
 def _find_data(path: str, config_path: Path) -> str:
-    if not path or Path(path).exists():
+    if not path or is_file(path) or is_folder(path):
         return path
     beside = config_path.resolve().parent.parent / path
-    return str(beside) if beside.exists() else path
+    return str(beside) if is_file(beside) or is_folder(beside) else path

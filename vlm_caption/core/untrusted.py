@@ -96,20 +96,24 @@ def read_safetensors_header(path: Path, error: MakeError = DataError) -> tuple[d
             size = int.from_bytes(file.read(8), "little")
             length = file.seek(0, 2) - 8
             if not 2 <= size <= min(length, _MAX_HEADER_BYTES):
-                raise error(f"{path}: this is not a whole safetensors file")
+                raise error(f"{path}: this is not a safetensors file")
             file.seek(8)
             content = file.read(size)
     except OSError as fault:
         raise error(f"{path}: the file cannot be read ({fault.strerror or fault})") from fault
     header = load_json(content, str(path), error)
-    tensors = [entry for name, entry in header.items() if name != "__metadata__"] if isinstance(header, dict) else [0]
-    if not all(_is_tensor(entry, length - size) for entry in tensors):
-        raise error(f"{path}: this is not a whole safetensors file")
+    tensors = dict(header) if isinstance(header, dict) else {"": None}
+    tensors.pop("__metadata__", None)
+    if not all(map(_is_tensor, tensors.values())):
+        raise error(f"{path}: this is not a safetensors file")
+    for name, entry in tensors.items():
+        if entry["data_offsets"][1] > length - size:
+            raise error(f"{path} ends before its tensor {name!r} does")
     return header, 8 + size
 
 
-def _is_tensor(entry: object, length: int) -> bool:
-    """Whether an entry of a safetensors header describes a tensor within `length` bytes."""
+def _is_tensor(entry: object) -> bool:
+    """Whether an entry of a safetensors header describes a tensor."""
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         return False
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
@@ -117,7 +121,7 @@ def _is_tensor(entry: object, length: int) -> bool:
         return False
     if not all(type(number) is int and number >= 0 for number in [*shape, *offsets]):
         return False
-    return offsets[0] <= offsets[1] <= length
+    return offsets[0] <= offsets[1]
 
 
 def iterate_json(path: Path, error: MakeError = DataError) -> Generator[tuple[str | None, Any]]:
