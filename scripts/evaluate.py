@@ -27,8 +27,8 @@ from vlm_caption.data.opening import bad_images, open_data, picture_opener
 from vlm_caption.evaluation.captions import UNFINISHED_NAME
 from vlm_caption.evaluation.evaluate import Evaluation, evaluate, evaluate_files, training_captions
 from vlm_caption.evaluation.files import write_evaluation
+from vlm_caption.hub.card import write_model_card
 from vlm_caption.hub.facts import evaluation_facts, record_evaluation, trained_caption_tokens
-from vlm_caption.hub.model_card import write_model_card
 from vlm_caption.towers.precision import hold_frozen
 
 

@@ -4,17 +4,20 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 
 from .captioning.captioner import Caption, Captioner
 from .core.errors import BackboneError, ImageError
-from .hub.model_card import write_model_card
+from .hub.card import write_model_card
+from .hub.upload import upload_checkpoint
 from .images.opening import open_image
 from .model.configuration_captioner import CaptionerConfig
-from .model.modeling_captioner import CaptionerForConditionalGeneration, CaptionerModel
 from .model.processing_captioner import CaptionerProcessor
+from .towers.captioner import CaptionerForConditionalGeneration, CaptionerModel, CaptionerPreTrainedModel
 from .towers.composition import compose
 from .towers.sources import resolve_backbone
 
 __version__ = "0.1.0"
 
+# What rooms above give to classes below, in this one place.
 CaptionerProcessor.open_image = staticmethod(open_image)
+CaptionerPreTrainedModel.upload_checkpoint = upload_checkpoint
 
 AutoConfig.register(CaptionerConfig.model_type, CaptionerConfig)
 AutoProcessor.register(CaptionerConfig, CaptionerProcessor)

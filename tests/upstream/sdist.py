@@ -26,7 +26,7 @@ from vlm_caption.towers.sources import _pip_download
 PACKAGE = "transformers_tests"
 
 # The release whose tests the stand-ins below are made for. Others import other things, and test other names.
-RELEASE = "5.23"
+RELEASE = "5.24"
 
 PICTURE = Path(__file__).parents[2] / "examples" / "astronaut.jpg"
 

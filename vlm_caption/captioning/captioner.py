@@ -22,7 +22,6 @@ import huggingface_hub
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import nn
 
 from ..core.console import first_line_of, quiet_transformers
@@ -32,8 +31,9 @@ from ..data.vectors import Vectors
 from ..images.opening import MAX_BYTES, MAX_PIXELS, ImageSource, describe, open_image
 from ..model.configuration_captioner import CaptionerConfig
 from ..model.loss import IGNORE_INDEX
-from ..model.modeling_captioner import CaptionerForConditionalGeneration
 from ..model.processing_captioner import CaptionerProcessor
+from ..towers.captioner import CaptionerForConditionalGeneration
+from ..towers.checks import check_checkpoint, check_processor, load_config
 
 logger = logging.getLogger(__name__)
 
@@ -105,11 +105,14 @@ class Captioner:
         settings: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
         try:
             with quiet_transformers():
+                check_checkpoint(directory)
+                config = load_config(directory)
                 processor = CaptionerProcessor.from_pretrained(directory)
-                model = CaptionerForConditionalGeneration.from_pretrained(directory, **settings)
+                check_processor(processor, config, directory)
+                model = CaptionerForConditionalGeneration.from_pretrained(directory, config=config, **settings)
         except BackboneError:
             raise
-        except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except Exception as error:  # files of unknown origin, read by several libraries: errors of every kind
             raise CheckpointError(
                 f"The checkpoint {str(checkpoint)!r} cannot be loaded: {first_line_of(error)}"
             ) from error
@@ -480,7 +483,7 @@ def _find_checkpoint(checkpoint: str | os.PathLike) -> Path:
         model_type = json.loads(config_file.read_text(encoding="utf-8"))["model_type"]
     except FileNotFoundError as error:
         raise CheckpointError(f"The folder {name!r} is no checkpoint: it holds no config.json.") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"The checkpoint {name!r} has a damaged config.json ({first_line_of(error)})."
         ) from error

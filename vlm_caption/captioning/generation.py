@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ..data.collator import CaptionCollator
-from ..model.modeling_captioner import CaptionerForConditionalGeneration
+from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.composition import MAX_NEW_TOKENS
 
 

@@ -8,7 +8,7 @@ from datasets import Dataset
 from ..core.console import progress
 from ..data.collator import CaptionCollator
 from ..model.loss import IGNORE_INDEX
-from ..model.modeling_captioner import CaptionerForConditionalGeneration
+from ..towers.captioner import CaptionerForConditionalGeneration
 
 
 @torch.no_grad()

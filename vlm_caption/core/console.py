@@ -137,7 +137,7 @@ def setup_logging() -> None:
     """Print this package's log messages, from INFO up, as plain lines on stderr. Calling it again changes nothing."""
     handler = logging.StreamHandler()  # bound to the stderr of this moment, which quiet_transformers does not reach
     handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger(__package__.partition(".")[0])
+    logger = logging.getLogger(__name__.partition(".")[0])
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
 

@@ -59,7 +59,7 @@ class Comparison:
         rows: which of the evaluation's images both captioned.
         captions: the other's, of these.
         scores, other_scores: of both on these images.
-        differences: first minus other, of each metric that both have.
+        differences: first minus other, of each metric that both have, METEOR excepted.
         missing: images that the other has no caption of.
     """
 
@@ -70,6 +70,11 @@ class Comparison:
     other_scores: Scores
     differences: dict[str, Difference]
     missing: list[ImageId]
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics that both systems have."""
+        return [name for name in self.scores.corpus if name in self.other_scores.corpus]
 
     @property
     def leads(self) -> np.ndarray:
@@ -95,9 +100,10 @@ class Comparison:
                 name: {
                     "first": self.scores.corpus[name],
                     "other": self.other_scores.corpus[name],
-                    **difference._asdict(),
+                    "difference": self.scores.corpus[name] - self.other_scores.corpus[name],
+                    **(self.differences[name]._asdict() if name in self.differences else {}),
                 }
-                for name, difference in self.differences.items()
+                for name in self.metrics
             },
         }
 
@@ -192,6 +198,7 @@ class Evaluation:
             pairs = zip(other.rows, other.captions, strict=True)
             if empty := [self.image_ids[row] for row, text in pairs if not text.strip()]:
                 notes.append(_empty_sentence(other.name, empty))
+        notes += self.scores.notes
         if self.ignores_images:
             notes.append(self._image_sentence())
         return notes

@@ -49,11 +49,13 @@ def evaluation_lines(evaluation: "Evaluation") -> Iterator[str]:
         if comparison.leads.size:
             yield f"by CIDEr {counts['wins']:,} wins, {counts['losses']:,} losses, {counts['ties']:,} ties"
         yield f"{'x 100':23s}    first     other   difference, 95 % interval (share of resamples with the other sign)"
-        for metric, found in comparison.differences.items():
+        for metric in comparison.metrics:
             first, other = comparison.scores.corpus[metric], comparison.other_scores.corpus[metric]
             values = f"{100 * first:9.4f} {100 * other:9.4f}"
-            spread = f"{100 * found.low:+.2f} to {100 * found.high:+.2f} ({found.other_sign:.3f})"
-            yield f"{METRIC_NAMES[metric]:23s}{values}   {100 * found.difference:+8.4f}   {spread}"
+            line = f"{METRIC_NAMES[metric]:23s}{values}   {100 * (first - other):+8.4f}"
+            if found := comparison.differences.get(metric):
+                line += f"   {100 * found.low:+.2f} to {100 * found.high:+.2f} ({found.other_sign:.3f})"
+            yield line
 
 
 def _row(name: str, value: str, interval: Interval | None = None, scale: int = 100) -> str:

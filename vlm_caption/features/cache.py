@@ -39,8 +39,8 @@ from ..data.bad_images import PictureOpener
 from ..data.places import Place
 from ..images.opening import PIXELS_VERSION
 from ..model.configuration_captioner import CaptionerConfig
-from ..model.modeling_captioner import CaptionerForConditionalGeneration
 from ..model.processing_captioner import CaptionerProcessor
+from ..towers.captioner import CaptionerForConditionalGeneration
 from .contents import content_digest, content_digests
 from .shards import FeatureShards, FeatureTable
 

@@ -5,7 +5,7 @@ from .bootstrap import Difference, Interval, compare, confidence_intervals, mean
 from .coco_files import CaptionPairs, ImageId, pair_captions, read_file_names, read_references, read_results
 from .diversity import Diversity, measure_diversity
 from .names import COCO_METRICS, METRIC_NAMES
-from .ptb_tokenizer import tokenize
+from .ptb_tokens import tokenize
 from .scoring import METRICS, Scores, score
 
 __all__ = [

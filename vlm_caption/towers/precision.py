@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from transformers.activations import NewGELUActivation
 
-from ..model.freezing import TOWERS, holds_trained_weights, is_adapter
-from ..model.modeling_captioner import CaptionerForConditionalGeneration
+from ..model.adapters import is_adapter
+from ..model.freezing import TOWERS, holds_trained_weights
+from .captioner import CaptionerForConditionalGeneration
 
 logger = logging.getLogger(__name__)
 

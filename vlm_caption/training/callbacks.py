@@ -14,8 +14,8 @@ from ..core.console import describe_seconds
 from ..data.captions import CaptionChoice, TargetChoice
 from ..data.collator import CaptionCollator
 from ..data.sampler import LengthBatchSampler
-from ..model.modeling_captioner import CaptionerForConditionalGeneration
 from ..model.processing_captioner import VectorProcessor
+from ..towers.captioner import CaptionerForConditionalGeneration
 from .dev_scores import row_name
 
 logger = logging.getLogger(__name__)

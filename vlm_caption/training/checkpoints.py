@@ -25,7 +25,7 @@ from transformers.trainer_utils import sort_checkpoints
 
 from ..core.errors import CheckpointError, ConfigError
 from ..core.files import move_folder
-from ..model.modeling_captioner import read_safetensors
+from ..towers.checkpoints import read_safetensors
 
 OPTIMIZER_NAME = "optimizer.safetensors"
 SCHEDULER_NAME = "scheduler.json"

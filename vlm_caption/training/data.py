@@ -17,8 +17,8 @@ from ..data.collator import CaptionCollator
 from ..data.corpus import count_captions
 from ..data.opening import bad_images, check_left, load_splits, open_data, open_features, picture_opener
 from ..features.inputs import ImageInputs, with_index
-from ..model.modeling_captioner import CaptionerForConditionalGeneration
 from ..model.processing_captioner import CaptionerProcessor
+from ..towers.captioner import CaptionerForConditionalGeneration
 
 logger = logging.getLogger(__name__)
 

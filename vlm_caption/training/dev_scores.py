@@ -10,7 +10,7 @@ from ..captioning.generation import caption_rows
 from ..data.collator import CaptionCollator
 from ..data.places import Place
 from ..metrics.scoring import score
-from ..model.modeling_captioner import CaptionerForConditionalGeneration
+from ..towers.captioner import CaptionerForConditionalGeneration
 
 
 def score_cider(

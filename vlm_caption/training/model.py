@@ -15,8 +15,8 @@ from ..core.errors import ConfigError
 from ..core.files import writing_files
 from ..data.vectors import Vectors
 from ..model.freezing import check_policies
-from ..model.modeling_captioner import CaptionerForConditionalGeneration
 from ..model.processing_captioner import QUESTION, CaptionerProcessor
+from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.composition import compose
 from ..towers.precision import use_bf16
 from .checkpoints import PARTIAL_NAME

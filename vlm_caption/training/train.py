@@ -14,8 +14,8 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments, s
 from ..config.run_config import RunConfig
 from ..data.opening import each_question, each_text
 from ..model.freezing import set_policies
-from ..model.modeling_captioner import CaptionerForConditionalGeneration
 from ..model.processing_captioner import CaptionerProcessor
+from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.precision import choose_kernels, hold_frozen, use_bf16
 from .callbacks import EpochTeller, LastLog, PlainLog, ProgressBar, SampleCaptions
 from .checkpoints import load_weights, writing_to
