@@ -339,3 +339,8 @@ def test_the_page_of_settings_is_written_from_the_docstrings():
     emptied = re.sub(r"(<!-- \w+ -->\n)(\|.*\n)+", r"\1", page)
     assert "| `data.path` |" not in emptied
     assert fill_tables(emptied) == page
+
+
+def test_a_path_that_is_too_long_for_the_system_is_left_for_the_data_to_refuse(tmp_path):
+    (tmp_path / "run.yaml").write_text(f"data: {{path: {'x' * 300}}}")
+    assert RunConfig.load(tmp_path / "run.yaml").data.path == "x" * 300

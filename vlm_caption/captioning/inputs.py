@@ -15,7 +15,7 @@ from ..core.console import first_line_of
 from ..core.errors import ConfigError, DataError, ImageError, ImageNotFoundError
 from ..core.text import readable
 from ..data.records import IMAGE_COLUMNS, find_column
-from ..images.finding import find_images
+from ..images.finding import PassedOver, find_images
 from ..images.opening import IMAGE_SUFFIXES, ImageSource, describe
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://|data:", re.IGNORECASE)
@@ -58,7 +58,10 @@ class StoredPicture:
 
 
 def find_pictures(
-    names: Iterable[str], on_error: Callable[[ImageError], None], stdin: BinaryIO | None = None
+    names: Iterable[str],
+    on_error: Callable[[ImageError], None],
+    stdin: BinaryIO | None = None,
+    passed_over: PassedOver | None = None,
 ) -> list[ImageSource]:
     """Lists the pictures that the arguments of a command name, each once.
 
@@ -68,6 +71,7 @@ def find_pictures(
             name in each line. Names in a list may also be separated by zero bytes.
         on_error: Gets the error of each name without pictures, and of each damaged archive or table.
         stdin: Standard input.
+        passed_over: Counts what a search of folders passes over.
 
     Returns:
         What `open_image` takes, in the order of the names. Pictures in archives and tables are read when opened.
@@ -81,7 +85,7 @@ def find_pictures(
         if not name:
             raise ConfigError("An argument is empty, and names no picture: is a variable of your shell not set?")
         try:
-            for source in _expand(name, on_error, stdin):
+            for source in _expand(name, on_error, stdin, passed_over):
                 found.setdefault(place_of(describe(source)) if _is_short(source) else str(source), source)
         except ImageError as error:
             on_error(error)
@@ -103,28 +107,32 @@ def _is_short(source: ImageSource) -> bool:
 
 
 def _expand(
-    name: str, on_error: Callable[[ImageError], None], stdin: BinaryIO | None, is_listed: bool = False
+    name: str,
+    on_error: Callable[[ImageError], None],
+    stdin: BinaryIO | None,
+    passed_over: PassedOver | None,
+    is_listed: bool = False,
 ) -> Iterator[ImageSource]:
     """Yields the pictures of one name. A name in a list is no pattern and no list."""
     if name == "-" and not is_listed:
-        yield from _expand_list(stdin.read() if stdin is not None else b"", on_error)
+        yield from _expand_list(stdin.read() if stdin is not None else b"", on_error, passed_over)
     elif name.startswith("@") and not is_listed:
         try:
             content = Path(name[1:]).read_bytes()
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise DataError(f"{name[1:]}: the list of pictures cannot be read ({reason})") from error
-        yield from _expand_list(content, on_error)
+        yield from _expand_list(content, on_error, passed_over)
     elif _URL.match(name):
         yield name
     elif os.path.isdir(name):  # noqa: PTH112 - a Path raises an error for a name that is too long
-        yield from find_images([name])
+        yield from find_images([name], passed_over=passed_over)
     elif not os.path.lexists(name) and not is_listed and glob.has_magic(name):
         matches = sorted(path for path in glob.iglob(name, recursive=True) if Path(path).is_file())  # noqa: PTH207
         if not matches:
             raise ImageNotFoundError(name, "no file has such a name")
         for match in matches:
-            yield from _expand(match, on_error, stdin, is_listed=True)
+            yield from _expand(match, on_error, stdin, passed_over, is_listed=True)
     elif name.lower().endswith(".zip"):
         yield from _open_zip(name)
     elif name.lower().endswith(_TAR_ENDINGS):
@@ -135,14 +143,16 @@ def _expand(
         yield Path(name)
 
 
-def _expand_list(content: bytes, on_error: Callable[[ImageError], None]) -> Iterator[ImageSource]:
+def _expand_list(
+    content: bytes, on_error: Callable[[ImageError], None], passed_over: PassedOver | None
+) -> Iterator[ImageSource]:
     separator = b"\0" if b"\0" in content else b"\n"
     for line in content.removeprefix(b"\xef\xbb\xbf").split(separator):
         if separator == b"\n":
             line = line.removesuffix(b"\r")
         if line:
             try:
-                yield from _expand(os.fsdecode(line), on_error, None, is_listed=True)
+                yield from _expand(os.fsdecode(line), on_error, None, passed_over, is_listed=True)
             except ImageError as error:
                 on_error(error)
 

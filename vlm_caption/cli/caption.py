@@ -75,7 +75,7 @@ def main(argv: list[str] | None, prog: str) -> int:
 
 def _caption(parser: ArgumentParser, arguments: argparse.Namespace, stack: ExitStack, stderr: TextIO) -> int:
     errors: list[ImageError] = []
-    inputs = _find_inputs(arguments, errors.append)
+    inputs = _find_inputs(parser, arguments, errors.append)
     check_outputs(job_outputs(arguments.output, arguments.format, arguments.bad_images), _paths(inputs, arguments))
     log = ErrorLog(arguments.bad_images)
 
@@ -137,17 +137,21 @@ def _all_missing(pictures: "list[Any]", refuse: Callable[[ImageError], None]) ->
 
 
 def _find_inputs(
-    arguments: argparse.Namespace, on_error: Callable[[ImageError], None]
+    parser: ArgumentParser, arguments: argparse.Namespace, on_error: Callable[[ImageError], None]
 ) -> "Sequence[ImageSource] | Vectors":
     if arguments.features is not None:
         from ..data.vectors import open_vectors
 
         return open_vectors(arguments.features, arguments.feature_column)
     from ..captioning.inputs import find_pictures
+    from ..images.finding import PassedOver
     from ..images.opening import describe
 
     stdin = sys.stdin.buffer if "-" in arguments.images else None
-    pictures = find_pictures(arguments.images, on_error, stdin)
+    passed_over = PassedOver()
+    pictures = find_pictures(arguments.images, on_error, stdin, passed_over)
+    if str(passed_over):
+        parser.complain(str(passed_over))
     if not arguments.sidecars:
         return pictures
     unusable = check_sidecars(list(map(describe, pictures)))

@@ -7,10 +7,10 @@ import types
 from collections.abc import Collection
 from typing import Any
 
-import yaml
-
 from ..core.console import ArgumentParser
 from ..core.errors import ConfigError
+from ..core.text import preview
+from ..core.untrusted import load_yaml
 from .checks import SECTIONS, check_name, field_types, members, type_name
 from .run_config import RunConfig
 
@@ -82,6 +82,6 @@ def _parse(name: str, text: str, hint: Any) -> Any:
     if str in kinds and not is_dict and not is_null:
         return text
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name} must be {type_name(hint)}, and {text!r} is not.") from error
+        return load_yaml(text, name, ConfigError)
+    except ConfigError as error:
+        raise ConfigError(f"{name} must be {type_name(hint)}, and {preview(text)} is not.") from error

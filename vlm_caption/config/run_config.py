@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..core.errors import ConfigError
+from ..core.files import is_file, is_folder
+from ..core.untrusted import load_yaml
 from .checks import SECTIONS, check_name, check_stages, check_value, field_types
 from .sections import DataSection, GenerationSection, ModelSection, ModuleSettings, TrainingSection
 
@@ -107,11 +107,11 @@ def _trains_otherwise(settings: TrainingSection) -> bool:
 def _read(path: Path) -> tuple[dict[str, Any], Any]:
     """Reads a YAML file: its settings by their full names, and its stages."""
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        loaded = load_yaml(path.read_text(encoding="utf-8"), str(path), ConfigError) or {}
     except OSError as error:
         raise ConfigError(f"{path}: the config cannot be read ({error.strerror or error}).") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: the config is not valid YAML: {' '.join(str(error).split())}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: the config is not valid YAML: it is not UTF-8.") from error
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path}: a config is made of the sections {', '.join(SECTIONS)}.")
     stages = loaded.pop("stages", None) or []
@@ -128,10 +128,10 @@ def _read(path: Path) -> tuple[dict[str, Any], Any]:
 
 
 def _find_data(path: str, config_path: Path) -> str:
-    if not path or Path(path).exists():
+    if not path or is_file(path) or is_folder(path):
         return path
     beside = config_path.resolve().parent.parent / path
-    return str(beside) if beside.exists() else path
+    return str(beside) if is_file(beside) or is_folder(beside) else path
 
 
 __all__ = [

@@ -100,6 +100,8 @@ class DataSection:
             into the answer.
         max_caption_tokens: Cut longer captions. Above the default, captions are also generated up to this length,
             unless `generation.max_new_tokens` is set. Evaluation cuts as training did, if that is known.
+        on_bad_record: What to do with a malformed record, such as an empty caption: "error" stops the run; "skip"
+            leaves it out, counts it, and lists it.
         on_bad_image: What to do with an image that is missing or cannot be opened: "error" stops the run; "skip"
             leaves it out, counts it, and lists it in `bad_images.jsonl` in the output folder.
         max_bad_share: With "skip": stop the run if a larger share of images is bad.
@@ -128,6 +130,7 @@ class DataSection:
     prompt: str = ""
     chat: bool = False
     max_caption_tokens: int = 64
+    on_bad_record: Literal["error", "skip"] = "error"
     on_bad_image: Literal["error", "skip"] = "error"
     max_bad_share: float = 0.05
     max_pixels: int = MAX_PIXELS

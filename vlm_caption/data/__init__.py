@@ -3,14 +3,12 @@
     dataset = load_captions("../shared/flickr8k", "train")  # columns: image, captions
     picture = open_image(open_place(dataset[0]["image"]))
 
-The way of a corpus: a reader of its format (`FORMATS`) yields one `Record`, or one `Problem`, after the other;
-`store.py` cleans the captions, gathers them by image, settles the splits, and writes an Arrow file for each split into
-the cache; a `Corpus` gives these as memory-mapped datasets. Nothing is held in memory as a whole, and no picture is
-copied.
+A reader of the corpus's format (`FORMATS`) yields one `Record`, or one `Problem`, after the other. `store.py` cleans
+the captions, gathers them by image, settles the splits, and writes an Arrow file for each split into the cache. A
+`Corpus` gives these as memory-mapped datasets. Nothing is held in memory as a whole, and pictures stay where they are.
 
 To see what is wrong with a corpus without an exception at the first fault, go through `open_corpus(...).problems()`,
-or hand `on_problem` to `Corpus.load`; `read_records` yields what the reader does. The formats are described in
-docs/data.md.
+or give `on_problem` to `Corpus.load`. `read_records` yields what the reader does. docs/data.md describes the formats.
 """
 
 import lazy_loader

@@ -89,7 +89,7 @@ class CaptionCollator:
         """How many tokens each row has behind the prefix: captions with their end tokens, and questions.
 
         Raises:
-            DataError: as of a call.
+            DataError: See `__call__`.
         """
         return [
             sum(len(question) + len(caption) for question, caption in segments) for segments in self._segments(rows)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.files import write_text
+from ..core.untrusted import load_json
 from ..towers.captioner import CaptionerForConditionalGeneration, CaptionerPreTrainedModel
 from ..towers.fingerprints import weights_fingerprint
 
@@ -34,7 +35,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """
     path = folder / FACTS_NAME
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = load_json(path.read_bytes(), path.name)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

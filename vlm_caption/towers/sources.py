@@ -16,6 +16,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from ..core.errors import BackboneError
 from ..core.hub_ids import is_hub_id
+from ..core.untrusted import load_json, read_safetensors_header
 from .wheels import fetch_wheel, find_wheel, list_wheels
 
 # *.json includes the index of a sharded file; README.md says the licence.
@@ -121,7 +122,7 @@ def _weight_files(directory: Path) -> list[Path]:
         return [single]
     if (index := directory / "model.safetensors.index.json").is_file():
         try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            shards = set(load_json(index.read_bytes(), str(index), ValueError)["weight_map"].values())
             if not shards or any(Path(shard).name != shard for shard in shards):
                 raise ValueError("it names no file in its folder")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -185,17 +186,12 @@ def _tensors(path: Path) -> Iterator[tuple[str, str, list[int], memoryview]]:
     """Yields the name, dtype (such as "F32"), shape and bytes (a map of the file) of each tensor in a file.
 
     Raises:
-        ValueError, KeyError, TypeError: It is no whole safetensors file.
+        ValueError: It is no whole safetensors file.
     """
+    header, start = read_safetensors_header(path, ValueError)
     with path.open("rb") as file:
         content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    start = 8 + int.from_bytes(content[:8], "little")
-    if start > len(content):
-        raise ValueError(f"{path.name} is not a safetensors file")
-    header = json.loads(bytes(content[8:start]))
     header.pop("__metadata__", None)
     for name, tensor in header.items():
         begin, end = tensor["data_offsets"]
-        if start + end > len(content):
-            raise ValueError(f"{path.name} ends before its tensor {name!r} does")
         yield name, tensor["dtype"], tensor["shape"], content[start + begin : start + end]
