@@ -2,17 +2,35 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# The lower bound that pyproject.toml gives for transformers.
-OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
+# The model, generation, checkpoints and training: what depends most on the versions of the libraries.
+VERSION_TESTS := tests/test_environment.py tests/test_private_names.py tests/test_imports.py tests/model/test_loss.py \
+	tests/model/test_projectors.py tests/model/test_modeling.py tests/model/test_generation.py \
+	tests/model/test_processing.py tests/model/test_freezing.py tests/model/test_checkpoints.py \
+	tests/features/test_features.py tests/training/test_training.py tests/data/test_readers.py
 
-.PHONY: demo test test-oldest lint types format clean
+# For every Python and platform that we name, each package with its version and nothing else.
+COMPILE := uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --no-annotate --no-header \
+	--no-emit-index-url
 
-# The environment is made anew when its requirements change. uv installs in seconds what pip takes minutes for.
-.venv/installed: pyproject.toml
+# $(call environment,FOLDER,CONSTRAINTS,PYPROJECT): made anew, with no other versions than those in CONSTRAINTS, and a copy
+# of it in FOLDER/installed. uv installs in seconds what pip takes minutes for.
+define environment
+	$(PYTHON) -m venv --clear $(1)
+	$(1)/bin/python -m pip install --quiet --constraint constraints.txt uv
+	$(1)/bin/uv pip install --quiet --python $(1)/bin/python --constraint $(2) --requirement $(3) --extra dev
+	$(1)/bin/uv pip install --quiet --python $(1)/bin/python --no-deps --editable .
+	cp $(2) $(1)/installed
+endef
+
+.PHONY: demo test constraints test-oldest test-newest newest-versions lint types format clean
+
+.venv/installed: pyproject.toml constraints.txt
+	$(call environment,.venv,constraints.txt,pyproject.toml)
+
+# For what needs uv before there is an environment: `make constraints` mends constraints that cannot be installed.
+$(BIN)/uv:
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet "uv>=0.7"
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable ".[dev]"
-	touch $@
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
 
 demo: .venv/installed  ## caption examples/ with the shipped checkpoint and write demo.html
 	$(BIN)/python scripts/demo.py
@@ -20,14 +38,29 @@ demo: .venv/installed  ## caption examples/ with the shipped checkpoint and writ
 test: .venv/installed  ## every test; those whose needs are not met skip with a reason
 	$(BIN)/python -m pytest
 
-.venv-oldest/installed: pyproject.toml
-	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet "uv>=0.7"
-	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --editable ".[dev]" transformers==$(OLDEST)
-	touch $@
+constraints: | $(BIN)/uv  ## the newest versions that pyproject.toml allows, and the oldest
+	$(BIN)/$(COMPILE) pyproject.toml --output-file constraints.txt
+	$(BIN)/$(COMPILE) pyproject.toml --output-file constraints-oldest.txt --resolution lowest-direct
 
-test-oldest: .venv-oldest/installed  ## what depends on transformers, with the oldest that is allowed
-	.venv-oldest/bin/python -m pytest --ignore=tests/data --ignore=tests/metrics --ignore-glob="tests/test_*image*.py"
+.venv-oldest/installed: pyproject.toml constraints-oldest.txt
+	$(call environment,.venv-oldest,constraints-oldest.txt,pyproject.toml)
+
+test-oldest: .venv-oldest/installed  ## the lower bounds of pyproject.toml
+	.venv-oldest/bin/python -m pytest $(VERSION_TESTS)
+
+# What the index has now, as if pyproject.toml had no upper bounds.
+newest-versions: | $(BIN)/uv
+	mkdir -p build/newest
+	sed 's/,<[^"]*"/"/' pyproject.toml > build/newest/pyproject.toml
+	$(BIN)/$(COMPILE) build/newest/pyproject.toml --output-file build/newest/constraints.txt
+
+test-newest: newest-versions  ## what was released since `make constraints`, without the upper bounds of pyproject.toml
+	cmp -s build/newest/constraints.txt .venv-newest/installed || $(MAKE) .venv-newest
+	.venv-newest/bin/python -m pytest $(VERSION_TESTS)
+
+.PHONY: .venv-newest
+.venv-newest:
+	$(call environment,.venv-newest,build/newest/constraints.txt,build/newest/pyproject.toml)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -41,4 +74,4 @@ format: .venv/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-oldest demo.html
+	rm -rf .venv .venv-oldest .venv-newest build demo.html

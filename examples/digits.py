@@ -12,7 +12,8 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from vlm_caption import Captioner
-from vlm_caption.config.run_config import RunConfig, add_arguments, parse_arguments
+from vlm_caption.config.command_line import add_arguments, parse_arguments
+from vlm_caption.config.run_config import RunConfig
 from vlm_caption.core.console import ArgumentParser, quiet_transformers, setup_logging
 from vlm_caption.data import load_captions, open_vectors
 from vlm_caption.training.train import train

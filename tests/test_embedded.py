@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vlm_caption import BackboneError, Captioner, open_image
-from vlm_caption.captioning.captioner import DEFAULT_CHECKPOINT
+from vlm_caption.captioning.checkpoints import DEFAULT_CHECKPOINT
 from vlm_caption.captioning.nll import caption_nll
 from vlm_caption.data import load_captions
 from vlm_caption.data.collator import CaptionCollator

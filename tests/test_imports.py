@@ -5,6 +5,8 @@ import pkgutil
 import subprocess
 import sys
 
+import pytest
+
 import vlm_caption
 
 
@@ -13,6 +15,14 @@ def test_every_module_can_be_imported():
     assert len(names) > 60
     for name in names:
         importlib.import_module(name)
+
+
+@pytest.mark.parametrize("name", ["vlm_caption", "vlm_caption.config", "vlm_caption.data", "vlm_caption.metrics"])
+def test_every_name_of_a_face_is_there(name):
+    face = importlib.import_module(name)
+    assert len(face.__all__) > 6
+    for public in face.__all__:
+        assert getattr(face, public) is not None
 
 
 def test_captioning_does_not_wait_for_trainer_nor_peft():

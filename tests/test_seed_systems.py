@@ -11,7 +11,8 @@ from tiny_runs import write_colours
 
 from vlm_caption import Captioner, CaptionerForConditionalGeneration
 from vlm_caption.config.run_config import RunConfig
-from vlm_caption.model.freezing import is_adapter, module_of
+from vlm_caption.model.adapters import is_adapter
+from vlm_caption.model.freezing import module_of
 from vlm_caption.training.train import train
 
 

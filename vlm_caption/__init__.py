@@ -1,37 +1,13 @@
-"""A frozen vision tower and a frozen language model, joined by one small trained projection: image captions."""
+"""A frozen vision tower, a frozen language model and one small trained projection: image captions.
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+The names below are imported when they are first used: `import vlm_caption` alone imports neither torch nor
+transformers. Every command of `vlm-caption` is also a function here.
+"""
 
-from .captioning.captioner import Caption, Captioner
-from .core.errors import BackboneError, ImageError
-from .hub.model_card import write_model_card
-from .images.opening import open_image
-from .model.configuration_captioner import CaptionerConfig
-from .model.modeling_captioner import CaptionerForConditionalGeneration, CaptionerModel
-from .model.processing_captioner import CaptionerProcessor
-from .towers.composition import compose
-from .towers.sources import resolve_backbone
+import lazy_loader
+
+from . import registration as registration  # joins us to transformers, whichever of the two is imported first
 
 __version__ = "0.1.0"
 
-CaptionerProcessor.open_image = staticmethod(open_image)
-
-AutoConfig.register(CaptionerConfig.model_type, CaptionerConfig)
-AutoProcessor.register(CaptionerConfig, CaptionerProcessor)
-AutoModel.register(CaptionerConfig, CaptionerModel)
-AutoModelForImageTextToText.register(CaptionerConfig, CaptionerForConditionalGeneration)
-
-__all__ = [
-    "BackboneError",
-    "Caption",
-    "Captioner",
-    "CaptionerConfig",
-    "CaptionerForConditionalGeneration",
-    "CaptionerModel",
-    "CaptionerProcessor",
-    "ImageError",
-    "compose",
-    "open_image",
-    "resolve_backbone",
-    "write_model_card",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

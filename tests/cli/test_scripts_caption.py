@@ -1,5 +1,7 @@
 """scripts/caption.py and scripts/demo.py, on a tiny random model."""
 
+import errno
+import io
 import json
 import os
 import shutil
@@ -14,7 +16,11 @@ from PIL import Image
 
 from vlm_caption import compose
 from vlm_caption.captioning import captioner
-from vlm_caption.captioning.captioner import Captioner
+from vlm_caption.captioning.caption_file import CaptionFile
+from vlm_caption.captioning.captioner import Caption, Captioner
+from vlm_caption.captioning.tables import read_table
+from vlm_caption.cli.main import main as command_line
+from vlm_caption.core.console import printable
 from vlm_caption.data import load_captions
 from vlm_caption.images.opening import open_image
 
@@ -71,7 +77,7 @@ def run(checkpoint, capsys):
 def test_one_picture_gives_its_caption_alone(run, photo, checkpoint):
     code, out, err = run(photo)
     assert (code, err) == (0, [])
-    assert out == [Captioner.from_pretrained(checkpoint).caption(photo)[0].text]
+    assert out == [printable(Captioner.from_pretrained(checkpoint).caption(photo)[0].text)]
 
 
 def test_several_pictures_are_named(run, photo):
@@ -86,7 +92,7 @@ def test_json_is_one_object_a_line(run, photo):
     code, out, err = run(photo, ROOT / "examples" / "officer.jpg", "--format", "json")
     assert (code, err) == (0, [])
     rows = [json.loads(line) for line in out]
-    assert [list(row) for row in rows] == [["image", "caption", "score"]] * 2
+    assert [list(row) for row in rows] == [["image", "caption", "score", "finished", "checkpoint"]] * 2
     assert rows[0]["image"] == str(photo)
     assert isinstance(rows[0]["caption"], str)
     assert rows[0]["score"] < 0
@@ -148,6 +154,22 @@ def test_bad_pictures_are_reported_and_the_good_ones_captioned(run, photo, tmp_p
     assert [line.split(": ")[0] for line in out] == [str(photo), str(other)]
     assert sorted(line.split(": ")[1] for line in err) == sorted(map(str, bad))
     assert all(line.startswith("caption.py: ") for line in err)
+
+
+def test_a_file_name_cannot_forge_a_line(run, photo, tmp_path):
+    forged = shutil.copy(photo, tmp_path / "a\nb.jpg: a dog\x1b[2J.jpg")
+    code, out, err = run(photo, forged, tmp_path / "none\ncaption.py: fine.jpg")
+    assert (code, len(out), len(err)) == (1, 2, 1)
+    assert out[1].startswith(f"{tmp_path}/a\\nb.jpg: a dog\\x1b[2J.jpg: ")
+    assert err[0].startswith(f"caption.py: {tmp_path}/none\\ncaption.py: fine.jpg: ")
+
+
+def test_the_installed_command_has_its_own_name_in_messages(capsys):
+    assert command_line(["caption", "none.jpg"]) == 1
+    assert capsys.readouterr().err == "vlm-caption caption: none.jpg: there is no such file\n"
+    with pytest.raises(SystemExit):
+        command_line(["captoin"])
+    assert capsys.readouterr().err.startswith("vlm-caption: argument COMMAND: invalid choice: 'captoin'")
 
 
 def test_what_is_refused_can_be_written_down(run, photo, tmp_path):
@@ -221,7 +243,7 @@ def test_a_closed_pipe_ends_it_quietly(checkpoint, photo):
 
 def test_the_demo_captions_the_examples_and_writes_a_page(checkpoint, tmp_path, monkeypatch, capsys):
     load = Captioner.from_pretrained
-    monkeypatch.setattr(demo_script.Captioner, "from_pretrained", lambda: load(checkpoint))
+    monkeypatch.setattr(Captioner, "from_pretrained", lambda: load(checkpoint))
     page = tmp_path / "page.html"
     assert demo_script.main(["--output", str(page)]) == 0
     captured = capsys.readouterr()
@@ -238,6 +260,12 @@ def test_the_demo_captions_the_examples_and_writes_a_page(checkpoint, tmp_path, 
     err = capsys.readouterr().err
     assert err.startswith("demo.py: ")
     assert err.count("\n") == 1
+
+    mine = tmp_path / "mine.txt"
+    mine.write_text("My notes")
+    assert demo_script.main(["--output", str(mine)]) == 2
+    assert "mine.txt holds something else, which would be lost" in capsys.readouterr().err
+    assert mine.read_text() == "My notes"
 
 
 def test_the_default_checkpoint_stands_beside_the_scripts():
@@ -256,3 +284,212 @@ def test_the_examples_are_small_photos_with_three_captions_each():
         assert f"`{photo.name}`" in readme
     with Image.open(photos[0]) as image:
         assert image.format == "JPEG"
+
+
+class TestOutputs:
+    def test_nothing_of_somebody_else_is_overwritten(self, run, photo, tmp_path):
+        content = Path(photo).read_bytes()
+        table = tmp_path / "table.jsonl"
+        table.write_text('{"image": "a.jpg", "caption": "A dog.", "licence": "CC0"}')
+        for options, message in (
+            (["--bad-images", photo], f"--bad-images {photo} is read by the same command"),
+            (["--bad-images", table], f"--bad-images {table} holds something else, which would be lost"),
+            (["--output", table], f"{table}: line 1 is no caption with its image: name another file for captions."),
+            (["--output", tmp_path / "x", "--bad-images", tmp_path / "x"], "is the file of --output too"),
+            (["--output", photo, "--format", "csv"], f"--output {photo} is read by the same command"),
+            (["--output", table, "--format", "csv"], f"--output {table} holds something else"),
+            (["--output", "/dev/full"], "--output /dev/full is no regular file"),
+            (["--output", tmp_path], f"--output {tmp_path} is no regular file"),
+            (["--output", ""], "argument --output: give the name of a file"),
+        ):
+            code, out, err = run(photo, *options)
+            assert (code, out, len(err)) == (2, [], 1)
+            assert message in err[0]
+        assert Path(photo).read_bytes() == content
+        assert table.read_text() == '{"image": "a.jpg", "caption": "A dog.", "licence": "CC0"}'
+        assert not (tmp_path / "x").exists()
+
+    @pytest.mark.parametrize("name", ["c.csv", "c.parquet", "c.json"])
+    def test_tables_resume_and_hold_every_caption_once(self, run, photo, tmp_path, name):
+        output = tmp_path / name
+        options = ["--output", output, *(["--format", "coco"] if name == "c.json" else [])]
+        assert run(photo, *options)[0] == 0
+        assert run(photo, ROOT / "examples", *options)[0] == 0
+        entries = read_table(output, {"c.json": "coco"}.get(name, output.suffix[1:]))
+        assert [Path(entry["image"]).name for entry in entries] == [
+            "an officer.jpg",
+            "astronaut.jpg",
+            "officer.jpg",
+            "photographer.jpg",
+        ]
+        code, _out, err = run(photo, ROOT / "examples", *options, "--checkpoint", "/none is needed")
+        assert (code, err) == (0, [f"caption.py: {output} has 4 of these captions"])
+        assert [path.name for path in tmp_path.iterdir() if "c." in path.name] == [name]
+
+    def test_a_kill_before_a_table_is_finished_loses_and_doubles_nothing(self, run, photo, tmp_path):
+        output, kept = tmp_path / "c.csv", tmp_path / ".c.csv.unfinished.jsonl"
+        pictures = [photo, *sorted((ROOT / "examples").glob("*.jpg"))]
+        assert run(*pictures, "--output", output)[0] == 0
+        whole = output.read_text()
+        entries = read_table(output, "csv")
+        lines = [json.dumps(entry) + "\n" for entry in entries]
+        for written, unfinished in (([], lines[:2]), (entries, lines)):  # on the way, and between table and removal
+            output.unlink()
+            if written:
+                output.write_text(whole)
+            kept.write_text("".join(unfinished))
+            assert run(*pictures, "--output", output)[0] == 0
+            assert output.read_text() == whole
+            assert not kept.exists()
+
+    def test_a_resumed_job_knows_a_picture_however_its_path_is_spelled(self, run, photo, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        output = tmp_path / "c.jsonl"
+        assert run(photo, "--output", output)[0] == 0
+        for spelling in (Path(photo).name, f"./../{tmp_path.name}/", "."):
+            assert run(spelling, "--output", output)[2] == [f"caption.py: {output} has 1 of these captions"]
+
+    def test_captions_of_another_checkpoint_are_not_mixed(self, run, photo, tmp_path):
+        output = tmp_path / "c.jsonl"
+        line = {"image": "a.jpg", "caption": "A dog.", "score": -1, "finished": True, "checkpoint": "sha256:0"}
+        output.write_text(json.dumps(line) + "\n")
+        code, _out, [error] = run(photo, "--output", output)
+        assert code == 2
+        assert f"{output} has captions of another checkpoint (sha256:0, and this one is sha256:" in error
+
+    def test_names_that_are_no_text_are_read_by_every_reader(self, run, photo, tmp_path):
+        named = tmp_path / "folder" / os.fsdecode(b"\xff\x1b[31m\n.jpg")
+        named.parent.mkdir()
+        shutil.copy(photo, named)
+        for suffix in ("jsonl", "csv", "parquet"):
+            for _ in range(2):
+                assert run(named, "--output", tmp_path / f"c.{suffix}")[0] == 0
+        [line] = (tmp_path / "c.jsonl").read_text(encoding="utf-8").splitlines()
+        name = str(named.parent / "\\xff\x1b[31m\n.jpg")
+        assert json.loads(line)["image"] == name
+        assert "\\ud" not in line
+        for suffix in ("csv", "parquet"):
+            assert [entry["image"] for entry in read_table(tmp_path / f"c.{suffix}", suffix)] == [name]
+        _code, [line], _err = run(named, "folder that is not there")
+        assert line.startswith(f"{named.parent}/\\xff\\x1b[31m\\n.jpg: ")
+
+    def test_sidecars_stand_beside_pictures_and_are_kept(self, run, photo, tmp_path):
+        text = Path(photo).with_suffix(".txt")
+        options = [photo, "--sidecars", "--prefix", "my, ", "--suffix", "!"]
+        assert run(*options)[0] == 0
+        caption = json.loads(run(photo, "--format", "json")[1][0])["caption"]
+        assert text.read_text() == f"my, {caption}!\n"
+        text.write_text("mine")
+        assert run(*options)[2] == ["caption.py: the files beside the pictures have 1 of these captions"]
+        assert text.read_text() == "mine"
+        assert run(*options, "--append")[0] == 0
+        assert text.read_text() == f"mine\nmy, {caption}!\n"
+        assert run(*options, "--overwrite")[0] == 0
+        assert text.read_text() == f"my, {caption}!\n"
+
+    def test_pictures_that_share_a_sidecar_are_told(self, run, photo, tmp_path):
+        with Image.open(photo) as image:
+            image.save(tmp_path / "an officer.png")
+        code, _out, err = run(tmp_path, "https://example.invalid/a.jpg", "--sidecars")
+        assert code == 1
+        assert err[0] == (
+            f"caption.py: {tmp_path / 'an officer.png'}: an officer.txt is for the caption of {photo}: rename one of "
+            "the two"
+        )
+        assert "there is no file on this computer to write a caption beside" in err[1]
+
+    def test_a_read_only_folder_is_that_pictures_fault_alone(self, run, photo, tmp_path, monkeypatch):
+        folder = tmp_path / "locked"
+        folder.mkdir()
+        locked = shutil.copy(photo, folder)
+        monkeypatch.setattr("vlm_caption.captioning.writers.os.access", lambda path, mode: Path(path) != folder)
+        code, _out, err = run(locked, photo, "--sidecars")
+        assert code == 1
+        assert err[0] == (f"caption.py: {locked}: an officer.txt cannot be written beside it: the folder is read-only")
+        assert Path(photo).with_suffix(".txt").exists()
+
+    def test_an_empty_caption_is_a_failure(self, run, photo, tmp_path, monkeypatch):
+        empty = [Caption(str(photo), "", -1.0)]
+        monkeypatch.setattr(Captioner, "caption_batches", lambda *args, **kwargs: iter([[empty]]))
+        code, _out, [error, _progress] = run(photo, "--output", tmp_path / "c.jsonl")
+        assert (code, (tmp_path / "c.jsonl").read_text()) == (1, "")
+        assert f"{photo}: the model wrote an empty caption" in error
+
+    def test_a_full_disk_is_named(self, run, photo, tmp_path, monkeypatch):
+        def write(self, content):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        output = tmp_path / "c.jsonl"
+        assert run(ROOT / "examples" / "officer.jpg", "--output", output)[0] == 0
+        before = output.read_bytes()
+        monkeypatch.setattr(CaptionFile, "_write", lambda self, content: write(self, content) if content else None)
+        code, _out, err = run(photo, "--output", output)
+        assert (code, output.read_bytes()) == (2, before)
+        assert err[-1] == f"caption.py: {output}: captions cannot be kept there (No space left on device)."
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
+def test_a_fault_of_one_picture_is_that_pictures_alone(run, photo, tmp_path, monkeypatch, error):
+    def fail(source, *limits):
+        if "officer.jpg" in str(source):
+            raise error
+        return open_image(source, *limits)
+
+    monkeypatch.setattr("vlm_caption.captioning.captioner.open_image", fail)
+    code, out, err = run(photo, ROOT / "examples" / "astronaut.jpg")
+    assert (code, len(out), len(err)) == (1, 1, 1)
+    assert err[0].startswith(f"caption.py: {photo}: ")
+
+
+class TestDecoding:
+    def test_options_reach_the_model(self, run, photo):
+        def captions(*options) -> list[str]:
+            code, out, err = run(photo, "--format", "json", *options)
+            assert (code, err) == (0, [])
+            return [json.loads(line)["caption"] for line in out]
+
+        assert len(captions("--num-captions", "3")) == 3
+        sampled = captions("--num-captions", "4", "--sample", "--temperature", "3", "--seed", "5")
+        assert len(set(sampled)) > 1
+        assert captions("--num-captions", "4", "--sample", "--temperature", "3", "--seed", "5") == sampled
+        long = captions("--min-new-tokens", "20", "--max-new-tokens", "20")
+        assert len(long[0].split()) >= 1
+        assert captions("--num-beams", "1", "--dtype", "bfloat16", "--device", "cpu")
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--temperature", "2"], "--temperature needs --sample"),
+            (["--sample", "--temperature", "0"], "argument --temperature: give a number above 0, not '0'"),
+            (["--sample", "--top-p", "2"], "argument --top-p: give a number above 0 and at most 1, not '2'"),
+            (["--repetition-penalty", "nan"], "argument --repetition-penalty: give a number, not 'nan'"),
+            (["--num-captions", "3", "--num-beams", "2"], "3 captions of an image need at least 3 beams, or sampling"),
+            (
+                ["--question", "What?"],
+                "was not trained on questions: leave it out, or give a --prompt with {question}",
+            ),
+            (["--device", "cuda:99"], "The device 'cuda:99' cannot be used: "),
+            (["--device", "toaster"], "The device 'toaster' cannot be used: "),
+            (["--prefix", "a"], "--prefix needs --sidecars"),
+            (["--format", "parquet"], "--format parquet needs --output FILE"),
+            (["--stop", " "], "stop and ban take texts with at least one visible character"),
+        ],
+    )
+    def test_what_cannot_be_used_is_one_sentence(self, run, photo, options, message):
+        code, out, err = run(photo, *options)
+        assert (code, out, len(err)) == (2, [], 1)
+        assert message in err[0]
+
+
+def test_lists_and_standard_input_name_pictures(run, photo, tmp_path, monkeypatch):
+    (tmp_path / "list.txt").write_text(f"{photo}\n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(os.fsencode(photo) + b"\0")))
+    expected = run(photo)[1]
+    assert run(f"@{tmp_path / 'list.txt'}")[1] == expected
+    assert run("-")[1] == expected
+
+
+def test_an_empty_argument_is_bad_usage(run):
+    code, out, [error] = run("")
+    assert (code, out) == (2, [])
+    assert error.startswith("caption.py: An argument is empty, and names no picture")

@@ -9,7 +9,8 @@ from tiny_models import tiny_model, tiny_processor
 from tiny_runs import write_colours
 
 from vlm_caption import Captioner
-from vlm_caption.evaluation.captions import UNFINISHED_NAME, UnfinishedCaptions
+from vlm_caption.captioning.caption_file import CaptionFile
+from vlm_caption.evaluation.captions import UNFINISHED_NAME
 from vlm_caption.hub.facts import record_training
 from vlm_caption.metrics import COCO_METRICS
 
@@ -111,7 +112,7 @@ class TestOfACheckpoint:
         def fail(*args, **kwargs):
             raise PermissionError(13, "Permission denied", "captions.csv")
 
-        monkeypatch.setitem(command.__globals__, "open_data", fail)
+        monkeypatch.setattr("vlm_caption.data.opening.open_data", fail)
         assert command(options) == 2
         assert capsys.readouterr().err == "evaluate.py: [Errno 13] Permission denied: 'captions.csv'\n"
 
@@ -127,12 +128,12 @@ class TestOfACheckpoint:
         def stop(*args, **kwargs):
             raise KeyboardInterrupt
 
-        original = UnfinishedCaptions.add
-        monkeypatch.setattr(UnfinishedCaptions, "add", stop)
+        original = CaptionFile.add_entries
+        monkeypatch.setattr(CaptionFile, "add_entries", stop)
         assert command(options) == 130
         assert "the same command goes on from the captions already written" in capsys.readouterr().err
         assert (tmp_path / "evaluation" / UNFINISHED_NAME).exists()
-        monkeypatch.setattr(UnfinishedCaptions, "add", original)
+        monkeypatch.setattr(CaptionFile, "add_entries", original)
         assert command(options) == 0
         assert not (tmp_path / "evaluation" / UNFINISHED_NAME).exists()
 
@@ -210,6 +211,8 @@ class TestOfFiles:
             ([entry(image, 5) for image in REFERENCES], "12 captions missing or no text, image id 'image0'"),
             ({"a": 1}, "expected a list of entries with image_id and caption"),
             (None, "results.json: the file cannot be read"),
+            ("[" * 100_000, "results.json: the JSON cannot be read"),
+            ("[" + "9" * 10_000 + "]", "results.json: the JSON cannot be read"),
         ],
     )
     def test_captions_that_cannot_be_scored_get_a_sentence(self, command, tmp_path, results, complaint, capsys):
@@ -217,11 +220,16 @@ class TestOfFiles:
         if results is None:
             (tmp_path / "results.json").unlink()
         else:
-            (tmp_path / "results.json").write_text(json.dumps(results))
+            (tmp_path / "results.json").write_text(results if isinstance(results, str) else json.dumps(results))
         assert command(["--results", "results.json", "--references", "references.json"]) == 2
         [error] = capsys.readouterr().err.splitlines()
         assert error.startswith("evaluate.py: ")
         assert complaint in error
+
+    def test_captions_that_are_no_valid_text_are_scored(self, command, tmp_path, capsys):
+        write_files(tmp_path, RIGHT | {"image0": "\ud800 \x1b[31m dog"}, REFERENCES)
+        assert command(["--results", "results.json", "--references", "references.json"]) == 0
+        assert "  image0: \\ud800 \\x1b[31m dog  [reference: " in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         ("annotations", "complaint"),
@@ -253,3 +261,22 @@ class TestOfFiles:
             command(options)
         assert caught.value.code == 2
         assert capsys.readouterr().err == f"evaluate.py: {complaint}\n"
+
+    @pytest.mark.parametrize(
+        ("options", "named"),
+        [
+            (["--output-dir", "."], "--output-dir results.json is read by the same command"),
+            (["--output-dir", "out", "--compare", "out"], "--output-dir out/results.json is read by the same command"),
+            (["--output-dir", "mine"], "--output-dir mine/report.html holds something else, which would be lost"),
+        ],
+    )
+    def test_nothing_of_somebody_else_is_overwritten(self, command, tmp_path, options, named, capsys):
+        write_files(tmp_path, RIGHT, REFERENCES)
+        for folder in ("mine", "out"):
+            (tmp_path / folder).mkdir()
+        (tmp_path / "mine" / "report.html").write_text("My notes")
+        write_files(tmp_path / "out", SAME, REFERENCES)
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+        assert command(["--results", "results.json", "--references", "references.json", *options]) == 2
+        assert named in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before

@@ -70,7 +70,7 @@ def test_an_interrupt_is_told_in_a_sentence(script, options, monkeypatch, capfd)
     def train(config):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(script, "train", train)
+    monkeypatch.setattr("vlm_caption.training.train.train", train)
     assert script.main(options) == 130
     assert capfd.readouterr().err == "train.py: interrupted; the same command goes on from the last checkpoint\n"
 
@@ -87,7 +87,7 @@ def test_a_full_disk_is_told_in_a_sentence(script, options, monkeypatch, capfd):
     def train(config):
         raise OSError(errno.ENOSPC, "No space left on device", "cache/features")
 
-    monkeypatch.setattr(script, "train", train)
+    monkeypatch.setattr("vlm_caption.training.train.train", train)
     assert script.main(options) == 2
     assert capfd.readouterr().err == "train.py: cache/features: No space left on device\n"
 

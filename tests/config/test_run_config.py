@@ -10,14 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vlm_caption.config.run_config import (
-    ModuleSettings,
-    RunConfig,
-    add_arguments,
-    field_types,
-    parse_arguments,
-    setting_meanings,
-)
+from vlm_caption.config.checks import field_types
+from vlm_caption.config.command_line import add_arguments, parse_arguments, setting_meanings
+from vlm_caption.config.run_config import RunConfig
+from vlm_caption.config.sections import ModuleSettings
+from vlm_caption.config.settings_page import fill_tables
+from vlm_caption.core.console import ArgumentParser
 from vlm_caption.core.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -31,7 +29,7 @@ def write(path: Path, text: str) -> Path:
 
 
 def parse(*argv: str) -> tuple[argparse.Namespace, dict]:
-    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser = ArgumentParser(allow_abbrev=False)
     parser.add_argument("--config")
     add_arguments(parser)
     return parse_arguments(parser, list(argv))
@@ -250,7 +248,7 @@ class TestCommandLine:
         meanings = setting_meanings()
         assert all(meanings[name].endswith(".") for name in field_types())
         assert meanings["data.dev_share"].startswith("The share of images that is cut off")
-        parser = argparse.ArgumentParser()
+        parser = ArgumentParser()
         add_arguments(parser)
         assert "training: Images in a batch. (default: 8)" in " ".join(parser.format_help().split())
 
@@ -334,3 +332,16 @@ def test_the_page_of_settings_names_every_choice():
     for name, hint in field_types().items():
         for choice in choices(hint):
             assert f"`{choice}`" in rows[name], name
+
+
+def test_the_page_of_settings_is_written_from_the_docstrings():
+    page = SETTINGS_PAGE.read_text(encoding="utf-8")
+    assert fill_tables(page) == page, "run: python -m vlm_caption.config.settings_page docs/settings.md"
+    emptied = re.sub(r"(<!-- \w+ -->\n)(\|.*\n)+", r"\1", page)
+    assert "| `data.path` |" not in emptied
+    assert fill_tables(emptied) == page
+
+
+def test_a_path_that_is_too_long_for_the_system_is_left_for_the_data_to_refuse(tmp_path):
+    (tmp_path / "run.yaml").write_text(f"data: {{path: {'x' * 300}}}")
+    assert RunConfig.load(tmp_path / "run.yaml").data.path == "x" * 300

@@ -1,13 +1,22 @@
 import argparse
 import logging
 import sys
+import time
 
 import pytest
 from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging as transformers_logging
 
 from vlm_caption.core import console
-from vlm_caption.core.console import ArgumentParser, positive_int, progress, quiet_transformers, setup_logging
+from vlm_caption.core.console import (
+    ArgumentParser,
+    loading,
+    positive_int,
+    printable,
+    progress,
+    quiet_transformers,
+    setup_logging,
+)
 
 
 class Clock:
@@ -121,3 +130,52 @@ def test_bad_usage_is_one_line_and_exit_code_2(capsys):
         parser.parse_args(["--beams", "0"])
     assert caught.value.code == 2
     assert capsys.readouterr().err == "tool.py: argument --beams: give a whole number of at least 1, not '0'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a dog.jpg\ncaption.py: all is well", "a dog.jpg\\ncaption.py: all is well"),
+        ("\x1b[2Jcleared\x07\r", "\\x1b[2Jcleared\\x07\\r"),
+        ("\x9b31mred\x85next", "\\x9b31mred\\x85next"),
+        ("line\u2028separator", "line\\u2028separator"),
+        ("photo\u202egpj.exe", "photo\\u202egpj.exe"),
+        ("no text: \udcff", "no text: \\udcff"),
+    ],
+)
+def test_a_name_cannot_forge_a_line_nor_control_the_terminal(text, shown):
+    assert printable(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a photo.jpg", "ein Fuß", "犬\u3000猫.jpg", "👩\u200d🚒", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", ""],
+)
+def test_names_in_all_scripts_are_shown_as_they_are(text):
+    assert printable(text) == text
+
+
+def test_a_log_line_and_an_error_stay_one_line_each(capsys, package_logger):
+    setup_logging()
+    logging.getLogger("vlm_caption.data").info("left out %s", "a\nb")
+    ArgumentParser(prog="tool.py").complain(ValueError("c\nd: there is no such file"))
+    assert capsys.readouterr().err == "left out a\\nb\ntool.py: c\\nd: there is no such file\n"
+
+
+def test_a_long_load_is_announced_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(console, "_SECONDS_OF_SILENCE", 0.01)
+    with loading("a tower"):
+        time.sleep(0.1)
+    assert capsys.readouterr().err == ""  # no terminal
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with loading("a tower"):
+        time.sleep(0.1)
+    assert capsys.readouterr().err == "Loading a tower …\n"
+
+
+def test_a_short_load_is_not_announced(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with loading("a tower"):
+        pass
+    time.sleep(0.6)
+    assert capsys.readouterr().err == ""

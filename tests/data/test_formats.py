@@ -8,6 +8,7 @@ import json
 import logging
 
 import datasets
+import huggingface_hub.constants
 import numpy as np
 import pandas as pd
 import pytest
@@ -478,6 +479,7 @@ def test_pictures_that_a_hub_dataset_keeps_as_files_are_read_where_they_are(monk
     write_metadata_jsonl(tmp_path)
     fetched = datasets.load_dataset("imagefolder", data_dir=str(tmp_path), cache_dir=str(cache / "hf"))
     monkeypatch.setattr(datasets, "load_dataset", lambda name, subset: fetched)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     dataset = load_captions("org/photos", dev_share=0)
     assert read_pairs(dataset) == PAIRS
     assert dataset[0]["image"] == str(tmp_path / "00.png")

@@ -15,8 +15,11 @@ from vlm_caption.core.errors import ImageError
 from vlm_caption.data import BadImages, DataError, Place, load_captions, open_corpus
 from vlm_caption.data.collator import CaptionCollator
 from vlm_caption.evaluation import evaluate as evaluation
-from vlm_caption.evaluation.evaluate import evaluate, evaluate_files, training_captions
+from vlm_caption.evaluation import scoring
+from vlm_caption.evaluation.evaluate import InputSettings, evaluate, training_captions
 from vlm_caption.evaluation.files import write_evaluation
+from vlm_caption.evaluation.scoring import ScoringSettings
+from vlm_caption.evaluation.table import evaluation_table
 from vlm_caption.features.inputs import ImageInputs, with_index
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -41,7 +44,14 @@ def no_scorer(monkeypatch):
 
 def run(captioner, dataset, max_new_tokens=4, **options):
     generation = options.pop("generation", {}) | {"max_new_tokens": max_new_tokens}
-    return evaluate(captioner, dataset, generation=generation, **({"metrics": NO_JAVA} | options))
+    inputs = InputSettings(**{name: options.pop(name) for name in ("prompt", "bad") if name in options})
+    unfinished = options.pop("unfinished", None)
+    settings = ScoringSettings(**({"metrics": NO_JAVA} | options))
+    return evaluate(captioner, dataset, generation=generation, inputs=inputs, scoring=settings, unfinished=unfinished)
+
+
+def evaluate_files(results, references, images_dir=None, **options):
+    return evaluation.evaluate_files(results, references, images_dir=images_dir, scoring=ScoringSettings(**options))
 
 
 class TestEvaluate:
@@ -86,7 +96,7 @@ class TestEvaluate:
         assert set(result.metrics.values()) == {None}
         assert result.not_computed["bleu_1"] == "bleu needs pycocoevalcap: pip install pycocoevalcap"
         assert result.shuffled_cider is result.cider_gain is None
-        assert "not computed: BLEU-1, BLEU-2, BLEU-3, BLEU-4: bleu needs" in str(result)
+        assert "not computed: BLEU-1, BLEU-2, BLEU-3, BLEU-4: bleu needs" in evaluation_table(result)
 
     def test_of_a_single_image_has_nothing_shuffled(self, captioner, dataset):
         result = run(captioner, dataset.select([0]))
@@ -226,7 +236,7 @@ class TestEvaluateFiles:
         assert result.shuffled_cider == pytest.approx(result.metrics["cider"])
         [note] = result.notes
         assert note.startswith("Nothing shows that the captions depend on the images: CIDEr is ")
-        assert note in str(result)
+        assert note in evaluation_table(result)
         assert result.to_dict()["ignores_images"] is True
 
     def test_scores_the_intersection_where_allowed_and_says_so(self, tmp_path):
@@ -238,7 +248,7 @@ class TestEvaluateFiles:
         assert (len(result.captions), result.missing, result.extra) == (11, ["image0"], ["other"])
         [note] = result.notes
         assert note.startswith("Only the 11 images that have both a caption and references were scored")
-        assert note in str(result)
+        assert note in evaluation_table(result)
         assert (result.to_dict()["missing"], result.to_dict()["extra"]) == (1, 1)
 
     def test_finds_pictures_by_their_names_in_the_references(self, tmp_path):
@@ -265,7 +275,8 @@ class TestEvaluateFiles:
         told = result.to_dict()["comparison"]["metrics"]["cider"]
         assert told["difference"] == pytest.approx(told["first"] - told["other"])
         assert told["low"] > 0
-        assert f"by CIDEr {counts['wins']} wins, {counts['losses']} losses, {counts['ties']} ties" in str(result)
+        line = f"by CIDEr {counts['wins']} wins, {counts['losses']} losses, {counts['ties']} ties"
+        assert line in evaluation_table(result)
 
     def test_compares_on_what_both_have_where_allowed(self, tmp_path):
         files = write_files(tmp_path, RIGHT, REFERENCES)
@@ -289,7 +300,7 @@ class TestEvaluateFiles:
         def score_clip(images, captions, model):
             return np.array([image.width / 100 for image, _ in zip(images, captions, strict=True)])
 
-        monkeypatch.setattr(evaluation, "score_clip", score_clip)
+        monkeypatch.setattr(scoring, "score_clip", score_clip)
         files = write_files(tmp_path, RIGHT, REFERENCES, **names)
         result = evaluate_files(*files, metrics=NO_JAVA, images_dir=tmp_path, clip_model="some/clip")
         assert result.clip_scores.tolist() == [(20 + number) / 100 for number in range(12)]

@@ -9,10 +9,15 @@ from coco_files import NO_JAVA, REFERENCES, RIGHT, SAME, write_files
 from html_page import HOSTILE, Page
 from tiny_models import picture
 
-from vlm_caption.evaluation.evaluate import evaluate_files
+from vlm_caption.evaluation import evaluate as evaluation
 from vlm_caption.evaluation.files import write_evaluation
+from vlm_caption.evaluation.scoring import ScoringSettings
 
 NAMES = ["results.json", "references.json", "per_image.csv", "report.html"]
+
+
+def evaluate_files(results, references, images_dir=None, **options):
+    return evaluation.evaluate_files(results, references, images_dir=images_dir, scoring=ScoringSettings(**options))
 
 
 @pytest.fixture
@@ -55,6 +60,15 @@ class TestFiles:
         for metric in ("cider", "bleu_4", "rouge_l"):
             values = with_pictures.scores.per_image[metric]
             assert [float(row[metric]) for row in rows] == pytest.approx(values.tolist(), abs=1e-6)
+
+    def test_table_holds_no_formula(self, tmp_path):
+        formula = '=HYPERLINK("http://evil.example")'
+        files = write_files(tmp_path, RIGHT | {"image0": formula}, REFERENCES | {"image0": ["@SUM(A1)", "a dog"]})
+        write_evaluation(tmp_path / "out", evaluate_files(*files, metrics=NO_JAVA))
+        with (tmp_path / "out" / "per_image.csv").open(newline="") as file:
+            row = next(csv.DictReader(file))
+        assert (row["caption"], row["reference_1"], row["reference_2"]) == ("'" + formula, "'@SUM(A1)", "a dog")
+        assert json.loads((tmp_path / "out" / "results.json").read_text())[0]["caption"] == formula
 
     def test_names_pictures_that_are_whole_files(self, with_pictures, tmp_path):
         write_evaluation(tmp_path / "out", with_pictures)

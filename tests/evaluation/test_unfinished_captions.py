@@ -7,12 +7,14 @@ import pytest
 from tiny_models import tiny_model, tiny_processor
 from tiny_runs import write_colours
 
+from vlm_caption.captioning.caption_file import CaptionFile
 from vlm_caption.captioning.captioner import Captioner
 from vlm_caption.data import DataError, load_captions
 from vlm_caption.data.collator import CaptionCollator
 from vlm_caption.evaluation import captions as unfinished_captions
-from vlm_caption.evaluation.captions import UnfinishedCaptions, caption_settings
+from vlm_caption.evaluation.captions import caption_settings, open_unfinished
 from vlm_caption.evaluation.evaluate import evaluate
+from vlm_caption.evaluation.scoring import ScoringSettings
 
 SETTINGS = {"checkpoint": "a", "generation": {"num_beams": 1}}
 
@@ -35,49 +37,51 @@ def surroundings(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO, logger="vlm_caption")
 
 
+def captions_of(path, settings=SETTINGS) -> list[str]:
+    with open_unfinished(path, settings) as file:
+        return [entry["caption"] for entry in file.entries]
+
+
+def add(path, *captions: str) -> None:
+    with open_unfinished(path, SETTINGS) as file:
+        file.add_entries({"image": str(number), "caption": text} for number, text in enumerate(captions))
+
+
 class TestFile:
     @pytest.fixture
     def path(self, tmp_path):
         path = tmp_path / "new" / "unfinished.jsonl"
-        UnfinishedCaptions(path, SETTINGS).add(["a \u2028 dog", "b", "c", "d"])
+        add(path, "a \u2028 dog", "b", "c", "d")
         return path
 
     def test_gives_back_what_was_written(self, path):
-        assert UnfinishedCaptions(path, SETTINGS).captions == ["a \u2028 dog", "b", "c", "d"]
+        assert captions_of(path) == ["a \u2028 dog", "b", "c", "d"]
 
-    @pytest.mark.parametrize(("cut", "left"), [(1, 4), (4, 2), (9, 2), (12, 0)])
+    @pytest.mark.parametrize(("cut", "left"), [(1, 4), (4, 2), (30, 2), (65, 0)])
     def test_takes_whole_batches_of_what_a_kill_left(self, path, cut, left):
         path.write_bytes(path.read_bytes()[:-cut])
-        kept = UnfinishedCaptions(path, SETTINGS)
-        assert kept.captions == ["a \u2028 dog", "b", "c", "d"][:left]
-        kept.add(["e", "f"])
-        assert UnfinishedCaptions(path, SETTINGS).captions == [*["a \u2028 dog", "b", "c", "d"][:left], "e", "f"]
+        assert captions_of(path) == ["a \u2028 dog", "b", "c", "d"][:left]
+        add(path, "e", "f")
+        assert captions_of(path) == [*["a \u2028 dog", "b", "c", "d"][:left], "e", "f"]
 
     def test_starts_afresh_with_other_settings_and_says_which(self, path, caplog):
-        assert UnfinishedCaptions(path, SETTINGS | {"generation": {"num_beams": 3}}).captions == []
+        assert captions_of(path, SETTINGS | {"generation": {"num_beams": 3}}) == []
         assert "was written with another generation: starting afresh" in caplog.text
-        assert UnfinishedCaptions(path, SETTINGS).captions == []
+        assert captions_of(path) == []
 
     @pytest.mark.parametrize("content", ["", "\n", "[1]\n", "no JSON\n", "\x00"])
     def test_takes_nothing_from_what_is_no_such_file(self, path, content):
         path.write_text(content)
-        assert UnfinishedCaptions(path, SETTINGS).captions == []
+        assert captions_of(path) == []
 
     def test_is_removed_at_the_end(self, path):
-        UnfinishedCaptions(path, SETTINGS).remove()
+        open_unfinished(path, SETTINGS).remove()
         assert not path.exists()
-
-    def test_without_a_path_nothing_is_written(self, tmp_path):
-        kept = UnfinishedCaptions(None, SETTINGS)
-        kept.add(["a"])
-        kept.remove()
-        assert kept.captions == ["a"]
-        assert list(tmp_path.iterdir()) == []
 
     def test_a_folder_that_cannot_be_made_is_named(self, tmp_path):
         (tmp_path / "file").write_text("")
-        with pytest.raises(DataError, match="captions cannot be written there"):
-            UnfinishedCaptions(tmp_path / "file" / "unfinished.jsonl", SETTINGS)
+        with pytest.raises(DataError, match=r"unfinished\.jsonl: captions cannot be kept there"):
+            open_unfinished(tmp_path / "file" / "unfinished.jsonl", SETTINGS)
 
 
 class TestEvaluation:
@@ -88,14 +92,14 @@ class TestEvaluation:
 
     @pytest.fixture
     def run(self, dataset, tmp_path):
-        def run(seed=0, **generation):
+        def run(seed=0, is_kept=True, **generation):
             model = tiny_model("dinov2", seed=seed)
             return evaluate(
                 Captioner(model, tiny_processor(model.config)),
                 dataset,
                 generation={"max_new_tokens": 4, "do_sample": True} | generation,
-                metrics=["bleu"],
-                unfinished=tmp_path / "unfinished.jsonl",
+                scoring=ScoringSettings(metrics=["bleu"]),
+                unfinished=tmp_path / "unfinished.jsonl" if is_kept else None,
             ).captions
 
         return run
@@ -127,14 +131,18 @@ class TestEvaluation:
         batches.most = 2
         with pytest.raises(KeyboardInterrupt):
             run()
-        assert [json.loads(line) for line in file.read_text().splitlines()[1:]] == expected[:4]
+        assert [json.loads(line)["caption"] for line in file.read_text().splitlines()[1:]] == expected[:4]
         with file.open("a") as out:
-            out.write('"half of a cap')
+            out.write('{"image": "half of a na')
         batches.most = None
         assert run() == expected
         assert batches == [0, 2, 4, 6]
-        assert "Going on from 4 captions of 7" in caplog.text
+        assert "Resuming after 4 captions of 7" in caplog.text
         assert not file.exists()
+
+    def test_without_a_path_nothing_is_kept(self, run, tmp_path, monkeypatch):
+        monkeypatch.setattr(CaptionFile, "__init__", lambda *args: pytest.fail("a file was opened"))
+        assert len(run(is_kept=False)) == 7
 
     @pytest.mark.parametrize(
         ("change", "named"),

@@ -17,7 +17,7 @@ from tiny_models import VISION, picture, pixels, tiny_model, tiny_processor
 from transformers import ViTImageProcessorPil
 
 from vlm_caption.core.errors import ImageError, NotAnImageError
-from vlm_caption.data import DataError, PictureOpener
+from vlm_caption.data import DataError, PictureOpener, Place
 from vlm_caption.features import cache as features_module
 from vlm_caption.features import shards as feature_shards
 from vlm_caption.features.cache import features_key, image_features
@@ -206,8 +206,8 @@ class TestBits:
                 import torch
                 from torch import distributed
                 from safetensors.torch import save_file
-                from towers import tiny_model, tiny_processor
-                from vlm_caption.features import image_features
+                from tiny_models import tiny_model, tiny_processor
+                from vlm_caption.features.cache import image_features
 
                 distributed.init_process_group("gloo")
                 model = tiny_model("dinov2", **{PATCHES!r})
@@ -227,7 +227,7 @@ class TestBits:
             )
         )
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-        paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+        paths = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
         done = subprocess.run(
             launch, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)}, capture_output=True, text=True
         )
@@ -358,6 +358,33 @@ class TestBadImages:
         with pytest.raises(ValueError, match="could not be opened has no features"):
             table[[1, 2]]
 
+    @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError()])
+    @pytest.mark.parametrize("fails_in", ["opening", "reading"])
+    def test_a_failing_disk_or_too_little_memory_costs_one_picture(
+        self, model, processor, images, directory, monkeypatch, error, fails_in
+    ):
+        opens, reads = PictureOpener.__call__, Place.read
+
+        def fail_opening(self, image):
+            if image == images[2] and fails_in == "opening":
+                raise error
+            return opens(self, image)
+
+        def fail_reading(self, max_bytes):
+            if self.path == images[2] and fails_in == "reading":
+                raise error
+            return reads(self, max_bytes)
+
+        monkeypatch.setattr(PictureOpener, "__call__", fail_opening)
+        monkeypatch.setattr(Place, "read", fail_reading)
+        reason = "needs more memory than there is" if isinstance(error, MemoryError) else "Input/output error"
+        with pytest.raises(ImageError, match=rf"2\.png: .*{reason}"):
+            image_features(model, processor, images, directory)
+        bad = {}
+        table = image_features(model, processor, images, directory, on_error=bad.__setitem__)
+        assert list(bad) == [2]
+        assert len(table[[0, 1, 3, 4]]) == 4
+
     def test_all_of_them_bad_leave_an_empty_cache(self, model, processor, directory, tmp_path):
         (tmp_path / "bad.png").write_text("no picture")
         bad = {}
@@ -384,8 +411,8 @@ class TestShards:
                 import os, signal
                 from pathlib import Path
                 import torch
-                from towers import tiny_model, tiny_processor
-                from vlm_caption import features
+                from tiny_models import tiny_model, tiny_processor
+                from vlm_caption.features import cache
                 from vlm_caption.data import PictureOpener
 
                 class OpenFour(PictureOpener):
@@ -396,16 +423,16 @@ class TestShards:
                         os.kill(os.getpid(), signal.SIGKILL)
                     return PictureOpener()(image)
 
-                features._SHARD_IMAGES = 2
+                cache._SHARD_IMAGES = 2
                 model = tiny_model("dinov2", **{PATCHES!r})
                 processor = tiny_processor(model.config)
-                features.image_features(
+                cache.image_features(
                     model, processor, {images!r}, Path({str(directory)!r}), batch_size=1, open_picture=OpenFour()
                 )
                 """
             )
         )
-        paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+        paths = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
         env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
         assert subprocess.run([sys.executable, str(script)], env=env, timeout=60).returncode == -9
         runs = Runs(model)
@@ -444,6 +471,31 @@ class TestShards:
         assert warning.endswith("): removed, and its images are computed again")
         assert torch.equal(after[:], before)
         assert len(shards_in(directory)) == 3
+
+    def test_one_that_another_process_mends_meanwhile_is_read_as_it_is_then(
+        self, model, processor, images, directory, monkeypatch
+    ):
+        before = image_features(model, processor, images, directory, batch_size=1)[:].clone()
+        path = shards_in(directory)[0]
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-400] + bytes(100) + whole[-300:])  # its features
+        original = feature_shards._check_shard
+
+        def mend(shard):
+            path.unlink()
+            path.write_bytes(whole)
+            return original(shard)
+
+        monkeypatch.setattr(feature_shards, "_check_shard", mend)
+        assert torch.equal(image_features(model, processor, images, directory, batch_size=1)[:], before)
+
+    def test_only_those_that_hold_wanted_images_are_read_whole(self, model, processor, images, directory, monkeypatch):
+        image_features(model, processor, images, directory, batch_size=1)
+        checked = []
+        original = feature_shards.checksum_file
+        monkeypatch.setattr(feature_shards, "checksum_file", lambda path: checked.append(path) or original(path))
+        image_features(model, processor, images[:2], directory, batch_size=1)
+        assert len(set(checked)) == 1
 
     @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(24, "Too many open files")])
     def test_one_that_cannot_be_read_is_told_and_stays(self, model, processor, images, directory, error, monkeypatch):

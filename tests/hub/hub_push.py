@@ -16,7 +16,7 @@ from tiny_models import picture
 
 from vlm_caption import Captioner, CaptionerForConditionalGeneration, compose, write_model_card
 from vlm_caption.hub.facts import record_evaluation
-from vlm_caption.model.modeling_captioner import CaptionerPreTrainedModel
+from vlm_caption.towers.captioner import CaptionerPreTrainedModel
 
 folder = Path(sys.argv[1])
 torch.manual_seed(0)
@@ -96,8 +96,9 @@ Captioner.from_pretrained(theirs, device="cpu").push_to_hub("org/theirs")
 (theirs / "model_card.json").unlink()
 CaptionerForConditionalGeneration.from_pretrained(theirs).push_to_hub("org/of-unknown-weights")
 
-CaptionerPreTrainedModel.write_upload_card = None  # as where the package is not installed
-model.push_to_hub("org/without-package")
+upload_checkpoint, CaptionerPreTrainedModel.upload_checkpoint = CaptionerPreTrainedModel.upload_checkpoint, None
+model.push_to_hub("org/without-package")  # as where nothing gave the model the package's way to upload
+CaptionerPreTrainedModel.upload_checkpoint = upload_checkpoint
 
 print(
     json.dumps(

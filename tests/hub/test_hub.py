@@ -10,7 +10,7 @@ from fake_hub import Hub, running_hub
 from safetensors.torch import load
 from tiny_models import save_language_model, save_vision_tower
 
-from vlm_caption.model.modeling_captioner import CODE_FILES
+from vlm_caption.towers.checkpoints import CODE_FILES
 
 TOWER_LICENCE = "---\nlicense: cc-by-4.0\n---\n\n# A tower\n"
 MODEL = {"model.safetensors", "config.json", "generation_config.json"}

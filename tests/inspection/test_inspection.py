@@ -12,7 +12,7 @@ from html_page import Page
 from PIL import Image
 from tiny_models import tiny_config, tiny_processor
 
-from vlm_caption.config.run_config import DataSection
+from vlm_caption.config.sections import DataSection
 from vlm_caption.core.errors import BackboneError
 from vlm_caption.data import open_corpus
 from vlm_caption.data.collator import CaptionCollator
@@ -210,6 +210,10 @@ class TestCommand:
         monkeypatch.chdir(tmp_path_factory.mktemp("work"))
 
     def test_prints_a_text_and_writes_a_page(self, good, tmp_path, capsys):
+        mine = tmp_path / "mine.txt"
+        mine.write_text("My notes")
+        assert script.main([str(good), "--html", str(mine)]) == 2
+        assert "mine.txt holds something else, which would be lost" in capsys.readouterr().err
         assert script.main([str(good), "--html", str(tmp_path / "sheet.html"), "--samples", "2"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == f"{good} (table)"

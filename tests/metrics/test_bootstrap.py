@@ -1,5 +1,7 @@
 """Intervals and comparisons by resampling images."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from own_captions import CAPTIONS, REFERENCES
@@ -58,6 +60,10 @@ class TestConfidenceIntervals:
     def test_of_nothing_computed_are_none(self):
         nothing = Scores({}, {}, {"cider": "no scorer"}, ["a"], [["a"]])
         assert confidence_intervals(nothing) == compare(nothing, nothing) == {}
+
+    def test_are_not_given_for_meteor(self, scores):
+        with_meteor = replace(scores, corpus=scores.corpus | {"meteor": 0.2})
+        assert set(confidence_intervals(with_meteor)) == set(compare(with_meteor, with_meteor)) == set(scores.corpus)
 
     def test_narrow_with_confidence(self, scores):
         wide, narrow = (confidence_intervals(scores, confidence=share)["cider"] for share in (0.99, 0.5))

@@ -2,27 +2,17 @@
 
 import json
 import os
+import shutil
 import stat
 import time
 
-import numpy as np
 import pytest
 
 from vlm_caption.metrics import ScorerMissingError, score
-from vlm_caption.metrics.java_scores import combine_meteor, score_meteor, score_spice
+from vlm_caption.metrics.java_scores import METEOR_WORDS, score_meteor, score_spice
 
 CAPTIONS = ["a dog runs on the beach", "two people ride bikes"]
 REFERENCES = [["a dog is running on the beach", "a brown dog runs on sand"], ["two people ride their bikes"]]
-
-# The program's own counts and scores for "a dog runs on the beach" beside its references and for four other pairs.
-COUNTS = [
-    "6 7 3 4 2 2 3 3 0 0 0 0 0 0 0 0 1 0 0 1 2 6 6",
-    "4 5 2 3 2 2 2 2 0 0 0 0 0 0 0 0 0 0 0 0 2 4 4",
-    "3 7 1 3 2 2 1 1 0 0 0 0 0 0 0 0 0 0 0 0 2 3 3",
-    "0 2 0 1 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0",
-    "8 6 4 3 3 3 2 2 0 0 0 0 0 0 0 0 0 0 0 0 2 5 5",
-]
-EACH = [0.393376174249887, 0.43179178487893827, 0.22660483853454663, 0.0, 0.4369165739006062]
 
 
 @pytest.fixture
@@ -81,13 +71,23 @@ class TestMeteor:
         assert list(scores.corpus) == ["rouge_l"]
         assert scores.not_computed == {"meteor": "METEOR's Java program failed: it said nothing"}
 
-    def test_counts_make_the_scores(self):
-        counts = np.array([[float(count) for count in line.split()] for line in COUNTS])
-        assert combine_meteor(counts) == pytest.approx(EACH, abs=1e-12)
+    def test_texts_are_cut_so_that_one_long_caption_costs_no_other_score(self, java, tmp_path):
+        java(f"""while read -r line; do
+            echo "$line" >> {tmp_path / "asked"}
+            case "$line" in EVAL*) echo 0.5; echo 0.25; echo 0.4;; *) echo 1 2 3;; esac
+        done""")
+        scores = score(["dog " * 20_000, "two people"], REFERENCES, ["meteor"])
+        assert list(scores.per_image["meteor"]) == [0.5, 0.25]
+        assert (tmp_path / "asked").read_text().splitlines()[0].count("dog") == METEOR_WORDS + 2
+        assert scores.notes == ["METEOR counts the first 1,000 words of longer captions and references: 1 were cut."]
 
-    def test_a_perfect_caption_has_the_score_one(self):
-        perfect = np.array([6.0, 6, 3, 3, *[3] * 4, *[0] * 12, 0, 6, 6])
-        assert combine_meteor(perfect) == pytest.approx(1)
+    @pytest.mark.java
+    def test_of_twenty_thousand_matching_words_is_that_of_the_first_thousand(self):
+        if shutil.which("java") is None:
+            pytest.skip("there is no java on the PATH")
+        scores = score([CAPTIONS[0], "a dog is running on the beach " * 3000], [REFERENCES[0]] * 2, ["meteor"])
+        assert scores.not_computed == {}
+        assert scores.per_image["meteor"][0] > 0.3 > scores.per_image["meteor"][1]
 
 
 class TestSpice:

@@ -48,6 +48,12 @@ class TestScore:
         scores = score(changed, REFERENCES, WITHOUT_JAVA)
         assert scores.corpus == pytest.approx(EXPECTED, abs=1e-10)
 
+    def test_says_that_cider_of_one_image_is_always_zero(self):
+        scores = score(CAPTIONS[:1], REFERENCES[:1], ["cider"])
+        assert scores.corpus == {"cider": 0}
+        assert scores.notes[0].startswith("CIDEr of a single image is always 0")
+        assert score(CAPTIONS[:2], REFERENCES[:2], ["cider"]).notes == []
+
     def test_of_empty_captions_is_zero(self):
         scores = score([""] * 3, REFERENCES[:3], WITHOUT_JAVA)
         assert list(scores.corpus.values()) == pytest.approx([0] * 6, abs=1e-6)

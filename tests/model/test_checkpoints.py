@@ -19,7 +19,8 @@ from vlm_caption import (
     compose,
 )
 from vlm_caption.data.collator import CaptionCollator
-from vlm_caption.model.modeling_captioner import CaptionerPreTrainedModel
+from vlm_caption.model import modeling_captioner
+from vlm_caption.towers import checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -185,11 +186,10 @@ def test_towers_that_moved_are_found_where_the_caller_says(tmp_path, towers, inp
         load(tmp_path / "bridge", vision_backbone=vision, text_backbone=language)
 
 
-def test_without_the_package_a_bridge_is_refused(tmp_path, model, monkeypatch):
+def test_without_the_package_a_bridge_is_refused(tmp_path, model):
     model.save_pretrained(tmp_path)
-    monkeypatch.setattr(CaptionerPreTrainedModel, "load_towers", None)
     with pytest.raises(ImportError, match="holds the bridge alone, without vision_tower and language_model: install"):
-        load(tmp_path)
+        modeling_captioner.CaptionerForConditionalGeneration.from_pretrained(tmp_path)
 
 
 def test_a_caller_who_keeps_the_config_may_load_twice(tmp_path, model, inputs):
@@ -240,7 +240,7 @@ def test_a_full_checkpoint_needs_no_towers(tmp_path, towers, inputs, monkeypatch
     model.eval().save_pretrained(tmp_path / "full", full=True)
     processor.save_pretrained(tmp_path / "full")
     shutil.rmtree(tmp_path / "towers")
-    monkeypatch.setattr(CaptionerPreTrainedModel, "load_towers", None)
+    monkeypatch.setattr(checkpoints, "load_towers", None)
     loaded = load(tmp_path / "full")
     assert_equal(loaded, model, inputs)
     assert json.loads((tmp_path / "full/config.json").read_text())["external_towers"] == []

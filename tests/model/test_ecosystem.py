@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForImageTextToText,
     CompileConfig,
     DataCollatorWithPadding,
+    GenerationConfig,
     TextIteratorStreamer,
     TextStreamer,
     Trainer,
@@ -73,25 +74,62 @@ def test_beams_give_as_many_captions_as_asked_best_first(model):
     assert len({tuple(row) for row in outputs.sequences[:3].tolist()}) == 3
 
 
-def test_an_assistant_changes_no_token(model):
-    assistant = copy.deepcopy(model)
-    with torch.no_grad():
-        for weight in assistant.core.language_model.parameters():
-            weight.add_(0.02 * torch.randn_like(weight))
-    expected = model.generate(pixel_values=pixels(1), max_new_tokens=12, do_sample=False)
-    found = model.generate(pixel_values=pixels(1), max_new_tokens=12, do_sample=False, assistant_model=assistant)
-    assert torch.equal(found, expected)
-
-
 def test_an_assistant_that_cannot_see_is_refused(model):
     with pytest.raises(ValueError, match=r"(LMHeadModel|ForCausalLM) cannot see the image"):
         model.generate(pixel_values=pixels(1), **GREEDY, assistant_model=model.core.language_model)
 
 
-def test_prompt_lookup_changes_no_token(model):
-    expected = model.generate(pixel_values=pixels(1), max_new_tokens=12, do_sample=False)
-    found = model.generate(pixel_values=pixels(1), max_new_tokens=12, do_sample=False, prompt_lookup_num_tokens=3)
+def test_drafts_from_a_prompt_that_is_an_image_are_refused(model):
+    with pytest.raises(ValueError, match="Prompt lookup drafts from the prompt, and an image is no text"):
+        model.generate(pixel_values=pixels(1), **GREEDY, prompt_lookup_num_tokens=3)
+
+
+def test_penalties_of_repetition_see_what_was_written_and_not_the_placeholders(model):
+    plain = model.generate(pixel_values=pixels(), max_new_tokens=12, min_new_tokens=12, do_sample=False)
+    for how in ({"repetition_penalty": 3.0}, {"no_repeat_ngram_size": 1}):
+        found = model.generate(pixel_values=pixels(), max_new_tokens=12, min_new_tokens=12, do_sample=False, **how)
+        assert found.shape == plain.shape
+        new_ids = found[:, model.core.image_prompt(1).shape[1] :].tolist()
+        if "no_repeat_ngram_size" in how:
+            assert all(len(set(row)) == len(row) for row in new_ids)
+
+
+def test_a_string_stops_generation(model):
+    processor = tiny_processor(model.config)
+    inputs = processor(images=picture(), return_tensors="pt")
+    start = inputs["input_ids"].shape[1]
+    whole = model.generate(**inputs, max_new_tokens=12, min_new_tokens=12, do_sample=False)[0, start:]
+    stop = processor.tokenizer.convert_ids_to_tokens(whole.tolist())[2]
+    found = model.generate(
+        **inputs, max_new_tokens=12, do_sample=False, stop_strings=[stop], tokenizer=processor.tokenizer
+    )[0, start:]
+    assert len(found) <= 3
+    assert found.tolist() == whole.tolist()[: len(found)]
+
+
+def test_logits_processors_and_stopping_criteria_of_ones_own_see_the_new_tokens(model):
+    seen = []
+
+    def forbid(input_ids, scores):
+        seen.append(input_ids.shape[1])
+        return scores.index_fill(1, torch.tensor([VOCAB_SIZE - 1]), torch.inf)
+
+    found = model.generate(
+        pixel_values=pixels(),
+        max_new_tokens=6,
+        logits_processor=[forbid],
+        stopping_criteria=[lambda ids, _: torch.full(ids.shape[:1], ids.shape[1] == 3)],
+    )
+    assert (found[:, -3:] == VOCAB_SIZE - 1).all()
+    assert seen == [0, 1, 2]
+
+
+def test_a_callers_settings_are_completed_by_the_models_own(model):
+    model.generation_config.update(max_new_tokens=5, min_new_tokens=5, do_sample=False)
+    found = model.generate(pixel_values=pixels(), generation_config=GenerationConfig(num_beams=2))
+    expected = model.generate(pixel_values=pixels(), num_beams=2)
     assert torch.equal(found, expected)
+    assert found.shape[1] == model.core.image_prompt(1).shape[1] + 5
 
 
 def test_a_compiled_static_cache_has_no_graph_break_and_changes_no_token(model):

@@ -26,18 +26,10 @@ from vlm_caption import Captioner, CaptionerForConditionalGeneration, CaptionerM
 from vlm_caption.core.errors import CheckpointError
 from vlm_caption.data.collator import CaptionCollator
 from vlm_caption.features.cache import features_key
-from vlm_caption.model.freezing import (
-    ModulePolicy,
-    adapted_layers,
-    adapter_targets,
-    find_blocks,
-    is_adapter,
-    last_blocks,
-    module_of,
-    policies_of,
-    set_policies,
-)
-from vlm_caption.model.modeling_captioner import CaptionerPreTrainedModel
+from vlm_caption.model.adapters import adapted_layers, adapter_targets, is_adapter
+from vlm_caption.model.blocks import find_blocks, last_blocks
+from vlm_caption.model.freezing import ModulePolicy, module_of, policies_of, set_policies
+from vlm_caption.towers import checkpoints
 
 FROZEN, FULL = ModulePolicy("frozen"), ModulePolicy("full")
 LORA = ModulePolicy("lora", rank=3)
@@ -312,6 +304,31 @@ def test_adapters_of_towers_without_a_backbone_come_back(tmp_path):
     assert_same(loaded, model, batch)
 
 
+@pytest.mark.parametrize("policy", [FROZEN, LORA, LAST, FULL], ids=lambda policy: policy.train)
+@pytest.mark.parametrize("vision", sorted(VISION))
+def test_a_tower_of_random_weights_writes_the_same_captions_after_loading(tmp_path, vision, policy):
+    model = tiny_model(vision, "llama")
+    if (vision, policy) == ("resnet", LORA):
+        with pytest.raises(
+            ValueError, match="vision: The blocks of ResNetModel have no linear layers to put an adapter"
+        ):
+            set_policies(model, {"vision": policy})
+        return
+    set_policies(model, {"vision": policy, "language": policy})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.generation_config.update(max_new_tokens=6, do_sample=False)
+    written = model.generate(pixel_values=pixels())
+    inputs = {"input_ids": written, "pixel_values": pixels()}
+    for full in (False, True):
+        model.save_pretrained(tmp_path, full=full)
+        loaded = load(tmp_path)
+        assert loaded.generate(pixel_values=pixels()).equal(written)
+        torch.testing.assert_close(logits(loaded, inputs), logits(model, inputs), rtol=1e-4, atol=1e-4)
+
+
 def test_the_headless_model_has_the_adapters_too(tmp_path, model, inputs):
     set_policies(model, {"language": LORA, "vision": LAST})
     draw_adapters(model)
@@ -480,7 +497,7 @@ def test_a_full_checkpoint_has_its_adapters_merged_and_needs_no_peft(tmp_path, m
     assert all(tensor.equal(state[name]) for name, tensor in model.state_dict().items())
     assert model.config.text_adapter == config["text_adapter"]
     monkeypatch.setitem(sys.modules, "peft", None)
-    monkeypatch.setattr(CaptionerPreTrainedModel, "load_towers", None)
+    monkeypatch.setattr(checkpoints, "load_towers", None)
     loaded = load(tmp_path / "full")
     assert not any(is_adapter(name) or ".base_layer." in name for name in loaded.state_dict())
     torch.testing.assert_close(logits(loaded, inputs), expected, rtol=1e-4, atol=1e-4)

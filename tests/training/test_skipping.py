@@ -173,7 +173,7 @@ class TestEvaluation:
         script = load_script("evaluate")
         model = tiny_model("dinov2")
         captioner = Captioner(model, tiny_processor(model.config))
-        monkeypatch.setattr(script.Captioner, "from_pretrained", lambda checkpoint: captioner)
+        monkeypatch.setattr(Captioner, "from_pretrained", lambda checkpoint: captioner)
         model.generation_config.max_new_tokens = 4
         always = ["--checkpoint", "none", "--data.path", str(folder / "captions.csv"), "--split", "train"]
         return lambda *options: script.main([*always, "--output-dir", str(folder / "out"), *options])

@@ -14,7 +14,8 @@ from tiny_runs import LANGUAGE, VISION, tiny_settings, weights, write_colours
 from vlm_caption import CaptionerForConditionalGeneration
 from vlm_caption.config.run_config import RunConfig
 from vlm_caption.core.errors import ConfigError
-from vlm_caption.model.freezing import ModulePolicy, is_adapter, module_of, set_policies
+from vlm_caption.model.adapters import is_adapter
+from vlm_caption.model.freezing import ModulePolicy, module_of, set_policies
 from vlm_caption.towers import precision as hardware
 from vlm_caption.towers.precision import hold_frozen
 from vlm_caption.training import loop as training_loop

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import towers
+import tiny_models
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
 from upstream.suites import Kind, ModelTests, ProcessorTests, modeling, processing
 
 from vlm_caption import CaptionerConfig, CaptionerForConditionalGeneration, CaptionerModel, CaptionerProcessor
-from vlm_caption.model.modeling_captioner import CaptionerPreTrainedModel
+from vlm_caption.towers.captioner import CaptionerPreTrainedModel
 
 # The mixin looks classes up by name in transformers' own tables, where a class from outside never stands, however it
 # is registered. These are the mixin's names for the tables, not the tables that the auto classes use.
@@ -121,7 +121,9 @@ def captioner(vision: str, language: str) -> Kind:
         base_class=CaptionerModel,
         class_with_head=CaptionerForConditionalGeneration,
         processor_class=CaptionerProcessor,
-        make_config=functools.partial(towers.tiny_config, family, language, vision_config=usual, text_config=usual),
-        make_processor=towers.tiny_processor,
+        make_config=functools.partial(
+            tiny_models.tiny_config, family, language, vision_config=usual, text_config=usual
+        ),
+        make_processor=tiny_models.tiny_processor,
         common_properties=("image_token_id", "image_seq_length", "vision_feature_size"),
     )

@@ -20,13 +20,13 @@ from unittest import mock
 import transformers
 
 from vlm_caption.core.cache import cache_dir
-from vlm_caption.towers.sources import _pip_download
+from vlm_caption.towers.wheels import pip_download
 
 # Not `tests`, which is what they call themselves: that name belongs to whoever runs them.
 PACKAGE = "transformers_tests"
 
 # The release whose tests the stand-ins below are made for. Others import other things, and test other names.
-RELEASE = "5.23"
+RELEASE = "5.24"
 
 PICTURE = Path(__file__).parents[2] / "examples" / "astronaut.jpg"
 
@@ -65,7 +65,7 @@ def _download(version: str, directory: Path) -> Path:
     # pip also asks a source distribution for its metadata, with build requirements that may well be wheels.
     options = ["--no-binary=transformers", "--retries=1"]
     try:
-        return _pip_download(f"transformers=={version}", directory, options, "transformers-*.tar.gz")
+        return pip_download(f"transformers=={version}", directory, options, "transformers-*.tar.gz")
     except ValueError as error:
         raise SdistError(f"pip could not fetch the tests of transformers {version}: {error}") from error
 

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import tiny_models
 import torch
-import towers
 from transformers import ImageTextToTextPipeline, PreTrainedModel
 from upstream.sdist import PICTURE, upstream
 
@@ -62,10 +62,10 @@ class ModelTester:
     def prepare_config_and_inputs_for_common(self) -> tuple[Any, dict[str, torch.Tensor]]:
         """A config, and a batch of one image, its placeholders and a few letters a row."""
         config = self.get_config()
-        prompt = torch.tensor([[towers.BOS] + [config.image_token_id] * config.image_seq_length] * BATCH_SIZE)
-        letters = modeling.ids_tensor([BATCH_SIZE, TEXT_LENGTH], towers.VOCAB_SIZE - 3).cpu() + 3
+        prompt = torch.tensor([[tiny_models.BOS] + [config.image_token_id] * config.image_seq_length] * BATCH_SIZE)
+        letters = modeling.ids_tensor([BATCH_SIZE, TEXT_LENGTH], tiny_models.VOCAB_SIZE - 3).cpu() + 3
         input_ids = torch.cat([prompt, letters], dim=1).to(modeling.torch_device)
-        pixel_values = modeling.floats_tensor([BATCH_SIZE, 3, towers.IMAGE_SIZE, towers.IMAGE_SIZE])
+        pixel_values = modeling.floats_tensor([BATCH_SIZE, 3, tiny_models.IMAGE_SIZE, tiny_models.IMAGE_SIZE])
         return config, {
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids),
@@ -79,7 +79,7 @@ class PipelineTests(unittest.TestCase):
     def get_test_pipeline(self, model, tokenizer, processor, image_processor=None, dtype="float32"):
         pipe = ImageTextToTextPipeline(model=model, processor=processor, dtype=dtype, max_new_tokens=5)
         return pipe, [
-            {"images": towers.picture(), "text": f"{IMAGE_TOKEN}This is a "},
+            {"images": tiny_models.picture(), "text": f"{IMAGE_TOKEN}This is a "},
             {"images": str(PICTURE), "text": f"{IMAGE_TOKEN}Here I see a "},
         ]
 
@@ -143,7 +143,9 @@ class ModelTests(modeling.ModelTesterMixin, modeling.GenerationTesterMixin, pipe
         ):
             folder = Path(directory, config.model_type, name)
             model = kind.class_with_head(config)
-            model.generation_config.update(bos_token_id=towers.BOS, eos_token_id=towers.EOS, pad_token_id=towers.PAD)
+            model.generation_config.update(
+                bos_token_id=tiny_models.BOS, eos_token_id=tiny_models.EOS, pad_token_id=tiny_models.PAD
+            )
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
             super().run_task_tests(task, dtype)

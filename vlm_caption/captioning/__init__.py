@@ -1,0 +1,1 @@
+"""Captions images and vectors: `captioner.Captioner`, files of captions, and the loss on captions."""

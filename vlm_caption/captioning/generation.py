@@ -1,59 +1,279 @@
-"""Captions of dev images while a model trains, and what they are worth."""
+"""Writes captions: the one place that calls `generate` and decodes what it returns."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..data.collator import CaptionCollator
-from ..model.modeling_captioner import CaptionerForConditionalGeneration
+from ..model.modeling_captioner import IGNORE_INDEX
+from ..model.processing_captioner import CaptionerProcessor
+from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.composition import MAX_NEW_TOKENS
+
+_AT_LEAST_1 = ("num_beams", "max_new_tokens", "num_return_sequences", "max_words")
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How captions are written.
+
+    Attributes:
+        generate: Arguments of transformers' `generate`, in place of the checkpoint's `generation_config.json`.
+        stop: Texts that end a caption. They are not part of it.
+        ban: Words that are never written, as the tokenizer spells them inside a caption and at its beginning.
+        max_words: The most words of a caption. The rest is cut off.
+        seed: Makes sampling reproducible. By default torch's global generator is used.
+
+    Raises:
+        ValueError: A setting is out of range.
+    """
+
+    generate: Mapping[str, Any] = field(default_factory=dict)
+    stop: tuple[str, ...] = ()
+    ban: tuple[str, ...] = ()
+    max_words: int | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in _AT_LEAST_1:
+            value = self.max_words if name == "max_words" else self.generate.get(name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        if not all(text.strip() for text in (*self.stop, *self.ban)):
+            raise ValueError("stop and ban take texts with at least one visible character.")
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> "GenerationSettings":
+        """Returns the settings of keyword arguments: those named above, and the rest for `generate`.
+
+        Args:
+            arguments: Arguments of [`Captioner.caption_each`]. Those that are None count as not given. `stop` and
+                `ban` are a text or several.
+        """
+        given = {name: value for name, value in arguments.items() if value is not None}
+        own = {name: given.pop(name) for name in ("stop", "ban", "max_words", "seed") if name in given}
+        for name in ("stop", "ban"):
+            if name in own:
+                own[name] = (own[name],) if isinstance(own[name], str) else tuple(own[name])
+        return cls(given, **own)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What `generate` wrote for a batch.
+
+    Attributes:
+        token_ids: Prompts and captions, int64 [R, P + M]; R is the number of captions of the batch.
+        prompt_mask: 0 at the padding of a prompt, int64 [R, P].
+        is_caption: Which of the M new tokens belong to the caption, its end token included; bool [R, M].
+        texts: The captions, each in one line.
+        finished: Whether each caption came to its end, and was not cut at the longest length.
+    """
+
+    token_ids: torch.Tensor
+    prompt_mask: torch.Tensor
+    is_caption: torch.Tensor
+    texts: list[str]
+    finished: list[bool]
+
+    @property
+    def new_ids(self) -> torch.Tensor:
+        """The new tokens, int64 [R, M], padded on the right."""
+        return self.token_ids[:, self.prompt_mask.shape[1] :]
+
+
+def generate(
+    model: CaptionerForConditionalGeneration,
+    processor: CaptionerProcessor,
+    prompts: Sequence[list[int]],
+    images: Mapping[str, Any],
+    settings: GenerationSettings,
+) -> Generation:
+    """Writes the captions of a batch.
+
+    Args:
+        model: The model, in eval mode.
+        processor: The model's processor.
+        prompts: Token ids of what stands before each caption.
+        images: `image_features` or `pixel_values` of all images of the prompts, in order.
+        settings: How the captions are written.
+
+    Returns:
+        One caption for each prompt; with `num_return_sequences`, that many for each prompt, one after the other.
+    """
+    inputs = processor.tokenizer.pad({"input_ids": list(prompts)}, return_tensors="pt").to(model.device)  # on the left
+    arguments = _complete(model, processor, settings)
+    with _seeded(model.device, settings.seed):
+        token_ids = model.generate(inputs["input_ids"], attention_mask=inputs["attention_mask"], **images, **arguments)
+    mask = inputs["attention_mask"].repeat_interleave(len(token_ids) // len(prompts), dim=0)
+    new_ids = token_ids[:, mask.shape[1] :]
+    is_end, is_caption = _find_ends(model, new_ids, arguments)
+    texts = processor.batch_decode(new_ids, skip_special_tokens=True)
+    finished = is_end.any(dim=1).tolist()
+    stop_strings = arguments.get("stop_strings") or ()
+    stop_strings = (stop_strings,) if isinstance(stop_strings, str) else stop_strings
+    for row in range(len(texts)) if stop_strings or settings.stop or settings.max_words else ():
+        lengths = range(1, new_ids.shape[1] + 1)
+        starts = [processor.decode(new_ids[row, :length], skip_special_tokens=True) for length in lengths]
+        # Behind a stop string comes padding, which may look like an end token.
+        is_caption[row, 1 + _first(starts, lambda start: any(stop in start for stop in stop_strings)) :] = False
+        finished[row] |= any(stop in texts[row] for stop in stop_strings)
+        if cut := _cut(texts[row], settings):
+            texts[row], finished[row] = cut
+            is_caption[row, _first(starts, lambda start: _cut(start, settings) is not None) :] = False
+    return Generation(token_ids, mask, is_caption, [" ".join(text.split()) for text in texts], finished)
+
+
+def score(
+    model: CaptionerForConditionalGeneration, generation: Generation, image_features: torch.Tensor
+) -> list[float]:
+    """Returns the mean log-probability that the model gives each caption's tokens, in nats.
+
+    It is computed from the tokens alone, and so depends neither on how they were found nor on the rest of the batch.
+
+    Args:
+        model: The model, in eval mode.
+        generation: The captions.
+        image_features: The features of the prompts' images, float [I, N, D_vision].
+    """
+    token_ids, new_ids, mask = generation.token_ids, generation.new_ids, generation.prompt_mask
+    places: dict[str, torch.Tensor] = {}
+    if not mask.all():  # prompts of different lengths, padded on the left
+        mask = nn.functional.pad(mask, (0, new_ids.shape[1] - 1), value=1)
+        places = {"attention_mask": mask, "position_ids": (mask.cumsum(dim=1) - 1).clamp_min(0)}
+    logits = model(
+        input_ids=token_ids[:, :-1],
+        image_features=image_features,
+        logits_to_keep=new_ids.shape[1],
+        use_cache=False,
+        **places,
+    ).logits  # [R, M, V]; padding on the right stands where nothing before it looks
+    targets = new_ids.masked_fill(~generation.is_caption, IGNORE_INDEX)
+    losses = nn.functional.cross_entropy(
+        logits.float().transpose(1, 2), targets, ignore_index=IGNORE_INDEX, reduction="none"
+    )  # [R, M]
+    return (-losses.sum(dim=1) / generation.is_caption.sum(dim=1).clamp_min(1)).tolist()
 
 
 def caption_rows(
     model: CaptionerForConditionalGeneration, collator: CaptionCollator, rows: Sequence[dict], batch_size: int
 ) -> list[str]:
-    """A caption of each row, or an answer to its first question.
+    """Returns a caption of each row, or an answer to its first question, while a model trains.
 
-    They are written by the model's generation settings, except that nothing is drawn at random; and the model is in
-    eval mode meanwhile: training goes on as if nobody had asked.
+    Captions are written by the model's generation settings, except that nothing is sampled. The model is in eval mode
+    meanwhile, and in its old mode again afterwards.
 
     Args:
-        model: in any mode.
-        collator: the rows'.
-        rows: with `index`.
-        batch_size: images at a time.
+        model: The model, in any mode.
+        collator: The collator of the rows.
+        rows: Rows with `index`.
+        batch_size: The number of images at a time.
     """
     training = model.training
     model.eval()
+    longest = model.generation_config.max_new_tokens or MAX_NEW_TOKENS
+    settings = GenerationSettings({"do_sample": False, "max_new_tokens": longest})
     texts = []
     for start in range(0, len(rows), batch_size):
         with torch.compiler.set_stance("force_eager"):  # every new length would be compiled anew
-            texts += caption_batch(
-                model,
-                collator,
-                rows[start : start + batch_size],
-                do_sample=False,
-                max_new_tokens=model.generation_config.max_new_tokens or MAX_NEW_TOKENS,
-            )
+            texts += caption_batch(model, collator, rows[start : start + batch_size], settings)
     model.train(training)
     return texts
 
 
 def caption_batch(
-    model: CaptionerForConditionalGeneration, collator: CaptionCollator, rows: Sequence[dict], **generation: Any
+    model: CaptionerForConditionalGeneration,
+    collator: CaptionCollator,
+    rows: Sequence[dict],
+    settings: GenerationSettings,
 ) -> list[str]:
-    """A caption of each row, or an answer to its first question, all written together.
+    """Returns a caption of each row, or an answer to its first question, all written together.
 
     Args:
-        model: in eval mode.
-        collator: the rows'.
-        rows: with `index`.
-        **generation: settings of `generate` in place of the model's own.
+        model: The model, in eval mode.
+        collator: The collator of the rows.
+        rows: Rows with `index`.
+        settings: How captions are written; one caption a row, whatever they say.
     """
     images = {name: tensor.to(model.device) for name, tensor in collator.encode_images(list(rows)).items()}
-    prompts = {"input_ids": [collator.prompt_ids(row) for row in rows]}
-    inputs = collator.tokenizer.pad(prompts, return_tensors="pt").to(model.device)  # on the left
-    outputs = model.generate(**inputs, num_return_sequences=1, return_dict_in_generate=False, **images, **generation)
-    texts = collator.processor.batch_decode(outputs[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [" ".join(text.split()) for text in texts]
+    prompts = [collator.prompt_ids(row) for row in rows]
+    one_each = replace(settings, generate={**settings.generate, "num_return_sequences": 1})
+    return generate(model, collator.processor, prompts, images, one_each).texts
+
+
+def _complete(
+    model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, settings: GenerationSettings
+) -> dict[str, Any]:
+    """Returns the arguments of `generate`.
+
+    Raises:
+        ValueError: More captions of an image are wanted than there are beams.
+    """
+    arguments: dict[str, Any] = {**settings.generate, "return_dict_in_generate": False}
+    own = arguments.get("generation_config") or model.generation_config
+    if own is model.generation_config:
+        arguments.setdefault("num_return_sequences", 1)
+    count = arguments.get("num_return_sequences", own.num_return_sequences or 1)
+    beams = arguments.get("num_beams", own.num_beams or 1)
+    if count > beams and not arguments.get("do_sample", own.do_sample):
+        if "num_beams" in arguments:
+            raise ValueError(f"{count} captions of an image need at least {count} beams, or sampling.")
+        arguments["num_beams"] = count
+    if settings.ban:
+        spellings = [spelling for word in settings.ban for spelling in (word.strip(), " " + word.strip())]
+        encoded = processor.tokenizer(spellings, add_special_tokens=False).input_ids
+        arguments["bad_words_ids"] = [*arguments.get("bad_words_ids", []), *filter(None, encoded)]
+    if "stop_strings" in arguments:
+        arguments.setdefault("tokenizer", processor.tokenizer)
+    return arguments
+
+
+@contextlib.contextmanager
+def _seeded(device: torch.device, seed: int | None) -> Generator[None]:
+    """Draws from a generator of that seed meanwhile, and leaves torch's own as they are."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _find_ends(
+    model: CaptionerForConditionalGeneration, new_ids: torch.Tensor, arguments: Mapping[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns which of the new tokens are end tokens, and which belong to the captions; bool [R, M] each."""
+    own = arguments.get("generation_config") or model.generation_config
+    end_ids = arguments.get("eos_token_id", own.eos_token_id)
+    end_ids = end_ids if isinstance(end_ids, list) else [end_ids]
+    pad_id = arguments.get("pad_token_id", own.pad_token_id)
+    ends = torch.tensor([id_ for id_ in end_ids if id_ is not None], dtype=new_ids.dtype, device=new_ids.device)
+    is_end = torch.isin(new_ids, ends)
+    is_caption = is_end.cumsum(dim=1) <= is_end  # up to the first end token
+    if pad_id is not None and pad_id not in end_ids:
+        is_caption &= new_ids != pad_id
+    return is_end, is_caption
+
+
+def _first(starts: Sequence[str], is_reached: Callable[[str], bool]) -> int:
+    """Returns the place of the token with which a text reaches something; the number of tokens if it never does.
+
+    Args:
+        starts: The text up to each token.
+        is_reached: Whether a text has reached it.
+    """
+    return next((place for place, start in enumerate(starts) if is_reached(start)), len(starts))
+
+
+def _cut(text: str, settings: GenerationSettings) -> tuple[str, bool] | None:
+    """Returns a caption up to where it is cut, and whether it is finished there; None for one that is not cut."""
+    stops = [place for stop in settings.stop if (place := text.find(stop)) >= 0]
+    before = text[: min(stops)] if stops else text
+    words = before.split()
+    if settings.max_words is not None and len(words) > settings.max_words:
+        return " ".join(words[: settings.max_words]), False
+    return (before, True) if stops else None

@@ -1,23 +1,26 @@
-"""The loss on captions, exact over tokens: every caption's tokens weigh alike, however they are cut into batches."""
+"""The loss on captions, exact over tokens: all tokens weigh the same, however captions are cut into batches."""
 
 from collections.abc import Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from datasets import Dataset
 
 from ..core.console import progress
 from ..data.collator import CaptionCollator
-from ..model.loss import IGNORE_INDEX
-from ..model.modeling_captioner import CaptionerForConditionalGeneration
+from ..model.modeling_captioner import IGNORE_INDEX
+from ..towers.captioner import CaptionerForConditionalGeneration
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @torch.no_grad()
 def sum_nll(model: CaptionerForConditionalGeneration, batches: Iterable[dict[str, torch.Tensor]]) -> tuple[float, int]:
-    """Negative log-likelihood of all captions, in nats, and how many tokens they have, end tokens included.
+    """Returns the negative log-likelihood of all captions, in nats, and the number of their tokens, ends included.
 
     Args:
-        model: in any mode; it is evaluated in eval mode.
-        batches: as a `CaptionCollator` makes them.
+        model: The model, in any mode; it is evaluated in eval mode.
+        batches: Batches of a `CaptionCollator`.
     """
     training = model.training
     model.eval()
@@ -32,22 +35,22 @@ def sum_nll(model: CaptionerForConditionalGeneration, batches: Iterable[dict[str
 
 def caption_nll(
     model: CaptionerForConditionalGeneration,
-    dataset: Dataset,
+    dataset: "Dataset",
     collator: CaptionCollator,
     batch_size: int,
     shuffle_images: bool = False,
 ) -> float:
-    """Mean negative log-likelihood of all captions, in nats a token, end tokens included.
+    """Returns the mean negative log-likelihood of all captions, in nats per token, end tokens included.
 
     Args:
-        model: in any mode; it is evaluated in eval mode.
-        dataset: rows with `image`, `captions` and `index`, their place.
-        collator: the dataset's.
-        batch_size: rows at a time.
-        shuffle_images: give every caption another image: a model that looks at its images loses by it.
+        model: The model, in any mode; it is evaluated in eval mode.
+        dataset: Rows with `image`, `captions` and `index`, their place.
+        collator: The dataset's collator.
+        batch_size: The number of rows at a time.
+        shuffle_images: Give every caption another image. The loss of a model that looks at its images rises by it.
 
     Raises:
-        ValueError: if a single image is to be shuffled.
+        ValueError: A single image is to be shuffled.
     """
     others = rows_of_others(dataset["image"]) if shuffle_images else []
 
@@ -63,13 +66,13 @@ def caption_nll(
 
 
 def rows_of_others(images: Sequence[Hashable]) -> list[int]:
-    """For each row one of another image, spread over all: half of the images away, so that neighbours stay apart.
+    """Returns for each row a row of another image, half of the images away, because neighbours are often alike.
 
     Args:
-        images: of each row; several rows may have one image.
+        images: The image of each row; several rows may have the same image.
 
     Raises:
-        ValueError: if all rows have the same.
+        ValueError: All rows have the same image.
     """
     rows_of: dict[Hashable, list[int]] = {}
     for row, image in enumerate(images):

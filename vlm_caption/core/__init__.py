@@ -1,0 +1,1 @@
+"""What every other room uses: errors, files, the terminal, text, threads, and the cache. It imports nothing heavy."""

@@ -1,14 +1,13 @@
-"""The folder that downloads, converted towers and computed features are kept in."""
+"""The folder for converted towers, corpora and features."""
 
 import os
 from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """Return where converted towers are kept.
+    """Returns the cache folder, which may not exist yet.
 
-    That is `$VLM_CAPTION_CACHE`, else `vlm_caption` in `$XDG_CACHE_HOME`, else `~/.cache/vlm_caption`. It may not
-    exist yet.
+    It is `$VLM_CAPTION_CACHE` if that is set, otherwise `vlm_caption` in `$XDG_CACHE_HOME` or in `~/.cache`.
     """
     if own := os.environ.get("VLM_CAPTION_CACHE"):
         return Path(own).expanduser()

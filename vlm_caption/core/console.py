@@ -1,4 +1,4 @@
-"""What a command says on the terminal: progress, log lines, one-sentence errors, and nothing from transformers."""
+"""Output of commands on the terminal: progress, log lines, and errors of one sentence."""
 
 import argparse
 import contextlib
@@ -6,31 +6,79 @@ import io
 import logging
 import os
 import sys
+import threading
 import time
+import unicodedata
 from collections.abc import Generator, Iterable
-from typing import NoReturn, TextIO, TypeVar
-
-from tqdm import tqdm
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from .interrupts import raise_if_stopped
 
 Item = TypeVar("Item")
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_OF_SILENCE = 0.5
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """An `argparse.ArgumentParser` that reports bad usage in one line, without the usage text; exit code 2."""
+    """An `argparse.ArgumentParser` that reports an error in one line, without the usage text.
+
+    Attributes:
+        options: All options so far, such as "--help".
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.options: list[str] = []
+        super().__init__(*args, **kwargs)
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
+        """Adds an argument; see `argparse.ArgumentParser.add_argument`."""
+        action = super().add_argument(*args, **kwargs)
+        self.options += action.option_strings
+        return action
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
+        """Reports bad usage and ends the program with exit code 2."""
+        self.complain(message)
+        self.exit(2)
+
+    def complain(self, error: Exception | str, file: TextIO | None = None) -> None:
+        """Prints an error in one line that begins with the name of the program.
+
+        Args:
+            error: The error.
+            file: The stream to print to, by default `sys.stderr`.
+        """
+        print(f"{self.prog}: {printable(str(error))}", file=file or sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    r"""Returns text with escapes in place of characters that could forge output or control the terminal.
+
+    These are control characters, line ends, bytes of a file name that are not text, and marks that change the
+    direction of writing. For example, a line feed becomes `\n`.
+
+    Args:
+        text: The name of a file, a caption, or another text that is not ours.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode() if _is_harmful(character) else character for character in text
+    )
+
+
+def _is_harmful(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or (
+        unicodedata.bidirectional(character) in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+    )
 
 
 def positive_int(text: str) -> int:
-    """An argument of at least 1, for argparse's `type`.
+    """Returns a whole number of at least 1; for the parameter `type` of `add_argument`.
 
     Raises:
-        argparse.ArgumentTypeError: It is anything else.
+        argparse.ArgumentTypeError: The text is anything else.
     """
     if not (_is_whole(text) and int(text) >= 1):
         raise argparse.ArgumentTypeError(f"give a whole number of at least 1, not {text!r}")
@@ -38,10 +86,10 @@ def positive_int(text: str) -> int:
 
 
 def natural_int(text: str) -> int:
-    """An argument of at least 0, likewise.
+    """Returns a whole number of at least 0; for the parameter `type` of `add_argument`.
 
     Raises:
-        argparse.ArgumentTypeError: It is anything else.
+        argparse.ArgumentTypeError: The text is anything else.
     """
     if not _is_whole(text):
         raise argparse.ArgumentTypeError(f"give a whole number, 0 or more, not {text!r}")
@@ -55,22 +103,24 @@ def _is_whole(text: str) -> bool:
 def progress(
     iterable: Iterable[Item], total: int | None = None, desc: str = "", file: TextIO | None = None
 ) -> Iterable[Item]:
-    """Pass the items on, say on stderr how far they are, and end between two items when a signal has arrived.
+    """Yields the items, shows their progress, and ends between two items when a signal has arrived.
 
-    On a terminal that is a bar. Elsewhere, such as in a log file, it is a line at most every 10 seconds and one at the
-    end, with the count, the total, the items a second and the time left.
+    A terminal gets a bar. Anything else, such as a log file, gets a line at most every 10 seconds and one at the end,
+    with the count, the total, the items per second and the time left.
 
     Args:
         iterable: The items.
-        total: How many there are; by default `len(iterable)`, where it has one.
-        desc: What stands before the count.
-        file: Where to say it instead, such as the stderr of before `quiet_transformers`.
+        total: The number of items, by default `len(iterable)` if it has a length.
+        desc: A text before the count.
+        file: The stream to write to, by default `sys.stderr`. Inside `quiet_transformers`, pass the stderr of before.
     """
     if total is None:
         with contextlib.suppress(TypeError):
             total = len(iterable)  # ty: ignore[invalid-argument-type]
     iterable = _stopping(iterable)
     if (file or sys.stderr).isatty():
+        from tqdm import tqdm
+
         return tqdm(iterable, desc=desc, total=total, file=file or sys.stderr)
     return _progress_lines(iterable, total, desc, file)
 
@@ -82,6 +132,8 @@ def _stopping(iterable: Iterable[Item]) -> Generator[Item]:
 
 
 def _progress_lines(iterable: Iterable[Item], total: int | None, desc: str, file: TextIO | None) -> Generator[Item]:
+    from tqdm import tqdm
+
     start = last = time.monotonic()
     count, said = 0, None
 
@@ -103,7 +155,7 @@ def _progress_lines(iterable: Iterable[Item], total: int | None, desc: str, file
 
 
 def describe_seconds(seconds: float) -> str:
-    """How long something takes, for people: "45 s", "3 min 20 s", "2 h 05 min"."""
+    """Returns a duration for people to read: "45 s", "3 min 20 s", "2 h 05 min"."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
@@ -113,10 +165,32 @@ def describe_seconds(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def quiet_transformers() -> Generator[None]:
-    """Keep the progress bars and warnings of transformers off the terminal; errors are raised as ever.
+def loading(what: str) -> Generator[None]:
+    """Prints "Loading WHAT …" on a terminal if the block has not ended after half a second.
 
-    All that goes to `sys.stderr` meanwhile is lost, but for the log lines of [`setup_logging`].
+    Args:
+        what: What the block loads.
+    """
+    stderr = sys.stderr
+    if not stderr.isatty() or not is_first_process():
+        yield
+        return
+    timer = threading.Timer(
+        _SECONDS_OF_SILENCE, print, [f"Loading {printable(what)} …"], {"file": stderr, "flush": True}
+    )
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Generator[None]:
+    """Suppresses the progress bars and warnings of transformers. Exceptions are raised as usual.
+
+    Everything else that is written to `sys.stderr` in the block is lost too, except log lines of [`setup_logging`].
     """
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
@@ -138,19 +212,26 @@ def quiet_transformers() -> Generator[None]:
 
 
 def is_first_process() -> bool:
-    """Whether this is the one that speaks and writes, of those that torchrun or accelerate started together."""
+    """Returns whether this process is the one that prints and writes, among those that one launcher started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def setup_logging() -> None:
-    """Print this package's log messages, from INFO up, as plain lines on stderr. Calling it again changes nothing."""
-    handler = logging.StreamHandler()  # bound to the stderr of this moment, which quiet_transformers does not reach
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger(__package__.partition(".")[0])
+    """Prints the log messages of this package from INFO up as plain lines on stderr. A second call changes nothing."""
+    handler = logging.StreamHandler()  # keeps the current stderr, which quiet_transformers does not reach
+    handler.setFormatter(_LineFormatter())
+    logger = logging.getLogger(__name__.partition(".")[0])
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
 
 
+class _LineFormatter(logging.Formatter):
+    """One message, one line, whatever names of files it contains."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def first_line_of(error: Exception) -> str:
-    """What a library's exception says in its first line, for a sentence of ours; its class where it says nothing."""
+    """Returns the first line of an exception's message, or the name of its class if the message is empty."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -1,12 +1,35 @@
-"""Identifies weights by their content."""
+"""Identifies weights and files by their content."""
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import xxhash
 
 if TYPE_CHECKING:
     import torch
+
+# The checksums of files that this process has read, by their path, inode, size and time of change.
+_checksums: dict[tuple[Path, int, int, int], str] = {}
+
+
+def checksum_file(path: Path) -> str:
+    """Returns the XXH3 of a file's bytes: 128 bits in hex. It finds damage, and protects from no attack.
+
+    A file that has not changed since is read once per process.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        identity = (path.absolute(), status.st_ino, status.st_size, status.st_mtime_ns)
+        if identity not in _checksums:
+            _checksums[identity] = hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+        return _checksums[identity]
 
 
 def digest_tensors(tensors: Iterable[tuple[str, "torch.Tensor"]]) -> "hashlib._Hash":

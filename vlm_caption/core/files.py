@@ -5,9 +5,44 @@ name is complete, whenever the process or the machine stops.
 """
 
 import contextlib
+import errno
 import os
+import stat
 from collections.abc import Generator
 from pathlib import Path
+from typing import BinaryIO
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Opens a regular file to read its bytes.
+
+    Args:
+        path: The file. A pipe or a device, from which reading may never end, is refused without waiting.
+
+    Raises:
+        OSError: The file cannot be opened, or is not a regular file.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except ValueError as error:  # a zero byte in the name
+        raise OSError(errno.EINVAL, str(error)) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def is_file(path: str | os.PathLike) -> bool:
+    """Returns whether a path is a regular file.
+
+    Other than `Path.is_file`, it is False where nobody can know: in a closed folder, or for a name that is too long.
+    """
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: str | os.PathLike) -> bool:
+    """Returns whether a path is a folder, and False where nobody can know; see `is_file`."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def write_text(path: Path, text: str, errors: str = "strict") -> None:

@@ -1,11 +1,11 @@
 """Names of repositories on the Hugging Face Hub."""
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name is spelt like a Hugging Face Hub id, "org/name"."""
+    """Returns whether a name has the form of a Hugging Face Hub id, "org/name"."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     try:
         validate_repo_id(name)
     except HFValidationError:

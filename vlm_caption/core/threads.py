@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -13,16 +13,21 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`map(function, items)` on a thread a core: Pillow's decoders, hashing and reading let others run meanwhile.
+def map_in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None
+) -> Generator[Result]:
+    """Yields `map(function, items)` in order, computed on several threads.
 
-    The results come in order. Items are taken as they are needed, two a thread.
+    Pillow's decoders, hashing and reading let other threads run meanwhile. Items are taken as they are needed, two a
+    thread. Closing the generator waits for the threads.
 
     Args:
-        function: What it raises is raised here.
-        items: Taken in the caller's thread.
+        function: The function. What it raises is raised here.
+        items: The items, taken in the caller's thread.
+        workers: The number of threads; by default one a core.
     """
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     remaining = iter(items)
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[Result]] = deque()

@@ -15,7 +15,8 @@ from ..core.console import progress
 from ..core.errors import DataError, ImageError
 from ..core.files import write_text
 from ..core.threads import map_in_threads
-from ..images.opening import MAX_BYTES, MAX_PIXELS, open_image
+from ..images.limits import MAX_BYTES, MAX_PIXELS
+from ..images.opening import open_image
 from .places import Place, open_place
 from .records import Problem
 
@@ -34,7 +35,7 @@ class PictureOpener:
     max_bytes: int = MAX_BYTES
 
     def __call__(self, image: str) -> Image.Image:
-        """The picture, upright and RGB.
+        """Opens the picture, upright and RGB.
 
         Raises:
             ImageError: It cannot be opened.
@@ -43,10 +44,10 @@ class PictureOpener:
 
 
 class BadImages:
-    """The pictures that were left out, in a file of JSON lines with `file` and `reason`, written as they are found.
+    """The pictures that are left out, in a file of JSON lines with `file` and `reason`, written as they are found.
 
-    Every run finds all of them again, in the caches if not in the pictures. So a line that an earlier run left stays
-    where it is and is not written twice, and `settle` takes out what is no longer so.
+    Every run finds all of them again, in the caches or in the pictures. A line from an earlier run stays where it is
+    and is not written twice, and `settle` removes those that no longer hold.
 
     Args:
         path: The file. There is none before there is a bad picture. None: count only.
@@ -71,7 +72,7 @@ class BadImages:
                 self._rewrite(self._written)
 
     def expect(self, total: int) -> None:
-        """Say how many pictures there are besides those found so far; from now on, too many bad ones end the run.
+        """Sets how many pictures there are besides those found so far. From now on, too many bad ones end the run.
 
         Raises:
             DataError: There are too many already.
@@ -80,10 +81,10 @@ class BadImages:
         self._check()
 
     def add(self, image: str, reason: str) -> None:
-        """Write down a picture, an entry of a dataset's column `image`.
+        """Writes down a bad picture, an entry of a dataset's column `image`.
 
         Raises:
-            DataError: They are too many now, or the file cannot be written.
+            DataError: There are too many now, or the file cannot be written.
         """
         file = Place.parse(image).described
         if file in self.reasons:
@@ -100,11 +101,11 @@ class BadImages:
         self._check()
 
     def add_missing(self, problem: Problem) -> None:
-        """The same for a picture that `Corpus.load` misses."""
+        """Writes down a picture that `Corpus.load` does not find; see `add`."""
         self.add(problem.image or problem.where, problem.reason)
 
     def settle(self) -> None:
-        """Say that all pictures have been looked at: what the file says besides is no longer so.
+        """Is called once all pictures have been looked at: removes lines of the file that no longer hold.
 
         Raises:
             DataError: The file cannot be written.
@@ -137,7 +138,7 @@ class BadImages:
 def check_pictures(
     images: Sequence[str], open_picture: PictureOpener, on_error: Callable[[int, ImageError], None]
 ) -> None:
-    """Open every picture, and give the row and the error of each that cannot be opened."""
+    """Opens every picture, and gives the row and the error of each that cannot be opened to `on_error`."""
 
     def fault(image: str) -> ImageError | None:
         try:

@@ -21,7 +21,7 @@ class Cleaning:
     """What is done to every caption, and which captions are left out.
 
     Attributes:
-        final_stop, lower_case: As of `clean_caption`.
+        final_stop, lower_case: See `clean_caption`.
         min_words, max_words: A caption with fewer or more words, as spaces part them, is left out and counted. None:
             no bound; then an empty caption is a fault in the data.
     """
@@ -32,12 +32,12 @@ class Cleaning:
     max_words: int | None = None
 
     def clean(self, text: str) -> str:
-        """The cleaned caption."""
+        """Returns the cleaned caption."""
         return clean_caption(text, self.final_stop, self.lower_case)
 
 
 def clean_caption(text: str, final_stop: FinalStop = "keep", lower_case: bool = False) -> str:
-    """Undo a tokenized corpus's spacing: "A dog 's bone , in  the way .\\n" becomes "A dog's bone, in the way.".
+    """Undoes a tokenized corpus's spacing: "A dog 's bone , in  the way .\\n" becomes "A dog's bone, in the way.".
 
     Runs of whitespace become one space, none is left at the ends, and none before a free-standing `.` `,` `;` `:` `!`
     `?` `)`, before `'s`, or after `(`. Quotation marks keep their spaces, for opening and closing ones look alike.
@@ -47,9 +47,9 @@ def clean_caption(text: str, final_stop: FinalStop = "keep", lower_case: bool = 
 
     Args:
         text: The caption as the corpus has it.
-        final_stop: "add" puts a full stop behind a caption that does not end in punctuation; "remove" takes the last
-            one away, unless it is all there is or one of several; "keep" does neither.
-        lower_case: Whether capitals become small letters.
+        final_stop: "add" appends a full stop to a caption that does not end in punctuation; "remove" removes a single
+            full stop at the end, unless nothing else is left; "keep" does neither.
+        lower_case: Whether to lowercase the caption.
     """
     if lower_case:
         text = text.lower()
@@ -64,7 +64,7 @@ def clean_caption(text: str, final_stop: FinalStop = "keep", lower_case: bool = 
 
 
 def count_words(caption: str) -> int:
-    """How many words a cleaned caption has, as spaces part them: scripts written without spaces count few."""
+    """Counts the words of a cleaned caption, separated by spaces. Scripts without spaces have few."""
     return len(caption.split())
 
 
@@ -74,7 +74,7 @@ class CaptionChoice:
     Args:
         captions_per_image: "all"; "first"; or "sample", one of them in each epoch, drawn evenly by a hash of seed,
             epoch and image: the same one after a run was stopped and resumed.
-        seed: Of the draw.
+        seed: The seed of the draw.
 
     Attributes:
         epoch: The epoch to draw for, from 0; the training loop sets it.
@@ -85,7 +85,7 @@ class CaptionChoice:
         self.epoch = 0
 
     def __call__(self, row: dict) -> list[str]:
-        """The captions to train on, of a row with `image` and `captions`."""
+        """Returns the captions to train on, for a row with `image` and `captions`."""
         captions = row["captions"]
         if self.captions_per_image == "all":
             return captions
@@ -113,7 +113,7 @@ class TargetChoice:
         self.seed, self.epoch = seed, 0
 
     def __call__(self, row: dict, lengths: list[int]) -> list[int]:
-        """For each caption of a row with `image`, which of its tokens is the target; `lengths` counts these."""
+        """Returns the index of each caption's target, for a row with `image`; `lengths` counts tokens."""
         stem = f"target {self.seed} {self.epoch} {row['image']}"
         draws = (hashlib.sha256(f"{stem} {number}".encode()).digest() for number in range(len(lengths)))
         return [int.from_bytes(draw[:8]) % length for draw, length in zip(draws, lengths, strict=True)]

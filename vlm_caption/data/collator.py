@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 from ..core.errors import DataError
-from ..model.loss import IGNORE_INDEX
+from ..model.modeling_captioner import IGNORE_INDEX
 from ..model.processing_captioner import QUESTION, CaptionerProcessor
 from .captions import CaptionChoice
 from .places import Place
@@ -89,7 +89,7 @@ class CaptionCollator:
         """How many tokens each row has behind the prefix: captions with their end tokens, and questions.
 
         Raises:
-            DataError: as of a call.
+            DataError: See `__call__`.
         """
         return [
             sum(len(question) + len(caption) for question, caption in segments) for segments in self._segments(rows)

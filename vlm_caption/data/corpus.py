@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator
+from typing import Literal
 
 import pyarrow as pa
 from datasets import Dataset
@@ -29,6 +30,8 @@ class Corpus:
         name, corpus_format: Its format.
         cleaning: For every caption.
         dev_share: The share of images to cut off as "dev", where the corpus has no splits.
+        on_bad_record: What `load` does with bad records if there is no callback to report them to: "error" raises the
+            first problem, and "skip" leaves such records out. A log line then says where all are listed.
 
     Attributes:
         format: The name of its format.
@@ -38,14 +41,31 @@ class Corpus:
         DataError: The corpus cannot be read.
     """
 
-    def __init__(self, source: Source, name: str, corpus_format: Format, cleaning: Cleaning, dev_share: float):
+    def __init__(
+        self,
+        source: Source,
+        name: str,
+        corpus_format: Format,
+        cleaning: Cleaning,
+        dev_share: float,
+        on_bad_record: Literal["error", "skip"] = "error",
+    ):
         self.source, self.format = source, name
+        self._skips = on_bad_record == "skip"
         self._store = lambda renew: store(source, name, corpus_format, cleaning, dev_share, renew)
         self._stored, self._was_there = self._store(False)
         self.dropped = self._stored.dropped
         if any(self.dropped.values()):
             counts = ", ".join(f"{count:,} {what}" for what, count in self.dropped.items() if count)
             logger.info("%s: left out %s", source.path, counts)
+        if self._skips and (count := sum(1 for _ in self.problems())):
+            logger.warning(
+                "%s: left out %s bad records, first: %s; all are listed in %s",
+                source.path,
+                f"{count:,}",
+                next(self.problems()),
+                self._stored.problems_file,
+            )
 
     @property
     def splits(self) -> list[str]:
@@ -53,9 +73,9 @@ class Corpus:
         return list(self._stored.splits)
 
     def problems(self, split: str | None = None) -> Iterator[Problem]:
-        """What is wrong with single records of a split, or of all: those that were left out as it was read.
+        """Yields what is wrong with single records of a split, or of all splits: those that were left out in reading.
 
-        That a picture is missing is not among them: `load` looks.
+        Missing pictures are not among them: `load` looks for these.
         """
         for problem in self._stored.problems():
             if split is None or problem.split in (None, split):
@@ -68,19 +88,20 @@ class Corpus:
         on_problem: Callable[[Problem], None] | None = None,
         on_missing: Callable[[Problem], None] | None = None,
     ) -> Dataset:
-        """A split, as a dataset with the columns `image` (a place, mostly a path) and `captions` (a list of strings).
+        """Loads a split as a dataset with the columns `image` and `captions`.
 
-        It is memory-mapped. `open_place` gives what `open_image` takes for an image.
+        An image is a place, mostly a path; captions are a list of strings. The dataset is memory-mapped. `open_place`
+        gives what `open_image` takes for an image.
 
         Args:
             split: Its name; "dev" also finds `val`, `valid` or `validation`.
             limit: Take the first `limit` images only.
             on_problem: Gets every problem of the split, and the records in question are left out. By default the
-                first problem is raised.
+                first problem is raised, unless the corpus skips bad records.
             on_missing: Gets the images that are missing, in place of `on_problem`.
 
         Raises:
-            DataError: There is no such split, or something is wrong and nobody is given to get it.
+            DataError: There is no such split, or something is wrong and there is no callback to report it to.
         """
         if limit is not None and limit < 1:
             raise DataError(f"{self.source.path}: the limit is {limit}: give at least 1")
@@ -118,12 +139,12 @@ class Corpus:
             if on_problem is not None:
                 on_problem(problem)
             first, count = first or problem, count + 1
-        if first is not None and on_problem is None:
+        if first is not None and on_problem is None and not self._skips:
             more = f" ({count - 1:,} more of its records have problems)" if count > 1 else ""
             raise DataError(f"{first}{more}")
 
     def _open(self, split: str, limit: int | None) -> tuple[Dataset, list[int]]:
-        """A split, and the rows whose pictures are missing."""
+        """Returns a split, and the rows whose pictures are missing."""
         dataset = self._stored.open(split)
         if limit is not None:
             dataset = dataset.select(range(min(limit, len(dataset))))
@@ -146,12 +167,12 @@ class Corpus:
 
 
 def count_captions(dataset: Dataset) -> int:
-    """How many captions a dataset of `Corpus.load` has."""
+    """Counts the captions in a dataset of `Corpus.load`."""
     return sum(len(chunk.flatten()) for _, batch in _batches(dataset) for chunk in batch.column("captions").chunks)
 
 
 def ask_one_by_one(dataset: Dataset) -> Dataset:
-    """A dataset with questions, as one row for each image and question, with the answers to it, held in memory."""
+    """Returns a dataset with questions as one row for each image and question, with its answers, held in memory."""
     rows: list[dict] = []
     for row in dataset:
         answers: dict[str, list[str]] = {}
@@ -165,7 +186,7 @@ def ask_one_by_one(dataset: Dataset) -> Dataset:
 
 
 def drop_rows(dataset: Dataset, rows: Collection[int]) -> Dataset:
-    """A dataset without some of its rows; itself, if there are none to drop."""
+    """Returns a dataset without some of its rows."""
     gone = set(rows)
     return dataset.select([row for row in range(len(dataset)) if row not in gone]) if gone else dataset
 

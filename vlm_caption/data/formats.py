@@ -4,23 +4,26 @@ import difflib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack
 
 from datasets import Dataset
 
 from ..core.errors import DataError
+from ..core.files import is_file, is_folder
 from .captions import Cleaning
 from .corpus import Corpus
 from .readers.arrow import find_dataset, list_dataset_files, read_dataset
+from .readers.conversations import find_llava, read_llava
 from .readers.flickr8k import find_results, find_tokens, list_token_files, read_results, read_tokens
 from .readers.json_corpora import (
     find_coco,
     find_karpathy,
-    find_llava,
+    find_pairs,
     find_vqa,
     list_vqa_files,
     read_coco,
     read_karpathy,
-    read_llava,
+    read_pairs,
     read_vqa,
 )
 from .readers.shards import find_shards, read_shards
@@ -44,7 +47,7 @@ _SAVED_SIGN = "a folder of save_to_disk, a folder of .parquet files, or a Hub da
 FORMATS: dict[str, Format] = {
     "coco": Format("COCO's captions_*.json, in a folder or its annotations", find_coco, read_coco),
     "karpathy": Format("Karpathy's dataset_*.json", find_karpathy, read_karpathy),
-    "llava": Format("a .json of LLaVA conversations", find_llava, read_llava, questions="maybe"),
+    "llava": Format("a .json or .jsonl of conversations", find_llava, read_llava, questions="maybe"),
     "flickr8k": Format("Flickr8k.token.txt, or a file of its kind", find_tokens, read_tokens, files=list_token_files),
     "flickr30k": Format("Flickr30k's results.csv, with | between the fields", find_results, read_results),
     "imagefolder": Format(
@@ -57,7 +60,21 @@ FORMATS: dict[str, Format] = {
         "a folder with NAME.txt beside NAME.jpg", find_text_files, read_text_files, files=list_text_files
     ),
     "vqa": Format("VQA's *_mscoco_*_questions.json", find_vqa, read_vqa, files=list_vqa_files, questions="always"),
+    "json": Format('a .json list of {"image": …, "caption": …}', find_pairs, read_pairs),
 }
+
+
+class SourceSettings(TypedDict, total=False):
+    """Settings of a corpus that win over what is recognised; see `Source`, whose attributes they are."""
+
+    images: str | os.PathLike | None
+    image_column: str | None
+    caption_column: str | None
+    subset: str | None
+    features: str | os.PathLike | None
+    feature_column: str | None
+    question_column: str | None
+    questions: bool
 
 
 def load_captions(
@@ -69,7 +86,7 @@ def load_captions(
     on_problem: Callable[[Problem], None] | None = None,
     **options,
 ) -> Dataset:
-    """Read a split of captioned images: `open_corpus(path, format, **options).load(split, limit, on_problem)`."""
+    """Reads a split of captioned images: `open_corpus(path, format, **options).load(split, limit, on_problem)`."""
     return open_corpus(path, format, **options).load(split, limit, on_problem)
 
 
@@ -77,60 +94,41 @@ def open_corpus(
     path: str | os.PathLike,
     format: str | None = None,
     *,
-    images: str | os.PathLike | None = None,
-    image_column: str | None = None,
-    caption_column: str | None = None,
-    subset: str | None = None,
-    features: str | os.PathLike | None = None,
-    feature_column: str | None = None,
-    question_column: str | None = None,
-    questions: bool = False,
     cleaning: Cleaning | None = None,
     dev_share: float = 0.05,
+    on_bad_record: Literal["error", "skip"] = "error",
+    **settings: Unpack[SourceSettings],
 ) -> Corpus:
-    """Read captioned images into the cache, or find them there.
+    """Reads captioned images into the cache, or finds them there.
 
-    What is read depends on the files' paths, sizes and times of change, and on the settings here: when one changes,
+    What is read depends on the files' paths, sizes and times of change, and on the settings here. When one changes,
     the corpus is read anew.
 
     Args:
         path: A corpus's folder or file, or a Hub dataset's id.
         format: A name in `FORMATS`; by default it is recognised from what is there.
-        images: The folder that image paths are relative to, where it is not the one that is found.
-        image_column, caption_column: The columns of a table, where they are not found by name.
-        subset: Of a Hub dataset.
-        features: A file of vectors that the captions are of, instead of pictures; `path` is then a table of captions.
-        feature_column: The column of vectors, if that file is Parquet and has several.
-        question_column: The column of questions, likewise.
-        questions: Whether to read questions, for a column `questions` beside `captions`, which are then the answers.
         cleaning: What is done to the captions; by default only `clean_caption`.
         dev_share: The share of images, by a hash of each, that is "dev" where the corpus has no splits.
+        on_bad_record: "error", or "skip" to leave out records with which something is wrong; see `Corpus`.
+        **settings: `images`, the folder that image paths are relative to; `image_column`, `caption_column`,
+            `question_column`, the columns of a table, where they are not found by name; `subset` of a Hub dataset;
+            `features`, a file of vectors that the captions are of instead of pictures, and `feature_column` in it;
+            `questions`, whether to read questions, whose answers are then the captions. See `Source`.
 
     Raises:
         DataError: The format is not known or not clear, or the corpus is malformed.
     """
-    source, name = _recognise(
-        path,
-        format,
-        images=images,
-        image_column=image_column,
-        caption_column=caption_column,
-        subset=subset,
-        features=features,
-        feature_column=feature_column,
-        question_column=question_column,
-        questions=questions,
-    )
-    return Corpus(source, name, _format(source, name), cleaning or Cleaning(), dev_share)
+    source, name = _recognise(path, format, **settings)
+    return Corpus(source, name, _format(source, name), cleaning or Cleaning(), dev_share, on_bad_record)
 
 
-def read_records(path: str | os.PathLike, format: str | None = None, **settings) -> Iterator[Record | Problem]:
-    """Yield what the reader of a corpus does, one after the other, in its order.
+def read_records(
+    path: str | os.PathLike, format: str | None = None, **settings: Unpack[SourceSettings]
+) -> Iterator[Record | Problem]:
+    """Yields what the reader of a corpus does, one after the other, in its order.
 
     Args:
-        path, format: As of `open_corpus`.
-        **settings: `images`, `image_column`, `caption_column`, `subset`, `features`, `feature_column`,
-            `question_column`, `questions`, likewise.
+        path, format, **settings: See `open_corpus`.
 
     Raises:
         DataError: The format is not known or not clear, or what follows cannot be read.
@@ -143,17 +141,13 @@ def _format(source: Source, name: str) -> Format:
     return FORMATS[name] if source.features is None else VECTORS
 
 
-def _recognise(
-    path: str | os.PathLike,
-    format: str | None,
-    *,
-    images: str | os.PathLike | None = None,
-    features: str | os.PathLike | None = None,
-    questions: bool = False,
-    **columns: str | None,
-) -> tuple[Source, str]:
-    folder, vectors = (None if given is None else Path(given) for given in (images, features))
-    source = Source(Path(path), images=folder, features=vectors, questions=questions, **columns)
+def _recognise(path: str | os.PathLike, format: str | None, **settings: Unpack[SourceSettings]) -> tuple[Source, str]:
+    """Returns the corpus and the name of its format."""
+    values: dict[str, Any] = dict(settings)
+    values |= {name: Path(values[name]) for name in ("images", "features") if values.get(name) is not None}
+    source = Source(Path(path), **values)
+    vectors, questions = source.features, source.questions
+    exists = is_file(source.path) or is_folder(source.path)
     if format is not None and format not in FORMATS:
         near = difflib.get_close_matches(format.lower(), FORMATS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(FORMATS)}"
@@ -167,11 +161,11 @@ def _recognise(
             raise DataError(
                 f"{source.path}: captions of vectors have no questions: take {{question}} out of data.prompt"
             )
-        if not source.path.exists() or not vectors.is_file():
-            raise DataError(f"{vectors if source.path.exists() else source.path}: there is no such file")
+        if not exists or not is_file(vectors):
+            raise DataError(f"{vectors if exists else source.path}: there is no such file")
         return source, "table"
     is_on_hub = bool(find_dataset(source.path)) if format is None else format == "dataset"
-    if not source.path.exists() and not is_on_hub:
+    if not exists and not is_on_hub:
         raise DataError(f"{source.path}: there is no such file or folder")
     unfit = "never" if questions else "always"
     if format is not None:
@@ -183,6 +177,8 @@ def _recognise(
     if found and not fit:
         raise DataError(_unfit(source.path, next(iter(found)), questions))
     found = fit
+    if len(found) > 1:  # such lists, among them results of captioners, lie beside many corpora
+        found.pop("json", None)
     if len(found) > 1:
         signs = " and ".join(f"{files[0].name} ({name})" for name, files in found.items())
         raise DataError(f"{source.path}: its format could be any of several, for it has {signs}: set data.format")
@@ -201,7 +197,7 @@ def _unfit(path: Path, name: str, questions: bool) -> str:
 
 
 def _list_some(source: Path) -> str:
-    if not source.is_dir():
+    if not is_folder(source):
         return f"a file that ends in {source.suffix!r}"
     names = sorted(child.name for child in source.iterdir())
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from ..config.run_config import DataSection, RunConfig
+from ..config.run_config import RunConfig
+from ..config.sections import DataSection
 from ..core.errors import ConfigError, DataError
 from ..model.processing_captioner import QUESTION
 from ..towers.composition import NO_TOWER
@@ -20,8 +21,8 @@ def open_data(settings: DataSection) -> Corpus:
     """Opens the corpus that the settings describe.
 
     Raises:
-        ConfigError: if they name a column of questions, and the prompt asks none.
-        DataError: if it cannot be read.
+        ConfigError: They name a column of questions, and the prompt asks none.
+        DataError: The corpus cannot be read.
     """
     if settings.question_column is not None and QUESTION not in settings.prompt:
         raise ConfigError(
@@ -41,15 +42,16 @@ def open_data(settings: DataSection) -> Corpus:
         feature_column=settings.feature_column,
         cleaning=Cleaning(settings.final_stop, settings.lower_case, settings.min_words, settings.max_words),
         dev_share=settings.dev_share,
+        on_bad_record=settings.on_bad_record,
     )
 
 
 def open_features(config: RunConfig) -> Vectors | None:
-    """The vectors that the captions are of, where they are not of pictures.
+    """Opens the vectors that the captions are of, where they are not of pictures.
 
     Raises:
-        ConfigError: if the settings name vectors and a vision tower, or neither.
-        DataError: if the vectors cannot be read.
+        ConfigError: The settings name vectors and a vision tower, or neither.
+        DataError: The vectors cannot be read.
     """
     if config.data.features is None:
         if config.model.vision == NO_TOWER:
@@ -61,22 +63,22 @@ def open_features(config: RunConfig) -> Vectors | None:
 
 
 def picture_opener(settings: DataSection) -> PictureOpener:
-    """What opens the pictures, within the settings' limits."""
+    """Returns what opens the pictures, within the settings' limits."""
     return PictureOpener(settings.max_pixels, settings.max_bytes)
 
 
 def bad_images(settings: DataSection, path: Path | None = None) -> BadImages | None:
-    """What counts bad images, and writes them to `path`, where they are left out; None where one ends the run."""
+    """Returns what counts bad images and writes them to `path`; None if the first one ends the run."""
     return BadImages(path, settings.max_bad_share) if settings.on_bad_image == "skip" else None
 
 
 def load_splits(
     corpus: Corpus, settings: DataSection, eval_images: int, bad: BadImages | None = None
 ) -> tuple[Dataset, Dataset]:
-    """The images to train on and those to watch the loss on, at most `eval_images`; missing ones go to `bad`.
+    """Loads the images to train on and those to watch the loss on, at most `eval_images`; missing ones go to `bad`.
 
     Raises:
-        DataError: if something is wrong with the corpus, or too many images are bad.
+        DataError: Something is wrong with the corpus, or too many images are bad.
     """
     on_missing = None if bad is None else bad.add_missing
     train_set = corpus.load(settings.train_split, settings.limit, on_missing=on_missing)
@@ -88,19 +90,19 @@ def load_splits(
 
 
 def each_caption(dataset: Dataset) -> Iterator[str]:
-    """All captions of a dataset with the column `captions`, one after the other."""
+    """Yields all captions of a dataset with the column `captions`."""
     for captions in dataset["captions"]:
         yield from captions
 
 
 def each_question(dataset: Dataset) -> Iterator[str]:
-    """All questions of a dataset, one after the other; none where the prompt asks none."""
+    """Yields all questions of a dataset; none if the prompt asks none."""
     for questions in dataset["questions"] if "questions" in dataset.column_names else ():
         yield from questions
 
 
 def each_text(dataset: Dataset, prompt: str) -> Iterator[str]:
-    """All that a language model reads of a dataset: captions, questions, and the prompt around the image."""
+    """Yields all that a language model reads: captions, questions, and the prompt around the image."""
     yield from each_caption(dataset)
     yield from each_question(dataset)
     if prompt:
@@ -108,10 +110,10 @@ def each_text(dataset: Dataset, prompt: str) -> Iterator[str]:
 
 
 def check_left(settings: DataSection, train_set: Dataset, dev_set: Dataset) -> None:
-    """Sees that leaving out bad images has not emptied a split.
+    """Checks that leaving out bad images has not emptied a split.
 
     Raises:
-        DataError: if it has.
+        DataError: It has.
     """
     for split, dataset in ((settings.train_split, train_set), (settings.dev_split, dev_set)):
         if len(dataset) == 0:

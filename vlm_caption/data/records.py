@@ -14,6 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from ..core.errors import DataError
+from ..core.files import is_file, is_folder
+from ..core.text import preview
+from .archives import ZipPictures
 from .places import Place
 
 logger = logging.getLogger(__name__)
@@ -51,6 +54,8 @@ class Record:
         where: File and row, for messages.
         split: As the corpus says, if it does.
         questions: One for each of the captions, which are the answers, where questions are read.
+        content: The picture's bytes, where the corpus has them as text (base64). The store keeps them in a file of its
+            own, and `image` is empty before.
     """
 
     image: str
@@ -59,6 +64,7 @@ class Record:
     where: str
     split: str | None = None
     questions: tuple[str, ...] = ()
+    content: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,28 +137,39 @@ class Format:
 
 
 class ImageFolder:
-    """Makes records of pictures that a corpus names by path.
+    """Makes records of pictures that a corpus names by path, and is the one place that says which paths are followed.
 
-    Which folder the paths are relative to is seen by the first picture that is there. From a folder that was given,
-    every path is followed; out of one that was found, none may lead.
+    The first picture that is there shows which folder the paths are relative to. Out of a folder that was found, no
+    path may lead; from a folder that the user gave, every path is followed.
 
     Args:
         source: The corpus.
-        candidates: Folders in which the pictures may be, unless one is given.
+        candidates: Folders in which the pictures may be, unless one is given. A zip archive in the first of them, with
+            the first picture in it, counts as a folder as well.
         root: Where names repeat in the corpus's folders: the folder that keys are paths from. By default a key is the
             name.
+        trusted: Further folders that absolute paths may lead to.
 
     Raises:
         DataError: The folder that was given is not there.
     """
 
-    def __init__(self, source: Source, candidates: Sequence[Path], root: Path | None = None):
-        if source.images is not None and not source.images.is_dir():
-            raise DataError(f"{source.images}: there is no such folder: correct data.images")
-        self._source, self._root = source, root
+    def __init__(
+        self,
+        source: Source,
+        candidates: Sequence[Path],
+        root: Path | None = None,
+        trusted: Sequence[Path] = (),
+    ):
+        self._source, self._root, self._trusted = source, root, [os.path.abspath(path) for path in trusted]  # noqa: PTH100
         self._candidates = list(dict.fromkeys(candidates))
-        self._chosen = source.images
+        self._chosen: Path | None = source.images
+        self._archive: ZipPictures | None = None
         self._first: str | None = None
+        if source.images is not None and source.images.suffix.lower() == ".zip" and is_file(source.images):
+            self._archive = ZipPictures(source.images)
+        elif source.images is not None and not is_folder(source.images):
+            raise DataError(f"{source.images}: there is no such folder: correct data.images")
 
     def record(
         self,
@@ -162,31 +179,65 @@ class ImageFolder:
         split: str | None = None,
         questions: Sequence[str] = (),
     ) -> Record | Problem:
-        """The record of the picture that the corpus calls `name`. Whether it is there is not said.
+        """Returns the record of the picture that the corpus calls `name`. Whether it is there is not said.
 
         Raises:
             DataError: The folder could be either of two.
         """
         if name.lower().startswith(("http://", "https://")):
             return Problem(where, f"{name} is a URL: download the picture and give its path", split=split)
-        if _UNTIDY.search(name):
-            name = PurePosixPath(name).as_posix()
-        if self._source.images is None and (name.startswith("/") or os.path.normpath(name).split("/")[0] == ".."):
-            reason = "leads out of the folder: set data.images to the folder it is meant from, and it is followed"
-            return Problem(where, f"the path {name} {reason}", split=split)
         try:
             name.encode()
         except UnicodeEncodeError:
             return Problem(where, f"the file name {name!r} is not UTF-8: rename the file", split=split)
+        name = self._tidy(name)
+        if not name or "\0" in name:
+            return Problem(where, f"{name!r} is no file name", split=split)
+        if not self._may_follow(name):
+            reason = "leads out of the folder: set data.images to the folder it is meant from, and it is followed"
+            return Problem(where, f"the path {name} {reason}", split=split)
         if self._chosen is None:
             self._choose(name)
+        if self._archive is not None:
+            place = self._archive.place(name)
+            if isinstance(place, str):
+                return Problem(where, place, split=split)
+            return Record(str(place), tuple(captions), name, where, split, tuple(questions))
         path = _join(self._chosen or self._candidates[0], name)
         key = name if self._root is None else os.path.relpath(path, self._root)
         return Record(str(Place(path)), tuple(captions), key, where, split, tuple(questions))
 
+    def _may_follow(self, name: str) -> bool:
+        """Whether a path stays in the corpus's folder, or leads where it may."""
+        if self._source.images is not None:
+            return True
+        if name.startswith("/"):
+            return any(os.path.normpath(name).startswith(f"{folder}/") for folder in self._trusted)
+        return os.path.normpath(name).split("/")[0] != ".."
+
+    def _tidy(self, name: str) -> str:
+        """The name without spaces around it or backslashes, unless a file is called just so."""
+        if "\\" in name and not self.has(name):
+            name = name.replace("\\", "/")  # as Windows writes paths
+        if name != name.strip() and not self.has(name):
+            name = name.strip()
+        return PurePosixPath(name).as_posix() if _UNTIDY.search(name) else name
+
+    def has(self, name: str) -> bool:
+        """Returns whether there is a picture of this name."""
+        if self._archive is not None:
+            return self._archive.has(name)
+        folders = [self._chosen] if self._chosen is not None else self._candidates
+        return any(is_file(_join(folder, name)) for folder in folders)
+
     def _choose(self, name: str) -> None:
         self._first = self._first or name
-        holders = [folder for folder in self._candidates if (folder / name).is_file()]
+        holders = [folder for folder in self._candidates if is_file(_join(folder, name))]
+        archives: list[ZipPictures] = []
+        if not holders and self._first == name and self._candidates:
+            zips = sorted(self._candidates[0].glob("*.zip"))
+            archives = [archive for archive in map(ZipPictures, zips) if archive.has(name)]
+            holders = [archive.path for archive in archives]
         if len(holders) > 1:
             raise DataError(
                 f"{self._source.path}: the picture {name} is in {holders[0]} and in {holders[1]}: set data.images to "
@@ -194,9 +245,10 @@ class ImageFolder:
             )
         if holders:
             self._chosen = holders[0]
+            self._archive = archives[0] if archives else None
 
     def check(self) -> None:
-        """To be called behind the last record.
+        """Is called after the last record.
 
         Raises:
             DataError: None of the pictures is there.
@@ -253,13 +305,20 @@ def describe_unpaired(question_column: str, answer_column: str, question: object
     """What is wrong with a row of which `as_answers` makes nothing."""
     return (
         f"the columns {question_column!r} and {answer_column!r} must hold a question and its answers, or as many "
-        f"questions as answers, and hold {question!r:.80} and {answers!r:.80}"
+        f"questions as answers, and hold {preview(question)} and {preview(answers)}"
     )
 
 
 def list_subfolders(folder: Path) -> list[Path]:
-    """The visible folders in a folder, sorted."""
-    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    """Returns the visible folders in a folder, sorted.
+
+    Raises:
+        DataError: The folder cannot be listed.
+    """
+    try:
+        return sorted(child for child in folder.iterdir() if is_folder(child) and not child.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{folder}: the folder cannot be listed ({error.strerror or error})") from error
 
 
 def the_one(paths: Sequence[Path], source: Path, looked_for: str) -> Path:

@@ -27,7 +27,7 @@ class LengthBatchSampler(Sampler[list[int]]):
         epoch: the epoch to draw for, from 0; the training loop sets it.
     """
 
-    drop_last = False  # as of BatchSampler: accelerate asks
+    drop_last = False  # as `BatchSampler` has it: accelerate asks
 
     def __init__(
         self,

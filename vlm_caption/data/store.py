@@ -2,7 +2,7 @@
 
 The records of one image may be far apart, and there may be millions: they are gathered in an SQLite file, not in
 memory. What is written is named by a fingerprint of all that it depends on, so it is never stale; it is whole or not
-there; and of several processes one writes it while the others wait.
+there. One of several processes writes it while the others wait. A folder that has been damaged since is written anew.
 """
 
 import hashlib
@@ -16,19 +16,22 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TextIO
+from typing import Any, BinaryIO, TextIO
 
 import pyarrow as pa
+import xxhash
 from datasets import Dataset, Features, List, Value
 from filelock import FileLock
 
 from ..core.cache import cache_dir
 from ..core.errors import DataError
 from ..core.files import move_folder
+from ..core.untrusted import load_json
 from .captions import Cleaning, clean_caption, count_words
+from .places import Place
 from .records import Format, Problem, Record, Source
 
 logger = logging.getLogger(__name__)
@@ -37,7 +40,7 @@ FEATURES = Features({"image": Value("string"), "captions": List(Value("string"))
 ASKED_FEATURES = Features({**FEATURES, "questions": List(Value("string"))})
 
 # Raise it whenever a reader or this file gives other rows for the same corpus.
-_READER_VERSION = 2
+_READER_VERSION = 3
 
 _REPORT = "report.json"
 _PROBLEMS = "problems.jsonl"
@@ -69,9 +72,14 @@ class Stored:
         with FileLock(f"{self.directory}.lock"):  # another process may be renewing it
             return Dataset.from_file(str(self.directory / self.splits[split]))
 
+    @property
+    def problems_file(self) -> Path:
+        """The file of JSON lines that lists what was wrong with single records."""
+        return self.directory / _PROBLEMS
+
     def problems(self) -> Iterator[Problem]:
-        """What was wrong with single records, in their order."""
-        with (self.directory / _PROBLEMS).open(encoding="utf-8") as file:
+        """Yields what was wrong with single records, in their order."""
+        with self.problems_file.open(encoding="utf-8") as file:
             for line in file:
                 yield Problem(**json.loads(line))
 
@@ -98,17 +106,21 @@ def store(
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
-            if target.is_dir() and not renew:
-                return _open(target), True
+            if not renew and (stored := _open(target)) is not None:
+                return stored, True
             with tempfile.TemporaryDirectory(dir=root, prefix=f".{target.name}-") as scratch:
                 built = Path(scratch, "built")
                 built.mkdir()
                 with closing(sqlite3.connect(Path(scratch, "records.sqlite"), isolation_level=None)) as rows:
                     records = _tell(corpus_format.read(source), source)
-                    _write(rows, records, cleaning, dev_share, built, source.questions)
+                    pictures = Path(os.path.abspath(target), f"{source.path.name:.100}.pictures")  # noqa: PTH100
+                    _write(rows, records, cleaning, dev_share, built, pictures, source.questions)
                 shutil.rmtree(target, ignore_errors=True)
                 move_folder(built, target)
-            return _open(target), False
+            stored = _open(target)
+            if stored is None:
+                raise OSError("what was written is not there any more")
+            return stored, False
     except (OSError, sqlite3.Error) as error:
         raise DataError(
             f"{source.path}: it could not be read into {root} ({error}): the environment variable VLM_CAPTION_CACHE "
@@ -127,9 +139,31 @@ def _fingerprint(source: Source, name: str, corpus_format: Format, cleaning: Cle
     return f"{name}-{digest.hexdigest()[:32]}"
 
 
-def _open(directory: Path) -> Stored:
-    report = json.loads((directory / _REPORT).read_text(encoding="utf-8"))
-    return Stored(directory, report["splits"], report["dropped"])
+def _open(directory: Path) -> Stored | None:
+    """Returns the corpus in a folder; None if it is not there, or not as it was written."""
+    if not directory.is_dir():
+        return None
+    try:
+        report = load_json((directory / _REPORT).read_bytes(), str(directory / _REPORT))
+        if report["files"] == _describe_files(directory):
+            return Stored(directory, report["splits"], report["dropped"])
+    except (OSError, DataError, KeyError, TypeError):
+        pass
+    logger.warning("%s: the cached corpus is damaged: it is read anew", directory)
+    return None
+
+
+def _describe_files(directory: Path) -> dict[str, list[Any]]:
+    """The size of each file in the folder beside the report, and a hash of all but pictures, which may be large."""
+    described: dict[str, list[Any]] = {}
+    for path in directory.iterdir():
+        if path.name == _REPORT:
+            continue
+        described[path.name] = [path.stat().st_size]
+        if path.suffix != ".pictures":
+            with path.open("rb") as file:
+                described[path.name].append(hashlib.file_digest(file, xxhash.xxh3_64).hexdigest())
+    return described
 
 
 def _write(
@@ -138,37 +172,79 @@ def _write(
     cleaning: Cleaning,
     dev_share: float,
     target: Path,
+    pictures: Path,
     questions: bool,
 ) -> None:
+    """Writes the corpus into the folder `target`.
+
+    Args:
+        rows: An empty database.
+        records, cleaning, dev_share, questions: See `store`.
+        target: The folder.
+        pictures: The final name of the file for pictures that have none.
+    """
     rows.execute("PRAGMA journal_mode = OFF")
     rows.execute("PRAGMA synchronous = OFF")
     rows.execute("PRAGMA cache_size = -65536")  # kiB
     rows.executescript(_TABLES)
     rows.execute("BEGIN")
-    with (target / _PROBLEMS).open("w", encoding="utf-8") as file:
-        dropped = _gather(rows, records, cleaning, file)
+    with (
+        (target / _PROBLEMS).open("w", encoding="utf-8") as file,
+        (target / pictures.name).open("wb") as contents,
+    ):
+        dropped = _gather(_keep_pictures(records, contents, pictures), rows, cleaning, file)
         _settle_splits(rows, dev_share, file)
+    if not (target / pictures.name).stat().st_size:
+        (target / pictures.name).unlink()
     splits = [split for (split,) in rows.execute("SELECT split FROM images GROUP BY split ORDER BY min(id)")]
     files = {split: f"{number}.arrow" for number, split in enumerate(splits)}
     for split, name in files.items():
         _write_split(rows, split, target / name, questions)
-    (target / _REPORT).write_text(json.dumps({"splits": files, "dropped": dropped}), encoding="utf-8")
+    report = {"splits": files, "dropped": dropped, "files": _describe_files(target)}
+    (target / _REPORT).write_text(json.dumps(report), encoding="utf-8")
 
 
 def _tell(records: Iterable[Record | Problem], source: Source) -> Iterator[Record | Problem]:
-    """Pass the records on, and say now and then how many they are."""
+    """Passes the records on, and says now and then how many they are.
+
+    Raises:
+        DataError: There is none.
+    """
     told = time.monotonic()
+    count = 0
     for count, record in enumerate(records, start=1):
         yield record
         if time.monotonic() - told > _SECONDS_A_LINE:
             told = time.monotonic()
             logger.info("%s: read %s records", source.path, f"{count:,}")
+    if not count:
+        raise DataError(f"{source.path}: it holds no pictures with captions")
+
+
+def _keep_pictures(records: Iterable[Record | Problem], contents: BinaryIO, path: Path) -> Iterator[Record | Problem]:
+    """Writes the pictures that records bring along into a file, and yields the records with their places in it.
+
+    Args:
+        records: The records.
+        contents: The file.
+        path: Its final name.
+    """
+    offsets: dict[bytes, int] = {}
+    for record in records:
+        if isinstance(record, Record) and record.content is not None:
+            key = hashlib.sha256(record.key.encode()).digest()[:16]
+            if key not in offsets:
+                offsets[key] = contents.tell()
+                contents.write(record.content)
+            place = Place(str(path), record.where.rpartition(", ")[2], offsets[key], len(record.content))
+            record = replace(record, image=str(place), content=None)
+        yield record
 
 
 def _gather(
-    rows: sqlite3.Connection, records: Iterable[Record | Problem], cleaning: Cleaning, problems: TextIO
-) -> dict:
-    """Fill the tables."""
+    records: Iterable[Record | Problem], rows: sqlite3.Connection, cleaning: Cleaning, problems: TextIO
+) -> dict[str, int]:
+    """Fills the tables, and counts what the cleaning leaves out, by the reason in words."""
     short = long = 0
 
     for record in records:

@@ -3,7 +3,7 @@
     vectors = open_vectors("mine/vectors.npy")
     vectors[[0, 4]]                              # float32 [2, N, D], from a memory-mapped file
 
-Of a corpus, `read_vector_table` yields records whose `image` is the name that the vectors' file has for an input: the
+For a corpus, `read_vector_table` yields records whose `image` is the name of an input in the file of vectors: the
 number of its row, or its id.
 """
 
@@ -22,6 +22,9 @@ from safetensors import SafetensorError, safe_open
 
 from ..core.console import first_line_of
 from ..core.errors import DataError
+from ..core.files import is_file
+from ..core.text import preview
+from ..core.untrusted import read_safetensors_header
 from .readers.arrow import open_parquet, read_batches
 from .readers.table import TABLE_NAMES, TABLE_SUFFIXES, find_table, read_csv, read_jsonl
 from .records import CAPTION_COLUMNS, SPLIT_COLUMN, Format, Problem, Record, Source, as_captions, find_column, the_one
@@ -36,23 +39,23 @@ _SHAPES = "one vector a row [rows, D], or as many for each row [rows, N, D]"
 
 
 class Vectors:
-    """Inputs that are vectors: one, or the same number, of each. They lie in a memory-mapped file.
+    """Inputs that are vectors in a memory-mapped file: one vector for each input, or N for each.
 
     `vectors[[4, 0]]` and `vectors[2:8]` are float32 [rows, N, D], whatever the file's type. Nothing else is read.
 
     Attributes:
-        path: Of the file.
-        names: What each row of the file is called: its number, from 0, or its id.
+        path: The file.
+        names: The name of each row of the file: its number, from 0, or its id.
         has_ids: Whether the names are ids.
     """
 
     def __init__(self, path: Path, parts: Sequence[torch.Tensor], sizes: Sequence[int], names: Sequence[str] | None):
         """
         Args:
-            path: Of the file.
+            path: The file.
             parts: Its rows, one tensor [n, N, D] after the other.
-            sizes: n of each part.
-            names: The rows' ids; None: they have none.
+            sizes: The number of rows in each part.
+            names: The rows' ids, or None if they have none.
         """
         self.path, self._parts = path, parts
         self._ends = np.cumsum(sizes)
@@ -72,7 +75,7 @@ class Vectors:
         return (len(self), tokens, width)
 
     def __getitem__(self, rows: Sequence[int] | slice) -> torch.Tensor:
-        """float32 [rows, N, D].
+        """Returns the vectors of some rows, float32 [rows, N, D].
 
         Raises:
             DataError: A number is not finite.
@@ -93,18 +96,18 @@ class Vectors:
         return out
 
     def name(self, index: int) -> str:
-        """What the file calls the row at this index."""
+        """Returns the name of the row at this index."""
         return str(self.names[int(self._rows[index])])
 
     def find(self, name: str) -> int | None:
-        """The row that is called `name`, if there is one."""
+        """Returns the row that is called `name`, if there is one."""
         if self._row_of is not None:
             return self._row_of.get(name)
         row = int(name) if name.isascii() and name.isdecimal() else -1
         return row if 0 <= row < self._ends[-1] else None
 
     def select(self, names: Sequence[str]) -> "Vectors":
-        """The rows of these names, in this order.
+        """Returns the rows of these names, in this order.
 
         Raises:
             DataError: A number in one of them is not finite.
@@ -117,19 +120,19 @@ class Vectors:
 
 
 def open_vectors(path: str | os.PathLike, column: str | None = None) -> Vectors:
-    """Open a file of vectors.
+    """Opens a file of vectors.
 
     Args:
         path: A `.npy` or `.safetensors` file of one array [rows, D] or [rows, N, D]; a `.safetensors` file with a
             tensor [D] or [N, D] for each input, by its id; or a `.parquet` file with a column of lists of numbers, or
             of lists of these. Integers and floats of any width will do.
-        column: Of a Parquet file, where more than one might be meant.
+        column: The column of a Parquet file, if it has several.
 
     Raises:
         DataError: It cannot be read, or holds something else.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise DataError(f"{path}: there is no such file of vectors")
     if column is not None and path.suffix.lower() != ".parquet":
         raise DataError(f"{path}: data.feature_column is for a .parquet file: leave it out")
@@ -147,7 +150,7 @@ def _open_npy(path: Path) -> Vectors:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that nothing may be written to it, and nothing is
             tensor = torch.from_numpy(array)
-    except (OSError, EOFError, ValueError, TypeError) as error:  # cut short, objects, text, another byte order
+    except Exception as error:  # its header is evaluated as Python text: SyntaxError, TokenError, RecursionError, …
         raise DataError(
             f"{path}: this is no array of numbers that can be mapped into memory ({first_line_of(error)}): save it "
             "with numpy.save, as float32"
@@ -156,6 +159,7 @@ def _open_npy(path: Path) -> Vectors:
 
 
 def _open_safetensors(path: Path) -> Vectors:
+    read_safetensors_header(path)
     try:
         file = safe_open(path, framework="pt")
         names = list(file.keys())  # it is no dict
@@ -225,7 +229,7 @@ def _open_parquet(path: Path, column: str | None) -> Vectors:
 
 
 def _number_type(kind: pa.DataType) -> pa.DataType | None:
-    """The type of the numbers in a column of lists, or of lists of lists; None if it is anything else."""
+    """Returns the type of the numbers in a column of lists, or of lists of lists; None if it is anything else."""
     depth = 0
     while True:
         if isinstance(kind, pa.BaseExtensionType):
@@ -238,7 +242,7 @@ def _number_type(kind: pa.DataType) -> pa.DataType | None:
 
 
 def _as_tensor(column: Any, where: str, start: int) -> torch.Tensor:
-    """Lists, or lists of lists, of one length each: [rows, N, D], without a copy.
+    """Returns lists, or lists of lists, of one length each as a tensor [rows, N, D], without a copy.
 
     Raises:
         DataError: They are of several lengths, or some are missing.
@@ -250,7 +254,7 @@ def _as_tensor(column: Any, where: str, start: int) -> torch.Tensor:
             column = column.storage
             continue
         if column.null_count:
-            raise DataError(f"{where}: rows from {start} to {start + rows - 1} have one without vectors: leave it out")
+            raise DataError(f"{where}: a row from {start} to {start + rows - 1} has no vectors: leave that row out")
         lengths = np.asarray(pc.list_value_length(column))  # ty: ignore[missing-attribute]
         if len(lengths) and lengths.min() != lengths.max():
             raise DataError(_uneven(where, lengths[:1].tolist(), lengths[lengths != lengths[0]][:1].tolist()))
@@ -258,7 +262,7 @@ def _as_tensor(column: Any, where: str, start: int) -> torch.Tensor:
         column = column.flatten()
     if column.null_count:
         raise DataError(
-            f"{where}: rows from {start} to {start + rows - 1} lack a number: fill it, or leave the row out"
+            f"{where}: a row from {start} to {start + rows - 1} lacks a number: fill it in, or leave the row out"
         )
     if 0 in sizes:
         raise DataError(f"{where}: the lists are empty: give each row {_SHAPES}")
@@ -287,16 +291,16 @@ def _check_numbers(path: Path, tensor: torch.Tensor) -> None:
 
 
 def list_vector_files(source: Source) -> list[Path]:
-    """The table of captions, and the file of vectors."""
+    """Returns the table of captions, and the file of vectors."""
     return [*find_table(source.path), Path(str(source.features))]
 
 
 def read_vector_table(source: Source) -> Iterator[Record | Problem]:
-    """Yield a record for each row of a table of captions, whose `image` and `key` are the name of its vectors.
+    """Yields a record for each row of a table of captions, whose `image` and `key` are the name of its vectors.
 
-    The name is in the column `row` (numbers from 0) or, of vectors with ids, `id`, or in the one that
-    `data.image_column` names; several rows may be of one input. Without such a column the table's rows belong to the
-    vectors in their order. Captions and splits are as of `read_table`.
+    The name is in the column `row` (numbers from 0) or, for vectors with ids, `id`, or in the one that
+    `data.image_column` names. Several rows may be of one input. Without such a column the table's rows belong to the
+    vectors in their order. For captions and splits, see `read_table`.
 
     Raises:
         DataError: The vectors or the table cannot be read, or do not match.
@@ -331,24 +335,25 @@ def _record(
 ) -> Record | Problem:
     split = values.get(SPLIT_COLUMN)
     if SPLIT_COLUMN in values and (not isinstance(split, str) or not split.strip()):
-        return Problem(where, f"the column {SPLIT_COLUMN!r} must hold text, and holds {split!r}")
+        return Problem(where, f"the column {SPLIT_COLUMN!r} must hold text, and holds {preview(split)}")
     split = split.strip() if isinstance(split, str) else None
     name = str(values.get(name_column, "")).strip() if name_column else str(number)
     if (row := vectors.find(name)) is None and name_column:
         there = "its ids" if vectors.has_ids else f"0 to {len(vectors) - 1}"
         reason = (
-            f"the column {name_column!r} holds {name!r:.80}, and {vectors.path} has no such row ({there}): correct it"
+            f"the column {name_column!r} holds {preview(name)}, and {vectors.path} has no such row ({there}): "
+            "correct it"
         )
         return Problem(where, reason, name, split)
     if not (captions := as_captions(values.get(caption_column))):
         reason = f"the column {caption_column!r} must hold a caption or a list of captions, and holds "
-        return Problem(where, f"{reason}{values.get(caption_column)!r:.80}", name, split)
+        return Problem(where, f"{reason}{preview(values.get(caption_column))}", name, split)
     name = str(name if row is None else vectors.names[row])
     return Record(name, tuple(captions), name, where, split)
 
 
 def _read_rows(table: Path) -> Iterator[tuple[str, dict[str, Any] | Problem]]:
-    """Where a row is, and its values by column."""
+    """Yields where a row is, and its values by column."""
     if table.suffix.lower() == ".parquet":
         number = 0
         dataset = open_parquet(table)

@@ -1,8 +1,9 @@
-"""Captions of a whole split from its image features, kept as they are written: who was killed goes on from there."""
+"""Captions a whole split from its image features, and keeps the captions as they are written."""
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,100 +11,97 @@ import torch
 import xxhash
 from datasets import Dataset
 
+from ..captioning.caption_file import CaptionFile
 from ..captioning.captioner import Captioner
-from ..captioning.generation import caption_batch
+from ..captioning.generation import GenerationSettings, caption_batch
 from ..core.console import progress
 from ..core.digests import digest_tensors
-from ..core.errors import DataError
-from ..core.files import write_text
 from ..data.bad_images import PictureOpener
 from ..data.collator import CaptionCollator
 from ..data.vectors import Vectors
-from ..features.cache import CONTENTS_NAME, features_dir, features_key
+from ..features.cache import features_key
 from ..features.contents import content_digests
+from ..features.inputs import ImageInputs
 
 logger = logging.getLogger(__name__)
 
 UNFINISHED_NAME = "unfinished_captions.jsonl"
 
-# Images that are captioned together.
+# The number of images that are captioned together.
 BATCH_SIZE = 8
 
 
-class UnfinishedCaptions:
-    """A file of JSON lines: what the captions depend on, and then one caption a line.
-
-    Captions that were written with other settings are not taken over: a log line says which setting differs.
+@contextmanager
+def write_captions(
+    captioner: Captioner,
+    dataset: Dataset,
+    collator: CaptionCollator,
+    generation: dict[str, Any],
+    unfinished: Path | None,
+) -> Generator[list[str]]:
+    """Captions each row, and yields the captions. They are the same, however often the work was stopped.
 
     Args:
-        path: the file; None keeps nothing.
-        settings: everything that the captions depend on, as JSON has it.
-
-    Attributes:
-        captions: those written so far, in order, in whole batches.
+        captioner: The captioner.
+        dataset: Rows as the collator takes them.
+        collator: Gives the images, with its `encode_images`, and what stands before a caption.
+        generation: Settings of `generate` in place of the checkpoint's own.
+        unfinished: The file that keeps the captions until the caller is done with them. None: they are not kept.
 
     Raises:
-        DataError: if the file cannot be written.
+        DataError: They cannot be kept, or another process keeps captions in the same file.
     """
+    if unfinished is None:
+        yield list(_write(captioner, dataset, collator, generation, 0, None))
+        return
+    images = collator.encode_images
+    assert isinstance(images, ImageInputs)
+    of_images = (
+        vector_settings(images.features)
+        if isinstance(images.features, Vectors)
+        else picture_settings(captioner, dataset["image"], images.open_picture)
+    )
+    settings = caption_settings(captioner, collator, generation) | of_images | question_settings(dataset)
+    with open_unfinished(unfinished, settings) as file:
+        if done := len(file.entries):
+            logger.info("Resuming after %d captions of %d", done, len(dataset))
+        for _ in _write(captioner, dataset, collator, generation, done, file):
+            pass
+        yield [entry["caption"] for entry in file.entries]
+        file.remove()
 
-    def __init__(self, path: Path | None, settings: dict[str, Any]):
-        self.path = path
-        self.captions: list[str] = []
-        if path is None:
-            return
-        settings = json.loads(json.dumps(settings))
-        before, captions = _read(path)
-        if before == settings:
-            self.captions = captions[: len(captions) // BATCH_SIZE * BATCH_SIZE]
-        elif before is not None:
-            changes = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
-            logger.info("%s was written with another %s: starting afresh", path, " and another ".join(changes))
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, _as_line(settings) + "".join(map(_as_line, self.captions)))
-        except OSError as error:
-            raise self._unwritable(error) from error
 
-    def add(self, captions: Sequence[str]) -> None:
-        """Writes down some more.
+def open_unfinished(path: Path, settings: dict[str, Any]) -> CaptionFile:
+    """Opens a file of unfinished captions, and keeps whole batches of those that were written with these settings.
 
-        Raises:
-            DataError: if they cannot be written.
-        """
-        self.captions += captions
-        if self.path is None:
-            return
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(map(_as_line, captions)))
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def remove(self) -> None:
-        """Deletes the file: the captions are elsewhere now."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
-    def _unwritable(self, error: OSError) -> DataError:
-        return DataError(f"{self.path}: captions cannot be written there ({error.strerror or error})")
+    Raises:
+        DataError: The file cannot be written, or is in use.
+    """
+    file = CaptionFile(path, settings)
+    file.keep(len(file.entries) // BATCH_SIZE * BATCH_SIZE)
+    before, settings = file.settings_before, json.loads(json.dumps(settings))
+    if before not in (None, settings):
+        changes = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
+        logger.info("%s was written with another %s: starting afresh", path, " and another ".join(changes))
+    return file
 
 
 def caption_settings(captioner: Captioner, collator: CaptionCollator, generation: dict[str, Any]) -> dict[str, Any]:
-    """What the captions of `write_captions` depend on beside the images, for JSON; arguments as there."""
+    """Returns what the captions of `write_captions` depend on besides the images, for JSON."""
     own = captioner.model.generation_config.to_diff_dict()
     own.pop("transformers_version", None)
     return {
         "checkpoint": digest_tensors(captioner.model.state_dict().items()).hexdigest(),
         "adapters": [captioner.model.config.vision_adapter, captioner.model.config.text_adapter],
-        # Its ids as well, which depend on the chat template.
+        # Its ids too, which depend on the chat template.
         "prompt": [collator.prompt, captioner.processor.chat, collator.prefix],
         "generation": own | generation,
     }
 
 
 def picture_settings(captioner: Captioner, images: Sequence[str], open_picture: PictureOpener) -> dict[str, Any]:
-    """Which pictures are captioned, and how they are seen; arguments as of `image_features`."""
-    digests, _ = content_digests(images, features_dir() / CONTENTS_NAME, open_picture.max_bytes)
+    """Returns which pictures are captioned, and how the model sees them."""
+    digests, _ = content_digests(images, open_picture.max_bytes)
     return {
         "data": xxhash.xxh3_128_hexdigest(digests.tobytes()),
         "image features": features_key(captioner.model, captioner.processor, open_picture=open_picture),
@@ -111,81 +109,46 @@ def picture_settings(captioner: Captioner, images: Sequence[str], open_picture: 
 
 
 def question_settings(dataset: Dataset) -> dict[str, Any]:
-    """Which questions are asked, if any are."""
+    """Returns which questions are asked, if any are."""
     if "questions" not in dataset.column_names:
         return {}
     return {"questions": xxhash.xxh3_128_hexdigest(json.dumps([row[0] for row in dataset["questions"]]).encode())}
 
 
 def vector_settings(vectors: Vectors) -> dict[str, Any]:
-    """Which vectors are captioned."""
+    """Returns which vectors are captioned."""
     digest = xxhash.xxh3_128()
     for start in range(0, len(vectors), BATCH_SIZE):
         digest.update(vectors[start : start + BATCH_SIZE].contiguous().numpy())
     return {"data": digest.hexdigest()}
 
 
-def write_captions(
+def _write(
     captioner: Captioner,
     dataset: Dataset,
     collator: CaptionCollator,
     generation: dict[str, Any],
-    kept: UnfinishedCaptions,
-) -> list[str]:
-    """Captions each row; those that are kept are not written again, and the result is the same as without them.
+    done: int,
+    file: CaptionFile | None,
+) -> Iterator[str]:
+    """Yields the captions of all rows but the first `done`, once they are in the file."""
 
-    Args:
-        captioner: whose captions.
-        dataset: rows as the collator takes them.
-        collator: gives the images and what stands before a caption.
-        generation: settings of `generate` in place of the checkpoint's own.
-        kept: gets the captions.
-
-    Raises:
-        DataError: if they cannot be kept.
-    """
-    done = len(kept.captions)
-    if done:
-        logger.info("Going on from %d captions of %d", done, len(dataset))
-
-    def write() -> Iterator[str]:
+    def batches() -> Iterator[str]:
         for start in range(done, len(dataset), BATCH_SIZE):
             rows = [dataset[row] for row in range(start, min(start + BATCH_SIZE, len(dataset)))]
             captions = _generate(captioner, rows, collator, generation, seed=start)
-            kept.add(captions)
+            if file is not None:
+                pairs = zip(rows, captions, strict=True)
+                file.add_entries({"image": str(row["image"]), "caption": text} for row, text in pairs)
             yield from captions
 
-    for _ in progress(write(), total=len(dataset) - done, desc="captions"):
-        pass
-    return kept.captions
+    yield from progress(batches(), total=len(dataset) - done, desc="captions")
 
 
 @torch.inference_mode()
 def _generate(
     captioner: Captioner, rows: list[dict], collator: CaptionCollator, generation: dict[str, Any], seed: int
 ) -> list[str]:
-    device = captioner.model.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)  # so that what is drawn does not depend on where a killed evaluation goes on
-        return caption_batch(captioner.model, collator, rows, **generation)
-
-
-def _as_line(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=True) + "\n"
-
-
-def _read(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """The settings and the captions; without the rest of a line that a kill cut short."""
-    try:
-        first, *lines = path.read_text(encoding="utf-8").split("\n")
-        settings = json.loads(first)
-    except (OSError, ValueError):
-        return None, []
-    captions = []
-    for line in lines:
-        try:
-            caption = json.loads(line)
-        except ValueError:
-            break
-        captions.append(caption)
-    return (settings, captions) if isinstance(settings, dict) else (None, [])
+    # The seed depends on the place of the batch, so that sampled captions do not depend on where a killed evaluation
+    # resumes.
+    return caption_batch(captioner.model, collator, rows, GenerationSettings(generation, seed=seed))

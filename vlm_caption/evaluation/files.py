@@ -1,4 +1,4 @@
-"""What an evaluation leaves on the disk: results in COCO's format, a table of the images, and a page to look at."""
+"""The files of an evaluation: results in COCO's format, a table of the images, and a page to look at."""
 
 import csv
 import io
@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..core import outputs
 from ..core.files import write_text
+from ..core.text import defuse_formula
 from ..data.places import Place
-from ..images.opening import MAX_BYTES, MAX_PIXELS
-from .evaluate import Evaluation
+from ..images.limits import MAX_BYTES, MAX_PIXELS
 from .report import write_report
+from .result import Evaluation
 
 RESULTS_NAME = "results.json"
 REFERENCES_NAME = "references.json"
@@ -20,21 +22,37 @@ REPORT_NAME = "report.html"
 _IMAGE_METRICS = ("cider", "bleu_4", "rouge_l", "meteor", "spice")
 
 
+def evaluation_outputs(folder: Path, option: str = "--output-dir") -> list[outputs.Output]:
+    """Returns the files that `write_evaluation` writes, for [`check_outputs`].
+
+    Args:
+        folder: The folder.
+        option: The option that names it.
+    """
+    starts = {
+        RESULTS_NAME: outputs.RESULTS,
+        REFERENCES_NAME: outputs.REFERENCES,
+        TABLE_NAME: outputs.TABLE,
+        REPORT_NAME: outputs.PAGE,
+    }
+    return [outputs.Output(option, folder / name, start, makes_folders=True) for name, start in starts.items()]
+
+
 def write_evaluation(
     folder: Path, evaluation: Evaluation, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
 ) -> list[Path]:
-    """Writes all files of an evaluation, each whole or not at all; what was there by their names is replaced.
+    """Writes all files of an evaluation, each whole or not at all. Files of the same names are replaced.
 
     Args:
-        folder: where; made where there is none.
-        evaluation: of `evaluate` or `evaluate_files`.
-        max_pixels, max_bytes: the limits of `open_image`, for the pictures of the page.
+        folder: The folder. It is created if it does not exist.
+        evaluation: The result of `evaluate` or `evaluate_files`.
+        max_pixels, max_bytes: The limits of `open_image`, for the pictures of the page.
 
     Returns:
-        the files: `results.json` and `references.json`, which `evaluate_files` takes, `per_image.csv`, `report.html`.
+        The files: `results.json` and `references.json`, which `evaluate_files` takes, `per_image.csv`, `report.html`.
 
     Raises:
-        OSError: if they cannot be written.
+        OSError: A file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     results = [
@@ -69,36 +87,20 @@ def _annotations(evaluation: Evaluation) -> dict[str, list[dict[str, Any]]]:
 
 
 def _table(evaluation: Evaluation) -> str:
-    """One line an image: its scores as fractions, and its references in as many columns as there are at most."""
+    """Returns a line for each image: its scores as fractions, and its references in as many columns as needed."""
     per_image = evaluation.scores.per_image
-    metrics = [metric for metric in _IMAGE_METRICS if metric in per_image]
+    columns = {metric: per_image[metric] for metric in _IMAGE_METRICS if metric in per_image}
+    if evaluation.clip_scores is not None:
+        columns["clip_score"] = evaluation.clip_scores
     most = max(map(len, evaluation.references))
-    clip = evaluation.clip_scores
-    head = [
-        "image_id",
-        "image",
-        "caption",
-        *metrics,
-        *(["clip_score"] if clip is not None else []),
-        "words",
-        *(f"reference_{number}" for number in range(1, most + 1)),
-    ]
     file = io.StringIO()
     writer = csv.writer(file)
-    writer.writerow(head)
+    references = [f"reference_{number}" for number in range(1, most + 1)]
+    writer.writerow(["image_id", "image", "caption", *columns, "words", *references])
     for row, image in enumerate(evaluation.image_ids):
         place = evaluation.images[row]
-        references = evaluation.references[row]
-        writer.writerow(
-            [
-                image,
-                Place.parse(place).described if place else "",
-                evaluation.captions[row],
-                *(f"{per_image[metric][row]:.6f}" for metric in metrics),
-                *([f"{clip[row]:.6f}"] if clip is not None else []),
-                evaluation.diversity.lengths[row],
-                *references,
-                *[""] * (most - len(references)),
-            ]
-        )
+        texts = [str(image), Place.parse(place).described if place else "", evaluation.captions[row]]
+        references = [*evaluation.references[row], *[""] * (most - len(evaluation.references[row]))]
+        numbers = [*(f"{values[row]:.6f}" for values in columns.values()), evaluation.diversity.lengths[row]]
+        writer.writerow([*map(defuse_formula, texts), *numbers, *map(defuse_formula, references)])
     return file.getvalue()

@@ -1,16 +1,16 @@
-"""Frozen features, computed once: what a frozen vision tower says of each image, kept on disk for every later epoch.
+"""Computes the features of a frozen vision tower once for each image, and keeps them on disk for every later epoch.
 
     features = image_features(model, processor, dataset["image"])  # computes what is not there yet
-    features[[3, 14]]                                               # [2, N, D_vision], from memory-mapped files
+    features[[3, 14]]                                              # [2, N, D_vision], from memory-mapped files
 
-The cache has a folder for each *setting*: its name is a fingerprint of the tower's weights and config, the
-preprocessing, the token choice, the dtype and the way that pictures are opened. In it, features are found by the
-content of an image (`feature_shards.py`, `image_contents.py`). So a changed tower or setting looks into another folder
-and a changed image is another key: nothing stale is ever read, and nothing is mixed.
+The cache has a folder for each *setting*. Its name is a fingerprint of the tower's weights and config, the
+preprocessing, the choice of tokens, the dtype and the way that pictures are opened. In the folder, features are found
+by the content of an image (`shards.py`, `contents.py`). A changed tower or setting therefore has another folder, and a
+changed image another key: nothing stale is ever read, and nothing is mixed.
 
 An image's features are the same bits whoever computes them: batches always have the same shape, and on a CPU every
-tower call runs on one thread, as many side by side as there are threads. So neither the number of processes, nor the
-order of images, nor a run that was killed half-way can be seen in them.
+call of the tower runs on one thread, with as many calls side by side as there are threads. Neither the number of
+processes, nor the order of images, nor an earlier run that was killed half-way changes them.
 """
 
 import contextlib
@@ -21,9 +21,7 @@ import os
 import shutil
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,20 +33,19 @@ from ..core.cache import cache_dir
 from ..core.console import progress
 from ..core.digests import digest_tensors
 from ..core.errors import DataError, ImageError
+from ..core.threads import map_in_threads
 from ..data.bad_images import PictureOpener
 from ..data.places import Place
 from ..images.opening import PIXELS_VERSION
 from ..model.configuration_captioner import CaptionerConfig
-from ..model.modeling_captioner import CaptionerForConditionalGeneration
 from ..model.processing_captioner import CaptionerProcessor
-from .contents import content_digest, content_digests
+from ..towers.captioner import CaptionerForConditionalGeneration
+from .contents import as_image_error, content_digest, content_digests
 from .shards import FeatureShards, FeatureTable
 
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
-
-CONTENTS_NAME = "contents.sqlite"
 
 # Settings of the composed model that decide which tokens are taken from the tower's output.
 _TOKEN_SETTINGS = ("image_tokens", "image_grid", "pooled_in_front", "pooled_feature")
@@ -61,7 +58,7 @@ _SHARD_BYTES = 64_000_000  # held in memory until the shard is written
 
 
 def features_dir() -> Path:
-    """Where features are kept unless told otherwise."""
+    """Returns the folder that features are kept in by default."""
     return cache_dir() / "features"
 
 
@@ -71,7 +68,7 @@ def features_key(
     dtype: torch.dtype = torch.bfloat16,
     open_picture: PictureOpener | None = None,
 ) -> str:
-    """SHA-256, as hex, of everything but the image that features depend on: the name of their folder."""
+    """Returns the SHA-256, in hex, of all that features depend on besides the image: the name of their folder."""
     return _digest_settings(_settings(model, processor, dtype, open_picture or PictureOpener()))
 
 
@@ -87,10 +84,10 @@ def _settings(
 ) -> dict[str, Any]:
     config: CaptionerConfig = model.config
     tower_config = model.core.vision_tower.config.to_dict()
-    # Its scale is in no weight. Without one the keys are those of before there were adapters.
+    # An adapter's scale is in no weight. Without an adapter, the keys are the same as before there were adapters.
     adapter = {} if config.vision_adapter is None else {"adapter": config.vision_adapter}
     return adapter | {
-        # Not the backbone's fingerprint: what counts is what is in the model, wherever it came from.
+        # Not the backbone's fingerprint: the weights in the model count, wherever they came from.
         "tower_weights": digest_tensors(model.core.vision_tower.state_dict().items()).hexdigest(),
         "tower_config": {name: value for name, value in tower_config.items() if name not in _INCIDENTAL},
         "tower_dtype": str(model.core.vision_tower.dtype),
@@ -111,45 +108,42 @@ def image_features(
     open_picture: PictureOpener | None = None,
     on_error: Callable[[int, ImageError], None] | None = None,
 ) -> FeatureTable:
-    """The vision tower's tokens of each image, memory-mapped from the cache, computed first where they are not there.
+    """Returns the vision tower's tokens of each image, memory-mapped from the cache, and first computes missing ones.
 
-    Where torch.distributed is initialised, all processes call this with the same images, each computes its share, and
-    all get the same table. A run that is killed goes on where it was: at most a shard of each process is lost.
+    If torch.distributed is initialised, all processes call this with the same images, each computes its share, and all
+    get the same table. A run that was killed resumes where it stopped: each process loses one shard at most.
 
     Args:
-        model: its vision tower must be frozen.
-        processor: the model's.
-        images: paths or other places (`vlm_caption.data.Place`), as a dataset's column `image` has them.
-        directory: the cache's folder; by default `features` in the package's cache.
-        batch_size: images that go through the tower at once, on each thread.
-        dtype: of the stored features.
-        open_picture: opens an image; by default within the limits of `open_image`.
-        on_error: gets the index and the error of each image that cannot be opened, in order; its row must not be
-            looked up in the table. By default the error is raised.
+        model: The captioner. Its vision tower must be frozen.
+        processor: The model's processor.
+        images: Paths or other places (`vlm_caption.data.Place`), as in a dataset's column `image`.
+        directory: The cache's folder; by default `features` in the package's cache.
+        batch_size: The number of images that go through the tower at once, on each thread.
+        dtype: The dtype of the stored features.
+        open_picture: Opens an image; by default within the limits of `open_image`.
+        on_error: Gets the index and the error of each image that cannot be opened, in order. Its row must not be
+            looked up in the table. By default, the error is raised.
 
     Returns:
         `dtype` [len(images), N, D_vision], in the order of `images`.
 
     Raises:
-        ImageError: if an image cannot be opened and `on_error` is None.
-        DataError: if the cache cannot be written, or there is no room for it.
+        ImageError: An image cannot be opened and `on_error` is None.
+        DataError: The cache cannot be read or written, or there is no room for it.
     """
     open_picture = open_picture or PictureOpener()
-    directory = features_dir() if directory is None else directory
     settings = _settings(model, processor, dtype, open_picture)
-    shards = FeatureShards(directory / _digest_settings(settings))
-    with _first_process_first():  # which remembers what the others then find
-        keys, errors = content_digests(images, directory / CONTENTS_NAME, open_picture.max_bytes)
+    shards = FeatureShards((directory or features_dir()) / _digest_settings(settings))
+    keys, errors = _of_first_process(lambda: content_digests(images, open_picture.max_bytes))
     if errors and on_error is None:
         raise errors[min(errors)]
 
     row_shape = (model.config.vision_seq_length, model.config.vision_feature_size)
-    # By one process, for another run may be writing: all must see the same images missing.
-    missing = _of_first_process(_missing(shards, keys, errors))
+    # One process looks: another run may be writing, and all must see the same images missing.
+    missing = _of_first_process(lambda: _missing(shards, keys, errors))
     if len(missing):
         _say_size(len(missing), row_shape, dtype, shards.directory)
-        backbone = model.config.vision_backbone or {}
-        shards.describe({"tower": backbone.get("name"), **settings})
+        shards.describe({"tower": (model.config.vision_backbone or {}).get("name"), **settings})
         encoder = _Encoder(model, processor, images, keys, open_picture, batch_size, dtype)
         failed = _compute(encoder, shards, _share(missing, batch_size), row_shape, on_error is None)
         failed = {index: error for part in _of_all_processes(failed) for index, error in part.items()}
@@ -159,12 +153,7 @@ def image_features(
 
     shards.refresh()
     places = shards.find(keys)
-    lost = np.flatnonzero(places[:, 0] < 0)
-    if lost := [index for index in lost.tolist() if index not in errors]:
-        raise DataError(
-            f"{shards.directory}: the features of {len(lost)} images are not there after they were computed: all "
-            "processes must share this folder, and nothing may delete from it meanwhile."
-        )
+    _check_found(places, errors, shards.directory)
     if on_error is not None:
         for index in sorted(errors):
             on_error(index, errors[index])
@@ -172,15 +161,28 @@ def image_features(
 
 
 def _missing(shards: FeatureShards, keys: np.ndarray, errors: dict[int, ImageError]) -> np.ndarray:
-    """Indices of images whose features are not there, one of each content, in order."""
+    """Returns the indices of images that have no features yet, one for each content, in order."""
     absent = np.flatnonzero(shards.find(keys)[:, 0] < 0)
     absent = absent[~np.isin(absent, list(errors))]
     _, first = np.unique(keys[absent], axis=0, return_index=True)
     return absent[np.sort(first)]
 
 
+def _check_found(places: np.ndarray, errors: dict[int, ImageError], directory: Path) -> None:
+    """Checks that all images without errors have features.
+
+    Raises:
+        DataError: Some have none.
+    """
+    if lost := set(np.flatnonzero(places[:, 0] < 0).tolist()) - errors.keys():
+        raise DataError(
+            f"{directory}: the features of {len(lost)} images are not there after they were computed: all processes "
+            "must share this folder, and nothing may delete from it meanwhile."
+        )
+
+
 def _share(missing: np.ndarray, batch_size: int) -> np.ndarray:
-    """What this process computes: every so-manieth run of neighbouring images."""
+    """Returns what this process computes: of n processes, each takes every n-th run of neighbouring images."""
     processes = distributed.get_world_size() if distributed.is_initialized() else 1
     run = min(_SHARD_IMAGES, -(-len(missing) // processes))
     run = -(-run // batch_size) * batch_size
@@ -188,7 +190,7 @@ def _share(missing: np.ndarray, batch_size: int) -> np.ndarray:
 
 
 def _spread(failed: dict[int, ImageError], images: Sequence[str], keys: np.ndarray) -> dict[int, ImageError]:
-    """The errors of images that were tried, for all images of the same content."""
+    """Returns the errors of images that were tried, for all images of the same content."""
     by_key = {keys[index].tobytes(): (index, error) for index, error in failed.items()}
     errors = {}
     for twin, key in enumerate(keys if failed else ()):
@@ -200,6 +202,11 @@ def _spread(failed: dict[int, ImageError], images: Sequence[str], keys: np.ndarr
 
 
 def _say_size(count: int, row_shape: tuple[int, int], dtype: torch.dtype, directory: Path) -> None:
+    """Says how large the features of `count` images are.
+
+    Raises:
+        DataError: There is no room for them.
+    """
     size = count * (row_shape[0] * row_shape[1] * dtype.itemsize + 32)
     free = shutil.disk_usage(directory).free
     if size > free:
@@ -213,13 +220,13 @@ def _say_size(count: int, row_shape: tuple[int, int], dtype: torch.dtype, direct
 def _compute(
     encoder: "_Encoder", shards: FeatureShards, indices: np.ndarray, row_shape: tuple[int, int], strict: bool
 ) -> dict[int, ImageError]:
-    """Computes and writes the features of these images.
+    """Computes and writes the features of the images at `indices`.
 
     Returns:
-        the errors of those that cannot be opened.
+        The errors of images that cannot be opened.
 
     Raises:
-        ImageError: the first of these, if `strict`. What was computed before is written.
+        ImageError: With `strict`, the first of these errors. The features computed before it are written.
     """
     per_image = row_shape[0] * row_shape[1] * encoder.dtype.itemsize
     size = min(_SHARD_IMAGES, max(1, _SHARD_BYTES // per_image))
@@ -232,10 +239,10 @@ def _compute(
             shards.write(encoder.keys[filled], features[: len(filled)])
             filled.clear()
 
-    with _threads(encoder.device) as (executor, count):
-        results: Iterable[tuple[int, torch.Tensor | ImageError]] = encoder.encode(indices, executor, ahead=2 * count)
+    with contextlib.closing(encoder.encode(indices)) as encoded:
+        results: Iterable[tuple[int, torch.Tensor | ImageError]] = encoded
         if _rank() == 0:
-            warm = 4 * count * encoder.batch_size
+            warm = 4 * encoder.workers * encoder.batch_size
             results = _say_time(progress(results, total=len(indices), desc="image features"), len(indices), warm)
         try:
             for index, result in results:
@@ -254,7 +261,7 @@ def _compute(
 
 
 def _say_time(results: Iterable[Item], total: int, warm: int) -> Iterator[Item]:
-    """Passes the results on and says, after `warm` of them, how long the rest takes."""
+    """Yields the results, and says after `warm` of them how long the others take."""
     start = time.monotonic()
     for count, result in enumerate(results, 1):
         yield result
@@ -266,11 +273,12 @@ def _say_time(results: Iterable[Item], total: int, warm: int) -> Iterator[Item]:
 
 
 class _Encoder:
-    """Pictures to features: one batch after the other, on several threads, in order.
+    """Turns pictures into features, batch by batch on several threads.
 
-    A thread opens the pictures of its batch and takes them through the tower, so that decoding on one thread goes on
-    beside the tower on another. Pillow, NumPy and PyTorch let go of the interpreter's lock while they work. On an
-    accelerator one batch is in the tower at a time.
+    Each thread opens the pictures of its batch and takes them through the tower, so one thread can decode while
+    another multiplies: Pillow, NumPy and PyTorch release the interpreter's lock while they work. On a CPU, every call
+    of the tower runs on one thread. That needs no waiting within a layer, and rounds the same on any number of cores.
+    On an accelerator, one batch is in the tower at a time.
     """
 
     def __init__(
@@ -285,32 +293,33 @@ class _Encoder:
     ):
         self.model, self.processor, self.images, self.keys = model, processor, images, keys
         self.open_picture, self.batch_size, self.dtype = open_picture, batch_size, dtype
-        self.device = model.core.vision_tower.device
-        self._turn = contextlib.nullcontext() if self.device.type == "cpu" else threading.Lock()
+        if model.core.vision_tower.device.type == "cpu":
+            self.workers = torch.get_num_threads()
+            self._turn = contextlib.nullcontext()
+        else:
+            self.workers = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+            self._turn = threading.Lock()
 
-    def encode(
-        self, indices: np.ndarray, executor: Executor, ahead: int
-    ) -> Iterator[tuple[int, torch.Tensor | ImageError]]:
-        """Yields each index with its image's features, [N, D_vision], or with what is wrong with it.
-
-        At most `ahead` batches are under way or waiting for the caller.
-        """
-        under_way: deque[Future] = deque()
-        for start in range(0, len(indices), self.batch_size):
-            batch = indices[start : start + self.batch_size].tolist()
-            under_way.append(executor.submit(self._encode_batch, batch, [self.images[index] for index in batch]))
-            if len(under_way) >= ahead:
-                yield from under_way.popleft().result()
-        while under_way:
-            yield from under_way.popleft().result()
+    def encode(self, indices: np.ndarray) -> Generator[tuple[int, torch.Tensor | ImageError]]:
+        """Yields each index, in order, with its image's features, [N, D_vision], or its error."""
+        threads = torch.get_num_threads()
+        starts = range(0, len(indices), self.batch_size)
+        batches = (indices[start : start + self.batch_size].tolist() for start in starts)
+        try:
+            with contextlib.closing(map_in_threads(self._encode_batch, batches, self.workers)) as results:
+                for result in results:
+                    yield from result
+        finally:
+            torch.set_num_threads(threads)  # the number that a thread sets is what later threads begin with
 
     @torch.inference_mode()
-    def _encode_batch(self, indices: list[int], images: list[str]) -> list[tuple[int, torch.Tensor | ImageError]]:
-        opened = [self._open(index, image) for index, image in zip(indices, images, strict=True)]
+    def _encode_batch(self, indices: list[int]) -> list[tuple[int, torch.Tensor | ImageError]]:
+        torch.set_num_threads(1)
+        opened = [self._open(index) for index in indices]
         pixels = [picture for picture in opened if not isinstance(picture, ImageError)]
         if not pixels:
             return list(zip(indices, opened, strict=True))
-        # Of one shape always: other shapes may be computed in another order, with other last bits.
+        # Always of one shape: other shapes may be computed in another order, with other last bits.
         batch = torch.cat([*pixels, *[pixels[0]] * (self.batch_size - len(pixels))])
         with self._turn:
             encoded = self.model.core.encode_images(batch)["pooler_output"]  # [B, N, D_vision]
@@ -321,55 +330,26 @@ class _Encoder:
             for index, picture in zip(indices, opened, strict=True)
         ]
 
-    def _open(self, index: int, image: str) -> torch.Tensor | ImageError:
-        """The tower's input, float [1, 3, H, W]."""
+    def _open(self, index: int) -> torch.Tensor | ImageError:
+        """Returns the tower's input, float [1, 3, H, W], or why there is none."""
+        image = self.images[index]
         try:
             picture = self.open_picture(image)
             if content_digest(image, self.open_picture.max_bytes) != self.keys[index].tobytes():
                 raise ImageError(Place.parse(image).described, "the file changed while its features were computed")
-        except ImageError as error:
-            return error.detached()
-        pixels = self.processor.image_processor(picture, return_tensors="pt")["pixel_values"]
+            pixels = self.processor.image_processor(picture, return_tensors="pt")["pixel_values"]
+        except (ImageError, OSError, MemoryError) as error:
+            return as_image_error(image, error)
         return pixels.to(self.model.core.vision_tower.dtype)
-
-
-@contextlib.contextmanager
-def _threads(device: torch.device) -> Generator[tuple[Executor, int]]:
-    """Threads for an `_Encoder`, and how many. PyTorch's own number of threads is that of the caller again behind it.
-
-    On a CPU each runs the tower by itself: that needs no waiting for one another within a layer, and rounds the same
-    on any number of cores.
-    """
-    before = torch.get_num_threads()
-    if device.type == "cpu":
-        count = before
-    else:
-        count = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    executor = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield executor, count
-    finally:
-        executor.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)  # what a thread sets is what later ones begin with
 
 
 def _rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
-@contextlib.contextmanager
-def _first_process_first() -> Generator[None]:
-    if _rank() > 0:
-        distributed.barrier()
-    try:
-        yield
-    finally:
-        if distributed.is_initialized() and _rank() == 0:
-            distributed.barrier()
-
-
-def _of_first_process(value: Item) -> Item:
-    values = [value]
+def _of_first_process(compute: Callable[[], Item]) -> Item:
+    """Returns what the first process computes."""
+    values: list[Any] = [compute() if _rank() == 0 else None]
     if distributed.is_initialized():
         distributed.broadcast_object_list(values)
     return values[0]

@@ -1,6 +1,6 @@
-"""How a batch's images reach the model: as cached features or as pixels.
+"""Gives a batch's images to the model, as cached features or as pixels.
 
-Inputs that are vectors in the first place come as features too.
+Vectors that were computed elsewhere take the place of features.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from datasets import Dataset
 from ..core.errors import ImageError
 from ..data.bad_images import BadImages, PictureOpener, check_pictures
 from ..data.vectors import Vectors
-from ..model.modeling_captioner import CaptionerForConditionalGeneration
 from ..model.processing_captioner import CaptionerProcessor
+from ..towers.captioner import CaptionerForConditionalGeneration
 from .cache import image_features
 from .shards import FeatureTable
 
@@ -23,18 +23,20 @@ class ImageInputs:
     """Gives a batch's images to the model, as cached features or as pixels.
 
     Args:
-        model, processor: the captioner's.
-        images: the dataset's column `image`, read when needed.
-        cache: whether to compute features once; the vision tower must stay as it is from then on. Where
-            torch.distributed is initialised, all processes share the work.
-        features_dir: where they are kept; by default in the package's cache.
-        open_picture: by default within the limits of `open_image`.
-        bad: gets the images that cannot be opened. They are found now, and a row's `index` counts the others.
-        vectors: what the images are in truth, and `images` the names of its rows.
+        model: The captioner.
+        processor: The captioner's processor.
+        images: The dataset's column `image`. Pictures are read when they are needed.
+        cache: Whether to compute features once. The vision tower must then stay as it is. If torch.distributed is
+            initialised, all processes share the work.
+        features_dir: The folder of the features; by default in the package's cache.
+        open_picture: Opens an image; by default within the limits of `open_image`.
+        bad: Gets the images that cannot be opened. All images are then opened now, and a row's `index` counts only
+            those that can be opened.
+        vectors: The vectors to caption. `images` then names their rows, and no picture is read.
 
     Raises:
-        ImageError: if an image cannot be opened, now or in a batch, and `bad` is not given.
-        DataError: if too many cannot, or a vector holds a number that is not finite.
+        ImageError: An image cannot be opened, now or in a batch, and `bad` is not given.
+        DataError: Too many images cannot be opened, or a vector holds a number that is not finite.
     """
 
     def __init__(
@@ -72,11 +74,11 @@ class ImageInputs:
             self.rows = [row for row in self.rows if row not in failed]
 
     def keep(self, dataset: Dataset) -> Dataset:
-        """The dataset of the images, without the rows of those that cannot be opened."""
+        """Returns the dataset of the images without the rows of images that cannot be opened."""
         return dataset if len(self.rows) == len(dataset) else dataset.select(self.rows)
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        """`image_features`, float [B, N, D_vision], or `pixel_values`, float [B, 3, H, W]."""
+        """Returns `image_features`, float [B, N, D_vision], or `pixel_values`, float [B, 3, H, W]."""
         if self.features is not None:
             return {"image_features": self.features[[self.rows[row["index"]] for row in rows]]}
         pictures = [self.open_picture(self.images[self.rows[row["index"]]]) for row in rows]
@@ -84,7 +86,7 @@ class ImageInputs:
 
     @torch.no_grad()
     def sample_features(self, count: int = 512) -> torch.Tensor:
-        """Features of `count` images or some more, evenly spread, or of all; float [S, N, D_vision], on the CPU."""
+        """Returns features of at least `count` evenly spread images, or of all; float [S, N, D_vision], on the CPU."""
         chosen = range(0, len(self.rows), max(1, len(self.rows) // count))
         if self.features is not None:
             return self.features[[self.rows[index] for index in chosen]]
@@ -93,5 +95,5 @@ class ImageInputs:
 
 
 def with_index(dataset: Dataset) -> Dataset:
-    """Adds the column `index`: a row's place in the table of its images."""
+    """Returns the dataset with the column `index`, a row's place in the table of its images."""
     return dataset.add_column("index", np.arange(len(dataset)))

@@ -1,0 +1,1 @@
+"""Model cards, and the facts about a checkpoint that they are rendered from."""

@@ -1,7 +1,7 @@
-"""What is known of a checkpoint's weights: how they were trained, and how well they scored.
+"""Reads and records facts about a checkpoint's weights: how they were trained, and how they scored.
 
-Training and evaluation write it to `model_card.json` in the checkpoint's folder, which `model_card.py` makes the card
-from. It holds no paths and no names of machines, for it is uploaded with the checkpoint.
+Training and evaluation write the facts to `model_card.json` in the checkpoint's folder, and `card.py` renders the
+model card from them. The file is uploaded with the checkpoint, so it contains no paths and no host names.
 """
 
 import json
@@ -11,48 +11,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.digests import digest_tensors
 from ..core.files import write_text
-from ..model.freezing import (
-    PARTS,
-    holds_trained_weights,
-    is_adapter,
-    module_of,
-)
-from ..model.modeling_captioner import CaptionerForConditionalGeneration, CaptionerPreTrainedModel
+from ..core.untrusted import load_json
+from ..towers.captioner import CaptionerForConditionalGeneration, CaptionerPreTrainedModel
+from ..towers.fingerprints import weights_fingerprint
 
 logger = logging.getLogger(__name__)
 
 FACTS_NAME = "model_card.json"
 
-# Facts that a person may add: no program knows them.
+# Facts that only a person can add.
 _FACTS_BY_HAND = ("summary", "licence", "language", "limits")
 
 
-def weights_fingerprint(model: CaptionerPreTrainedModel) -> str:
-    """What identifies the weights that are not a frozen tower's: "sha256:" and 64 hex digits."""
-    core: Any = model.base_model
-    trained = tuple(f"{tower}." for tower in PARTS if holds_trained_weights(core, tower))
-    digest = digest_tensors(
-        (name, tensor)
-        for name, tensor in core.state_dict().items()
-        if module_of(name) == "projector" or is_adapter(name) or name.startswith(trained)
-    )
-    for part in PARTS.values():
-        if adapter := getattr(core.config, f"{part}_adapter"):
-            digest.update(json.dumps([part, adapter["alpha"]]).encode())  # what no weight tells
-    return f"sha256:{digest.hexdigest()}"
-
-
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What a checkpoint's `model_card.json` says; {} where there is none.
+    """Returns the content of a checkpoint's `model_card.json`; {} if there is no such file.
+
+    Args:
+        folder: The folder of the checkpoint.
 
     Raises:
-        ValueError: if it is damaged.
+        ValueError: The file is damaged.
     """
     path = folder / FACTS_NAME
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = load_json(path.read_bytes(), path.name)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
@@ -63,43 +46,52 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def trained_caption_tokens(model: CaptionerPreTrainedModel) -> int | None:
-    """The `data.max_caption_tokens` that a checkpoint was trained with; None where that is not known.
+    """Returns the `data.max_caption_tokens` that a checkpoint was trained with; None if it is unknown.
 
     Args:
-        model: as it was loaded from the checkpoint.
+        model: The model, as it was loaded from the checkpoint.
     """
     try:
         facts = read_facts(Path(str(model.name_or_path)))
     except ValueError as error:
-        logger.warning("%s It is not known where captions were cut in training.", error)
+        logger.warning("%s The caption length used in training is unknown.", error)
         return None
     tokens = facts.get("training", {}).get("max_caption_tokens")
     return tokens if tokens is not None and facts.get("weights") == weights_fingerprint(model) else None
 
 
 def record_training(model: CaptionerForConditionalGeneration, folder: Path, training: dict[str, Any]) -> None:
-    """Writes down how a checkpoint was trained. What was known of earlier weights there is forgotten.
+    """Records how a checkpoint was trained, and drops the facts about earlier weights in the same folder.
 
     Args:
-        model: as it was saved.
-        folder: the checkpoint's.
-        training: as of `training_facts`.
+        model: The model, as it was saved.
+        folder: The folder of the checkpoint.
+        training: The facts that `training_facts` returns.
+
+    Raises:
+        OSError: The facts cannot be written.
     """
     try:
         by_hand = {name: fact for name, fact in read_facts(folder).items() if name in _FACTS_BY_HAND}
-    except ValueError as error:  # a whole training is not to end in one
+    except ValueError as error:  # a damaged file must not end a training run
         logger.warning("%s It was overwritten.", error)
         by_hand = {}
     _write_facts(folder, {"weights": weights_fingerprint(model), **by_hand, "training": training})
 
 
 def record_evaluation(model: CaptionerForConditionalGeneration, folder: Path, evaluation: dict[str, Any]) -> None:
-    """Adds the scores of a checkpoint to its facts, in place of earlier ones of the same kind.
+    """Adds the scores of a checkpoint to its facts.
+
+    Scores of an earlier evaluation with the same data and settings are replaced.
 
     Args:
-        model: as it was loaded from the folder.
-        folder: the checkpoint's.
-        evaluation: as of `evaluation_facts`.
+        model: The model, as it was loaded from the folder.
+        folder: The folder of the checkpoint.
+        evaluation: The facts that `evaluation_facts` returns.
+
+    Raises:
+        ValueError: The facts of the checkpoint are damaged.
+        OSError: The facts cannot be written.
     """
     facts = read_facts(folder)
     fingerprint = weights_fingerprint(model)
@@ -117,32 +109,27 @@ def record_evaluation(model: CaptionerForConditionalGeneration, folder: Path, ev
 def evaluation_facts(
     model: CaptionerForConditionalGeneration,
     data: str,
-    split: str,
-    images: int,
-    prompt: str,
     generation: dict[str, Any],
     metrics: dict[str, float | None],
     command: list[str],
     intervals: Mapping[str, Sequence[float]] | None = None,
+    **facts: Any,
 ) -> dict[str, Any]:
-    """An evaluation's facts, without the paths of the machine that it ran on.
+    """Returns the facts of an evaluation, without the paths of the machine that it ran on.
 
     Args:
-        model: the one that was scored.
-        data: path of the captioned images.
-        split, images: which of them, and how many.
-        prompt: what the captions went on from.
-        generation: settings instead of the model's own.
-        metrics: as of `Evaluation`; None is not known.
-        command: the command line, as a list.
-        intervals: the ends of the 95 % intervals of some metrics.
+        model: The model that was evaluated.
+        data: The path of the captioned images.
+        generation: The generation settings that differ from the model's own.
+        metrics: The scores as fractions and the losses in nats per token; None if not computed.
+        command: The command line that reproduces the evaluation, word by word.
+        intervals: The ends of the 95 % intervals of some metrics.
+        **facts: The `split`, its number of `images`, and the `prompt` before each caption.
     """
     own = model.generation_config
     return {
         "data": data_name(data),
-        "split": split,
-        "images": images,
-        "prompt": prompt,
+        **facts,
         "generation": {"num_beams": own.num_beams or 1, "max_new_tokens": own.max_new_tokens} | generation,
         "metrics": {name: round(value, 5) for name, value in metrics.items() if value is not None},
         "intervals": {name: [round(end, 5) for end in ends] for name, ends in (intervals or {}).items()},
@@ -151,13 +138,13 @@ def evaluation_facts(
 
 
 def data_name(path: str) -> str:
-    """The name of a corpus: of its folder, also where a table in it was named."""
+    """Returns the name of the folder of a corpus, given the folder or a table in it."""
     resolved = Path(path).resolve()
     return resolved.parent.name if resolved.is_file() else resolved.name
 
 
 def _without_folder(word: str) -> str:
-    """A word of a command line; of an absolute path only the last part."""
+    """Returns a word of a command line, with only the last part of an absolute path."""
     option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
     return f"{option}{equals}{Path(value).name}" if Path(value).is_absolute() else word
 

@@ -11,12 +11,11 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Union
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
-import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from ..core.errors import (
     ImageError,
@@ -26,8 +25,11 @@ from ..core.errors import (
     TruncatedImageError,
     UnsupportedImageError,
 )
-from .download import download
-from .pixels import from_array, read_array, to_rgb
+from .limits import MAX_BYTES, MAX_PIXELS
+from .pixels import from_array, is_tensor, read_array, to_rgb
+
+if TYPE_CHECKING:
+    import torch
 
 # Formats whose size stands in the header and that Pillow decodes by itself: EPS would start Ghostscript, an icon may
 # hide a larger picture than its header says, and TGA has no signature to recognise it by.
@@ -50,27 +52,12 @@ _MAX_SCANS = 100
 
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 
-# EXIF orientation -> what makes the picture upright.
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-# A little above an uncompressed picture of the most pixels, 3 bytes each.
-MAX_BYTES = 400_000_000
-MAX_PIXELS = 128_000_000
 TIMEOUT = 20.0
 
 # Part of the key of cached features: raise it whenever `open_image` gives other pixels for the same file.
 PIXELS_VERSION = 1
 
-ImageSource = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray | torch.Tensor
+ImageSource = Union[str, os.PathLike, bytes, BinaryIO, Image.Image, np.ndarray, "torch.Tensor"]
 
 
 def open_image(
@@ -100,34 +87,41 @@ def open_image(
         TruncatedImageError: The picture is cut short or damaged.
         ImageTooLargeError: The picture has more than `max_pixels` pixels or `max_bytes` bytes.
         UnsupportedImageError: The kind of source, format or pixel range is not read.
-        ImageError: The file cannot be read, for example for lack of permission.
+        ImageError: The file cannot be read, for example for lack of permission or because the disk fails; or memory
+            runs out.
     """
     name = describe(source)
-    if isinstance(source, (np.ndarray, torch.Tensor)):
-        array = read_array(source, name)
-        _check_size((array.shape[1], array.shape[0]), name, max_pixels)
-        return to_rgb(from_array(array, name), name)
-    if isinstance(source, Image.Image):
-        _check_size(source.size, name, max_pixels)
-        return _decode(source, name, keep=True)
-    with _open_file(source, name, max_bytes, timeout) as file:
-        image = _read_header(file, name)
-        _check_size(image.size, name, max_pixels // 2 if image.format == "WEBP" else max_pixels)
-        if image.format in ("JPEG", "MPO"):
-            _check_jpeg(image, file, name)
-        return _decode(image, name)
+    try:
+        if isinstance(source, np.ndarray) or is_tensor(source):
+            array = read_array(source, name)
+            _check_size((array.shape[1], array.shape[0]), name, max_pixels)
+            return to_rgb(from_array(array, name), name)
+        if isinstance(source, Image.Image):
+            _check_size(source.size, name, max_pixels)
+            return _decode(source, name, keep=True)
+        with _open_file(source, name, max_bytes, timeout) as file:
+            image = _read_header(file, name)
+            _check_size(image.size, name, max_pixels // 2 if image.format == "WEBP" else max_pixels)
+            if image.format in ("JPEG", "MPO"):
+                _check_jpeg(image, file, name)
+            return _decode(image, name)
+    # A disk that fails or memory that runs out costs this picture, not the thousands around it.
+    except OSError as error:
+        raise ImageError(name, f"the file cannot be read ({error.strerror or error})") from error
+    except MemoryError as error:
+        raise ImageError(name, "the picture needs more memory than there is: scale it down") from error
 
 
 def describe(source: object) -> str:
     """Name a source in error messages."""
     if isinstance(source, (str, os.PathLike)):
         name = os.fsdecode(source)
-        if _scheme(name) in ("http", "https"):
+        if url_scheme(name) in ("http", "https"):
             return re.sub(r"(?<=//)[^/?#]*@", "…@", name)  # a password is not for the log
-        return _shorten(name) if _scheme(name) == "data" or len(name) > _LONGEST_NAME else name or "<empty path>"
+        return _shorten(name) if url_scheme(name) == "data" or len(name) > _LONGEST_NAME else name or "<empty path>"
     if isinstance(source, np.ndarray):
         return f"<{source.dtype} array of shape {source.shape}>"
-    if isinstance(source, torch.Tensor):
+    if is_tensor(source):
         return f"<{source.dtype} tensor of shape {tuple(source.shape)}>"
     if isinstance(source, bytes):
         return f"<{len(source)} bytes>"
@@ -139,7 +133,7 @@ def _shorten(name: str) -> str:
     return f"{name[:40]}… ({len(name)} characters)"
 
 
-def _scheme(name: str) -> str | None:
+def url_scheme(name: str) -> str | None:
     """The scheme of a URL, in lower case; None for a path. One letter is a drive."""
     match = re.match(r"([a-z][a-z0-9+.-]+)://|(data):", name, re.IGNORECASE)
     return match and (match[1] or match[2]).lower()
@@ -152,10 +146,12 @@ def _open_file(source: str | os.PathLike | bytes | BinaryIO, name: str, max_byte
         return io.BytesIO(source)
     if isinstance(source, (str, os.PathLike)):
         text = os.fsdecode(source)
-        match _scheme(text):
+        match url_scheme(text):
             case None:
                 return _open_path(text, name, max_bytes)
             case "http" | "https":
+                from .download import download  # an HTTP client, which few pictures need
+
                 return download(text, name, max_bytes, timeout)
             case "data":
                 return _read_data_url(text, name, max_bytes)
@@ -295,8 +291,8 @@ def _is_text(head: bytes) -> bool:
 
 def _explain(error: Exception, name: str) -> Exception:
     """Turn what Pillow raised into the error to raise."""
-    if isinstance(error, MemoryError):
-        return error
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+        return error  # no fault of the picture's: `open_image` says so
     # A few decoders (TIFF, WebP) hold on to Pillow's own limit after the header.
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return ImageTooLargeError(
@@ -358,9 +354,10 @@ def _decode(image: Image.Image, name: str, keep: bool = False) -> Image.Image:
     except Exception:  # damaged EXIF takes nothing from the pixels
         orientation = None
     rgb = to_rgb(image, name)
-    if orientation in _UPRIGHT:
-        rgb = rgb.transpose(_UPRIGHT[orientation])
-    elif rgb is image:
+    if rgb is image:
         rgb = image.copy() if keep else image._new(image.im)  # the pixels without their file, and no second copy
     rgb.info = {}  # with its EXIF left on, the picture would be turned again when it comes back here
+    if orientation is not None:
+        rgb.getexif()[ExifTags.Base.Orientation] = orientation
+        ImageOps.exif_transpose(rgb, in_place=True)
     return rgb

@@ -5,14 +5,19 @@ Pictures may be large. What needs more memory than the picture itself is done in
 
 import functools
 import io
+import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageCms
 from PIL.TiffImagePlugin import BITSPERSAMPLE
 
 from ..core.errors import UnsupportedImageError
+
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import TypeIs
 
 _CHANNELS = (1, 3, 4)
 
@@ -28,7 +33,12 @@ _PROFILE_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 _SAME_COLOUR = 2
 
 
-def read_array(array: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
+def is_tensor(source: object) -> "TypeIs[torch.Tensor]":
+    """Whether `source` is a tensor. Nothing is one before torch is imported, which takes seconds."""
+    return "torch" in sys.modules and isinstance(source, sys.modules["torch"].Tensor)
+
+
+def read_array(array: "np.ndarray | torch.Tensor", name: str) -> np.ndarray:
     """Bring an array or tensor into the layout height x width (x 1, 3 or 4 channels), without copying where possible.
 
     The channels may stand in front or behind. Where the shape allows both, as 3 x 3 x 3 does, it is refused.
@@ -36,9 +46,9 @@ def read_array(array: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
     Raises:
         UnsupportedImageError: The shape is not that of one picture, or ambiguous, or the dtype is not read.
     """
-    if isinstance(array, torch.Tensor):
+    if is_tensor(array):
         array = array.detach().cpu()
-        array = (array.float() if array.dtype == torch.bfloat16 else array).numpy()
+        array = (array.float() if str(array.dtype) == "torch.bfloat16" else array).numpy()
     shape = array.shape
     if len(shape) == 3:
         first, last = shape[0] in _CHANNELS, shape[2] in _CHANNELS

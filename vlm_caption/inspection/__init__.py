@@ -1,0 +1,1 @@
+"""Looks at captioned images before training: `inspect.inspect_data`."""

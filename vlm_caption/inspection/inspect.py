@@ -23,8 +23,8 @@ import numpy as np
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ..config.run_config import DataSection
-from ..core.console import progress, quiet_transformers
+from ..config.sections import DataSection
+from ..core.console import printable, progress, quiet_transformers
 from ..core.errors import BackboneError, DataError, ImageError
 from ..core.threads import map_in_threads
 from ..data.captions import count_words
@@ -32,7 +32,8 @@ from ..data.corpus import Corpus, drop_rows
 from ..data.opening import bad_images, check_left, load_splits
 from ..data.places import NamedBytes, Place, open_place
 from ..data.records import Problem
-from ..images.opening import MAX_BYTES, MAX_PIXELS, ImageSource, open_image
+from ..images.limits import MAX_BYTES, MAX_PIXELS
+from ..images.opening import ImageSource, open_image
 from ..pages.gallery import write_gallery
 from ..towers.sources import resolve_backbone
 from ..towers.tokenizers import new_tokenizer
@@ -170,7 +171,7 @@ class Inspection:
         return values | {"in_two_splits": _plain(self.in_two_splits)}
 
     def __str__(self) -> str:
-        return "\n".join(_lines(self))
+        return "\n".join(map(printable, _lines(self)))
 
 
 def inspect_data(
@@ -293,17 +294,18 @@ def write_contact_sheet(
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
 ) -> None:
-    """Write an HTML page, in one file, of random images with a random one of each image's captions.
+    """Writes an HTML page of random images, each with a random one of its captions.
 
     Args:
-        path: Where to write it.
-        inspection: Of the corpus.
-        samples: How many images, at most.
-        seed: Of the choice.
-        max_pixels, max_bytes: As of the inspection.
+        path: The page.
+        inspection: The inspection of the corpus.
+        samples: The largest number of images.
+        seed: The seed that selects images and captions.
+        max_pixels: The largest picture to open; see `open_image`.
+        max_bytes: The largest file to open; see `open_image`.
 
     Raises:
-        ImageError: A picture has changed since.
+        ImageError: A picture can no longer be opened.
         OSError: The page cannot be written.
     """
     draw = random.Random(seed)
@@ -316,10 +318,10 @@ def write_contact_sheet(
             yield open_place(pair["image"], max_bytes), draw.choice(pair["captions"])
 
     note = (
-        f"{len(chosen):,} of {len(rows):,} images, each with one of its captions, chosen at random (seed {seed}). Do "
-        "they belong together?"
+        f"{len(chosen):,} of {len(rows):,} images, each with one of its captions, chosen at random (seed {seed}). "
+        "Does each caption describe its image?"
     )
-    title = f"{Path(inspection.path).name or inspection.path}: a contact sheet"
+    title = f"{Path(inspection.path).name or inspection.path}: contact sheet"
     write_gallery(path, entries(), title, note, is_sheet=True, max_pixels=max_pixels, max_bytes=max_bytes)
 
 

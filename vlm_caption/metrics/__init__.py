@@ -1,32 +1,5 @@
 """Metrics of captions: `score` for those of COCO's evaluation, and what else says how good captions are."""
 
-from ..core.errors import ScorerMissingError
-from .bootstrap import Difference, Interval, compare, confidence_intervals, mean_interval
-from .coco_files import CaptionPairs, ImageId, pair_captions, read_file_names, read_references, read_results
-from .diversity import Diversity, measure_diversity
-from .names import COCO_METRICS, METRIC_NAMES
-from .ptb_tokenizer import tokenize
-from .scoring import METRICS, Scores, score
+import lazy_loader
 
-__all__ = [
-    "COCO_METRICS",
-    "METRICS",
-    "METRIC_NAMES",
-    "CaptionPairs",
-    "Difference",
-    "Diversity",
-    "ImageId",
-    "Interval",
-    "ScorerMissingError",
-    "Scores",
-    "compare",
-    "confidence_intervals",
-    "mean_interval",
-    "measure_diversity",
-    "pair_captions",
-    "read_file_names",
-    "read_references",
-    "read_results",
-    "score",
-    "tokenize",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

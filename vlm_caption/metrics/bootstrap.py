@@ -2,8 +2,9 @@
 
 Images are drawn with replacement, as many as there are, and the corpus value is computed anew for each draw (Efron,
 "Bootstrap Methods: Another Look at the Jackknife", 1979; for BLEU, and for two systems on the same images, Koehn,
-"Statistical Significance Tests for Machine Translation Evaluation", EMNLP 2004). Intervals are percentiles. BLEU and
-METEOR are resampled through the counts that they are made of; CIDEr's document frequencies stay those of all images.
+"Statistical Significance Tests for Machine Translation Evaluation", EMNLP 2004). Intervals are percentiles. BLEU is
+resampled through the counts that it is made of; CIDEr's document frequencies stay those of all images. METEOR has no
+interval: its corpus value is no mean of the images' values, and pycocoevalcap keeps its counts to itself.
 """
 
 from collections.abc import Iterator
@@ -11,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .java_scores import combine_meteor
 from .ngram_scores import BLEU_ORDER, combine_bleu
 from .scoring import Scores
 
@@ -45,7 +45,7 @@ class Difference(NamedTuple):
 def confidence_intervals(
     scores: Scores, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
 ) -> dict[str, Interval]:
-    """Percentile intervals of all corpus values.
+    """Percentile intervals of all corpus values but METEOR's.
 
     Args:
         scores: of N images.
@@ -53,7 +53,7 @@ def confidence_intervals(
         confidence: the share of resamples within an interval.
         seed: of the draws; the same seed and N give the same ones.
     """
-    if not scores.corpus:
+    if not _resampled_metrics(scores):
         return {}
     resampled = _resample([scores], resamples, seed)[0]
     return {name: _interval(values, confidence) for name, values in resampled.items()}
@@ -64,14 +64,14 @@ def compare(
 ) -> dict[str, Difference]:
     """The paired bootstrap: differences of two systems that captioned the same images in the same order.
 
-    Only metrics that both have are compared. Arguments as for `confidence_intervals`.
+    Only metrics that both have are compared, and METEOR is not. Arguments as for `confidence_intervals`.
 
     Raises:
         ValueError: if the references of the two are not the same.
     """
     if first.reference_tokens != second.reference_tokens:
         raise ValueError("the two systems were not scored on the same references in the same order")
-    shared = [name for name in first.corpus if name in second.corpus]
+    shared = [name for name in _resampled_metrics(first) if name in second.corpus]
     if not shared:
         return {}
     ours, theirs = _resample([first, second], resamples, seed)
@@ -89,6 +89,10 @@ def mean_interval(values: np.ndarray, resamples: int = 1000, confidence: float =
     table = np.asarray(values, dtype=np.float64)[:, None]
     means = np.concatenate([weights @ table for weights in _draw(len(table), resamples, seed)])[:, 0] / len(table)
     return _interval(means, confidence)
+
+
+def _resampled_metrics(scores: Scores) -> list[str]:
+    return [name for name in scores.corpus if name != "meteor"]
 
 
 def _resample(systems: list[Scores], resamples: int, seed: int) -> list[dict[str, np.ndarray]]:
@@ -128,8 +132,6 @@ class _Table:
         for name, part in zip(self.means + self.counts, np.split(sums, self.ends[:-1], axis=1), strict=True):
             if name == "bleu":
                 values |= {f"bleu_{n + 1}": combine_bleu(part)[:, n] for n in range(BLEU_ORDER)}
-            elif name == "meteor":
-                values["meteor"] = combine_meteor(part)
             else:
                 values[name] = part[:, 0] / images
         return values

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..core.errors import DataError
 from ..core.text import read_text
+from ..core.untrusted import load_json
 
 ImageId = int | str
 
@@ -140,9 +141,11 @@ def pair_captions(
 
 def _read_json(path: str | os.PathLike) -> Any:
     try:
-        return json.loads(read_text(Path(path)))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
+        return load_json(read_text(Path(path)), str(path))
+    except DataError as error:
+        if isinstance(error.__cause__, json.JSONDecodeError):
+            raise DataError(f"{path}, line {error.__cause__.lineno}: not JSON ({error.__cause__.msg})") from error
+        raise
 
 
 def _read_captions(path: str | os.PathLike, entries: Sequence[Any]) -> list[tuple[ImageId, str]]:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from .ptb_tokenizer import tokenize
+from .ptb_tokens import tokenize
 
 # "on top of a hat on top of a hat" (salesforce/LAVIS#713) repeats runs of four words; good captions hardly ever do.
 REPEATED_ORDER = 4

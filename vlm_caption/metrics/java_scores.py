@@ -12,38 +12,29 @@ import numpy as np
 
 from ..core.errors import ScorerMissingError
 
-# The weights of exact, stem, synonym and paraphrase matches, and the parameters of METEOR 1.5 for English: Denkowski
-# and Lavie, "Meteor Universal", WMT 2014; `-l en` of the program.
-_MATCH_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
-_ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
+# METEOR's program fails, for all images, on texts of some ten thousand words.
+METEOR_WORDS = 1000
 
 
 def score_meteor(
     captions: Sequence[str], references: Sequence[Sequence[str]], timeout: float
-) -> tuple[float, np.ndarray, np.ndarray]:
-    """METEOR of the corpus and of each image [N], fractions, and the counts it is made of [N, 23].
+) -> tuple[float, np.ndarray]:
+    """Returns METEOR 1.5 (Denkowski and Lavie 2014) of the corpus and of each image [N], fractions.
+
+    Longer texts are cut to `METEOR_WORDS` words, so one absurd caption costs no score but its own.
 
     Args:
-        captions: tokens of each image's caption, separated by spaces.
-        references: tokens of each image's references, at least one.
-        timeout: seconds.
+        captions: Tokens of each image's caption, separated by spaces.
+        references: Tokens of each image's references, at least one.
+        timeout: Seconds.
 
     Raises:
-        ScorerMissingError: if there is no Java, or it fails, or takes longer than `timeout`.
+        ScorerMissingError: If there is no Java, or it fails, or takes longer than `timeout`.
     """
     _find_java("METEOR")
     from pycocoevalcap.meteor.meteor import Meteor
 
-    class RecordingMeteor(Meteor):
-        """Keeps the counts that pycocoevalcap passes on."""
-
-        def _stat(self, hypothesis_str: str, reference_list: Sequence[str]) -> str:
-            counts = super()._stat(hypothesis_str, reference_list)
-            statistics.append([float(count) for count in counts.split()])
-            return counts
-
-    statistics: list[list[float]] = []
-    scorer = RecordingMeteor()
+    scorer = Meteor()
     process = scorer.meteor_p
     expired = Event()
 
@@ -55,8 +46,8 @@ def score_meteor(
     timer.start()
     try:
         corpus, per_image = scorer.compute_score(
-            {index: list(texts) for index, texts in enumerate(references)},
-            {index: [caption] for index, caption in enumerate(captions)},
+            {index: [_cut(text) for text in texts] for index, texts in enumerate(references)},
+            {index: [_cut(caption)] for index, caption in enumerate(captions)},
         )
     except (OSError, ValueError) as error:  # it has died: nothing to write to, or an empty line instead of a number
         process.kill()
@@ -69,36 +60,11 @@ def score_meteor(
         process.communicate()  # closes the pipes and waits for its end
         if scorer.lock.locked():  # or pycocoevalcap's destructor would wait for ever
             scorer.lock.release()
-    return corpus, np.array(per_image), _without_chunks_where_perfect(np.array(statistics))
+    return corpus, np.array(per_image)
 
 
-def combine_meteor(totals: np.ndarray) -> np.ndarray:
-    """METEOR [...] of summed counts [..., 23], as METEOR 1.5 reckons a corpus.
-
-    The counts are lengths and function words of caption and reference; for each of four kinds of matches the content
-    words matched in caption and reference and the function words matched in both; chunks; words matched in both.
-    """
-    lengths, functions = totals[..., 0:2], totals[..., 2:4]
-    matches = totals[..., 4:20].reshape(*totals.shape[:-1], 4, 2, 2)  # kind, content or function, caption or reference
-    by_class = np.einsum("k,...kcs->...cs", _MATCH_WEIGHTS, matches)
-    weighted = _DELTA * by_class[..., 0, :] + (1 - _DELTA) * by_class[..., 1, :]
-    whole = _DELTA * (lengths - functions) + (1 - _DELTA) * functions
-    precision, recall = np.moveaxis(_divide(weighted, whole), -1, 0)
-    f_mean = _divide(precision * recall, _ALPHA * precision + (1 - _ALPHA) * recall)
-    fragmentation = _divide(totals[..., 20], totals[..., 21:23].mean(axis=-1))
-    return f_mean * (1 - _GAMMA * fragmentation**_BETA)
-
-
-def _without_chunks_where_perfect(counts: np.ndarray) -> np.ndarray:
-    """A caption that matches word for word, in one piece, counts as unfragmented, in a corpus as well."""
-    perfect = np.all(counts[:, 21:23] == counts[:, 0:2], axis=1) & (counts[:, 20] == 1)
-    counts[perfect, 20] = 0
-    return counts
-
-
-def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """The quotient, 0 where there is nothing to divide by."""
-    return np.divide(numerator, denominator, out=np.zeros_like(numerator, dtype=np.float64), where=denominator > 0)
+def _cut(text: str) -> str:
+    return " ".join(text.split(" ")[:METEOR_WORDS])
 
 
 def score_spice(

@@ -11,7 +11,7 @@ import numpy as np
 from ..core.errors import ScorerMissingError
 from . import java_scores, ngram_scores
 from .ngram_scores import CiderProcess
-from .ptb_tokenizer import tokenize
+from .ptb_tokens import tokenize
 
 METRICS = ("bleu", "rouge_l", "cider", "meteor", "spice")
 
@@ -29,7 +29,8 @@ class Scores:
             `spice` only.
         not_computed: for the other metrics that were asked for, a sentence why not.
         caption_tokens, reference_tokens: what was scored, tokens separated by spaces.
-        counts: sums over images of these counts [N, K] give the corpus value: `bleu` and `meteor`.
+        counts: sums over images of these counts [N, K] give the corpus value: `bleu`.
+        notes: what has to be known beside the values, a sentence each.
     """
 
     corpus: dict[str, float]
@@ -38,6 +39,7 @@ class Scores:
     caption_tokens: list[str]
     reference_tokens: list[list[str]]
     counts: dict[str, np.ndarray] = field(repr=False, default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def score(
@@ -77,6 +79,7 @@ def score(
                 except ScorerMissingError as error:
                     for name in _names(metric):
                         scores.not_computed[name] = str(error)
+    scores.notes.extend(_find_notes(scores))
     return scores
 
 
@@ -113,7 +116,7 @@ def _add(scores: Scores, metric: str, java_timeout: float, cider_process: CiderP
         for name, value, values in zip(_names("bleu"), corpus, per_image.T, strict=True):
             scores.corpus[name], scores.per_image[name] = float(value), values
     elif metric == "meteor":
-        scores.corpus["meteor"], scores.per_image["meteor"], scores.counts["meteor"] = java_scores.score_meteor(
+        scores.corpus["meteor"], scores.per_image["meteor"] = java_scores.score_meteor(
             captions, references, java_timeout
         )
     elif metric == "spice":
@@ -124,6 +127,20 @@ def _add(scores: Scores, metric: str, java_timeout: float, cider_process: CiderP
         else:
             values = cider_process.result() if cider_process else ngram_scores.score_cider(captions, references)
         scores.per_image[metric], scores.corpus[metric] = values, float(values.mean())
+
+
+def _find_notes(scores: Scores) -> list[str]:
+    notes = []
+    if "cider" in scores.corpus and len(scores.caption_tokens) == 1:
+        notes.append("CIDEr of a single image is always 0: it weighs words by how few of the images have them.")
+    if "meteor" in scores.corpus:
+        texts = [*scores.caption_tokens, *(text for texts in scores.reference_tokens for text in texts)]
+        if long := sum(len(text.split(" ")) > java_scores.METEOR_WORDS for text in texts):
+            notes.append(
+                f"METEOR counts the first {java_scores.METEOR_WORDS:,} words of longer captions and references: "
+                f"{long:,} were cut."
+            )
+    return notes
 
 
 def _names(metric: str) -> list[str]:

@@ -1,10 +1,10 @@
 """The loss: next-token cross-entropy over the targets that count, in float32 whatever the logits are."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-IGNORE_INDEX = -100
+from .modeling_captioner import IGNORE_INDEX
 
 _ROWS_AT_ONCE = 64
 
@@ -15,19 +15,19 @@ def caption_loss(
     num_items_in_batch: torch.Tensor | int | None = None,
     weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean next-token cross-entropy, in nats, over the targets that are not `IGNORE_INDEX`.
+    """Returns the mean next-token cross-entropy, in nats, over the targets that are not `IGNORE_INDEX`.
 
-    A row, or a whole batch, without a target weighs nothing: the loss of nothing is 0, never NaN.
+    A row without a target counts for nothing, and a batch without one has a loss of 0, never NaN.
 
     Args:
         logits: float [..., V].
         targets: int64 [...], aligned with `logits`.
-        num_items_in_batch: divide by this many targets instead of this batch's own, so that the mean stays exact
-            over accumulated batches and processes (transformers' Trainer passes it).
-        weights: float, as `targets`: count each target so many times; by default once.
+        num_items_in_batch: Divide by this many targets instead of this batch's own, so that the mean stays exact
+            over accumulated batches and processes.
+        weights: float, in the shape of `targets`: count each target so many times; by default once.
 
     Returns:
-        float32, a scalar. Its gradient cannot be differentiated once more.
+        A scalar, float32. Its gradient cannot be differentiated again.
     """
     logits, targets = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1).to(logits.device)
     counts = (targets != IGNORE_INDEX).float()
@@ -37,6 +37,18 @@ def caption_loss(
     if num_items_in_batch is None:
         num_items_in_batch = counts.sum()
     return total / torch.as_tensor(num_items_in_batch, device=total.device).clamp_min(1)
+
+
+def training_loss(
+    logits: torch.Tensor,
+    labels: Any,
+    vocab_size: int,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    shift_labels: torch.Tensor | None = None,
+    target_weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Returns [`caption_loss`], called in the way that models of transformers call their `loss_function`."""
+    return caption_loss(logits, cast(torch.Tensor, shift_labels), num_items_in_batch, target_weights)
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -70,3 +82,6 @@ class _SummedCrossEntropy(torch.autograd.Function):
         """The scalar's gradient → that of the logits, float [M, V]."""
         (gradient,) = ctx.saved_tensors
         return gradient * outputs[0], None, None  # the scalar stays float32
+
+
+__all__ = ["IGNORE_INDEX", "caption_loss", "training_loss"]

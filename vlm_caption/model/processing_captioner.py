@@ -6,8 +6,6 @@ from typing import Any, ClassVar, NamedTuple, cast
 
 from tokenizers import AddedToken
 from transformers import AutoImageProcessor, BatchFeature, ProcessorMixin
-from transformers.image_utils import ImageInput, make_flat_list_of_images
-from transformers.processing_utils import MultiModalData
 
 from .configuration_captioner import CaptionerConfig
 
@@ -180,6 +178,7 @@ class CaptionerProcessor(ProcessorMixin):
         Pillow by default, whether torchvision is installed or not: the two differ in their pixels. Of a model without
         a vision tower, it is a [`VectorProcessor`].
         """
+        kwargs["trust_remote_code"] = False  # no part of a captioner's processor needs code of its own
         settings, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if settings and "image_processor" not in settings:
             return VectorProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -190,7 +189,7 @@ class CaptionerProcessor(ProcessorMixin):
         )
         return processor
 
-    def __call__(self, images: ImageInput | None = None, text: str | list[str] | None = None, **kwargs):
+    def __call__(self, images: Any = None, text: str | list[str] | None = None, **kwargs):
         """
         Args:
             images: a picture or a list of them, as `vlm_caption.open_image` takes them, or a 4-D array or tensor;
@@ -381,7 +380,9 @@ class CaptionerProcessor(ProcessorMixin):
         return rows, replacements
 
     def _place_images(self, images, text: str | list[str] | None) -> list[str] | None:
-        """The rows of text, each image's `<image>` among them."""
+        """Returns the rows of text, each image's `<image>` among them."""
+        from transformers.image_utils import make_flat_list_of_images  # imports torchvision where that is installed
+
         num_images = 0 if images is None else len(cast(list, make_flat_list_of_images(images)))
         if text is None and num_images == 0:
             return None
@@ -412,13 +413,6 @@ class CaptionerProcessor(ProcessorMixin):
                 f"{self.image_token} where the images go."
             )
         return [self.image_token + row for row in rows]
-
-    def _get_num_multimodal_tokens(self, image_sizes=None, **kwargs) -> MultiModalData:
-        # vLLM asks for this: placeholders and encoder inputs of images of these (height, width).
-        if image_sizes is None:
-            return MultiModalData()
-        count = len(image_sizes)
-        return MultiModalData(num_image_tokens=[self.image_seq_length] * count, num_image_patches=[1] * count)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         """One `<image>` in the text becomes as many placeholders as the image has tokens."""
@@ -460,10 +454,11 @@ class VectorProcessor(CaptionerProcessor):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):  # ty: ignore[incompatible-method-override]
-        """As of `ProcessorMixin`."""
+        """Loads the processor from a folder or the Hub; see `ProcessorMixin.from_pretrained`."""
+        kwargs["trust_remote_code"] = False
         return super(CaptionerProcessor, cls).from_pretrained(pretrained_model_name_or_path, **kwargs)
 
-    def __call__(self, images: ImageInput | None = None, text: str | list[str] | None = None, **kwargs):
+    def __call__(self, images: Any = None, text: str | list[str] | None = None, **kwargs):
         """
         Args:
             images: none: there is no vision tower.

@@ -10,28 +10,21 @@ import dataclasses
 import difflib
 import itertools
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, cast
 
 import torch
+import transformers
 from PIL import Image
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForCausalLM,
-    CLIPVisionModelWithProjection,
-    PreTrainedConfig,
-)
-from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
 
 from ..core.console import quiet_transformers
-from ..core.errors import BackboneError
 from ..model.configuration_captioner import CaptionerConfig
-from ..model.modeling_captioner import CaptionerForConditionalGeneration, CaptionerModel, CaptionerPreTrainedModel
 from ..model.processing_captioner import CaptionerProcessor
 from ..model.projectors import build_projector
-from .sources import fingerprint, resolve_backbone
+from .captioner import CaptionerForConditionalGeneration, CaptionerModel
+from .checks import running_no_code
+from .loading import load_towers
+from .sources import resolve_backbone
 from .tokenizers import load_tokenizer, new_tokenizer
 
 TowerSource = str | dict
@@ -178,7 +171,8 @@ def _tower_config(
             raise ValueError(f"A tower given by its config needs a model_type, and {settings} has none.")
         return AutoConfig.for_model(settings.pop("model_type"), **settings), None
     directory = resolve_backbone(source, revision)
-    config = AutoConfig.from_pretrained(directory)
+    with running_no_code(directory):
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     # CLIP and SigLIP checkpoints hold two models; some multimodal ones hold their language model inside.
     config = getattr(config, part, None) or config
     config._name_or_path = ""  # a local path that means nothing elsewhere
@@ -211,80 +205,20 @@ def _with_fresh_projector(
     return model
 
 
-def load_towers(
-    config: CaptionerConfig, check: bool = True, hub: dict[str, Any] | None = None
-) -> dict[str, torch.Tensor]:
-    """The weights of the towers that `config` names a backbone for, under the composed model's names.
-
-    Args:
-        config: of the composed model.
-        check: compare each tower's fingerprint with the one in the config.
-        hub: as of `resolve_backbone`.
-
-    Raises:
-        BackboneError: if a tower cannot be had, or is not the one the config was written for.
-    """
-    weights = {}
-    for part, backbone, tower_config in (
-        ("vision_tower", config.vision_backbone, config.vision_config),
-        ("language_model", config.text_backbone, config.text_config),
-    ):
-        if backbone is None or (config.external_towers and part not in config.external_towers):
-            continue
-        directory = resolve_backbone(backbone["name"], backbone.get("revision"), hub=hub)
-        expected, found = backbone.get("fingerprint"), fingerprint(directory)
-        if check and expected is not None and found != expected:
-            raise BackboneError(
-                f"The {part} {backbone['name']} has other weights than the projector was trained with "
-                f"({found[:19]}… instead of {expected[:19]}…): name the right one, or pass "
-                "allow_different_backbone=True to go on with it."
-            )
-        backbone["fingerprint"] = found  # where another tower was allowed, the next checkpoint is for that one
-        tower = _load_tower(part, directory, tower_config, config.pooled_feature)
-        weights |= {f"core.{part}.{name}": tensor for name, tensor in tower.items()}
-    return weights
-
-
-def _load_tower(
-    part: str, directory: Path, tower_config: PreTrainedConfig, pooled_feature: str
-) -> dict[str, torch.Tensor]:
-    if part == "language_model":
-        auto_class = AutoModelForCausalLM
-    else:
-        auto_class = CLIPVisionModelWithProjection if pooled_feature == "image_embeds" else AutoModel
-    with quiet_transformers():
-        # transformers' own loading: it knows how each family's names changed over the years.
-        loaded: Any = auto_class.from_pretrained(
-            directory, config=copy.deepcopy(tower_config), dtype="auto", output_loading_info=True
-        )
-    tower, report = loaded
-    # A classification checkpoint has no pooler; that matters only where the pooler is what is used.
-    missing = {name for name in report["missing_keys"] if pooled_feature == "pooler_output" or "pooler" not in name}
-    if missing:
-        raise BackboneError(
-            f"{directory} lacks {len(missing)} weights of the {part} ({', '.join(sorted(missing)[:3])}, …): name a "
-            "checkpoint of the whole tower, or choose another pooled_feature."
-        )
-    state = tower.state_dict()
-    for name in report["missing_keys"]:
-        state[name].zero_()  # else random, and another tower to every cache and fingerprint
-    return state
-
-
-CaptionerPreTrainedModel.load_towers = staticmethod(load_towers)
-
-
 def load_image_processor(vision_config: PreTrainedConfig, backbone: dict[str, Any] | None):
     """The vision tower's image processor; for a tower without a checkpoint, a plain resize to its image size."""
     if pretrained_cfg := getattr(vision_config, "pretrained_cfg", None):
         return _timm_image_processor(pretrained_cfg)
     if backbone is not None:
         # Pillow's resampling, whether torchvision is installed or not: the two differ in their pixels.
-        return AutoImageProcessor.from_pretrained(
-            resolve_backbone(backbone["name"], backbone.get("revision")), backend="pil"
-        )
+        directory = resolve_backbone(backbone["name"], backbone.get("revision"))
+        with running_no_code(directory):
+            return AutoImageProcessor.from_pretrained(directory, backend="pil", trust_remote_code=False)
+
     size = getattr(vision_config, "image_size", None) or 224
-    return BitImageProcessorPil(size={"height": size, "width": size}, do_center_crop=False, do_resize=True)
+    return transformers.BitImageProcessorPil(
+        size={"height": size, "width": size}, do_center_crop=False, do_resize=True
+    )
 
 
 def _unusual_size(image_processor: Any, vision_config: PreTrainedConfig | None) -> int | None:
@@ -297,7 +231,7 @@ def _unusual_size(image_processor: Any, vision_config: PreTrainedConfig | None) 
     return side if side == (size or {}).get("width") and isinstance(usual, int) and side != usual else None
 
 
-def _timm_image_processor(pretrained_cfg: dict) -> BitImageProcessorPil:
+def _timm_image_processor(pretrained_cfg: dict):
     """timm's evaluation transform as an image processor of transformers, whose own wrapper of it cannot be saved."""
     from timm.data import resolve_data_config
 
@@ -307,7 +241,7 @@ def _timm_image_processor(pretrained_cfg: dict) -> BitImageProcessorPil:
         size = {"height": int(height / data["crop_pct"]), "width": int(width / data["crop_pct"])}
     else:
         size = {"shortest_edge": int(min(height, width) / data["crop_pct"])}
-    return BitImageProcessorPil(
+    return transformers.BitImageProcessorPil(
         size=size,
         crop_size={"height": height, "width": width},
         resample=Image.Resampling[data["interpolation"].upper()],

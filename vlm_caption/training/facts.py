@@ -9,7 +9,7 @@ import transformers
 from ..config.run_config import RunConfig
 from ..hub.facts import data_name
 from ..model.freezing import ModulePolicy, describe_policy, policies_of
-from ..model.modeling_captioner import CaptionerForConditionalGeneration
+from ..towers.captioner import CaptionerForConditionalGeneration
 from .stages import Stage
 
 

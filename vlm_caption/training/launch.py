@@ -11,7 +11,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, LoggerType
 
-from ..config.run_config import TrainingSection
+from ..config.sections import TrainingSection
 from ..core.errors import ConfigError
 from ..model.freezing import TOWERS
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from ..config.run_config import DataSection, RunConfig
+from ..config.run_config import RunConfig
+from ..config.sections import DataSection
 from ..core.errors import ConfigError
 from ..core.files import writing_files
 from ..data.vectors import Vectors
 from ..model.freezing import check_policies
-from ..model.modeling_captioner import CaptionerForConditionalGeneration
 from ..model.processing_captioner import QUESTION, CaptionerProcessor
+from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.composition import compose
 from ..towers.precision import use_bf16
 from .checkpoints import PARTIAL_NAME

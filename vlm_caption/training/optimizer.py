@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
-from ..config.run_config import TrainingSection
+from ..config.sections import TrainingSection
 from ..model.freezing import module_of
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ count distances along the row.
 import torch
 
 from ..core.errors import ConfigError
-from ..model.modeling_captioner import CaptionerForConditionalGeneration
+from ..towers.captioner import CaptionerForConditionalGeneration
 
 _PREFIX, _FIRST, _SECOND = 4, 3, 4  # tokens
 

@@ -11,9 +11,9 @@ from ..config.run_config import RunConfig
 from ..core.errors import ImageError
 from ..core.files import write_bytes
 from ..data.corpus import count_captions
+from ..hub.card import write_model_card
 from ..hub.facts import record_training
-from ..hub.model_card import write_model_card
-from ..model.modeling_captioner import CaptionerForConditionalGeneration
+from ..towers.captioner import CaptionerForConditionalGeneration
 from .checkpoints import find_checkpoints, remove_checkpoint, writing_to
 from .curves import draw_curves
 from .facts import training_facts

@@ -4,8 +4,8 @@ from datasets import Dataset
 
 from ..captioning.generation import caption_rows
 from ..data.collator import CaptionCollator
-from ..model.modeling_captioner import CaptionerForConditionalGeneration
 from ..model.processing_captioner import VectorProcessor
+from ..towers.captioner import CaptionerForConditionalGeneration
 from .dev_scores import row_name
 
 

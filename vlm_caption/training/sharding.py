@@ -17,8 +17,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..config.run_config import RunConfig
 from ..core.errors import ConfigError
-from ..model.freezing import find_blocks
-from ..model.modeling_captioner import CaptionerForConditionalGeneration
+from ..model.blocks import find_blocks
+from ..towers.captioner import CaptionerForConditionalGeneration
 
 logger = logging.getLogger(__name__)
 

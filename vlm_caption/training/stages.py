@@ -8,7 +8,8 @@ stage begins with that. The last stage's bridge is the run's.
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config.run_config import RunConfig, TrainingSection
+from ..config.run_config import RunConfig
+from ..config.sections import TrainingSection
 from ..model.freezing import MODULES, ModulePolicy
 from .checkpoints import find_checkpoints
 

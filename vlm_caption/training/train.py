@@ -18,8 +18,8 @@ from ..core.errors import ConfigError
 from ..core.interrupts import StopSignals
 from ..data.opening import each_question, each_text
 from ..model.freezing import set_policies
-from ..model.modeling_captioner import CaptionerForConditionalGeneration
 from ..model.processing_captioner import CaptionerProcessor
+from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.precision import choose_kernels, hold_frozen, use_bf16
 from .checkpoints import load_weights, writing_to
 from .data import CaptionSplits, TrainingData, prepare_data

@@ -1,18 +1,19 @@
-"""Corpora in one JSON file: COCO captions, Karpathy's splits, LLaVA conversations.
+"""Corpora in one JSON file: COCO captions, Karpathy's splits, lists of pictures and captions, VQA.
 
-The files are read item by item, so that their length does not matter.
+The files are read entry by entry, so that their length does not matter.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import ijson
+from typing import Any
 
 from ...core.errors import DataError
+from ...core.files import is_file, is_folder
+from ...core.text import preview
+from ...core.untrusted import iterate_json
 from ..records import (
     PHOTO_FOLDERS,
     ImageFolder,
@@ -28,17 +29,15 @@ from ..records import (
 
 logger = logging.getLogger(__name__)
 
-_BOM = b"\xef\xbb\xbf"
-
 
 def find_coco(path: Path) -> list[Path]:
-    """COCO's captions: the file, or the `captions_*.json` in a folder or in its `annotations`."""
+    """Returns COCO's captions: the file, or the `captions_*.json` in a folder or in its `annotations`."""
     annotations = path / "annotations"
-    return _find(annotations if annotations.is_dir() else path, "captions_*.json", "coco")
+    return find_json(annotations if is_folder(annotations) else path, "captions_*.json", "coco")
 
 
 def read_coco(source: Source) -> Iterator[Record | Problem]:
-    """Yield a record for each annotation of COCO's captions.
+    """Yields a record for each annotation of COCO's captions.
 
     `captions_val2017.json` is the split val, with its pictures in `val2017`; a file of another name has no split, nor
     has the one of train alone. An image without annotations is a record without captions.
@@ -49,46 +48,58 @@ def read_coco(source: Source) -> Iterator[Record | Problem]:
     files = find_coco(source.path)
     if not files:
         raise DataError(f"{source.path}: it holds no captions of COCO's, captions_*.json")
-    names = [find_split(file.stem) for file in files]
-    for split in set(names):
-        the_one([file for file, name in zip(files, names, strict=True) if name == split], source.path, "captions")
-    for file, split in zip(files, settle_names(names), strict=True):
+    for file, split in _settle_splits(files, source.path):
         root = file.parent.parent if file.parent.name == "annotations" else file.parent
         pictures = file.stem.removeprefix("captions_")
         images = source.images
-        if images is not None and (images / pictures).is_dir():
+        if images is not None and is_folder(images / pictures):
             images = images / pictures
         folders = [root / pictures, root / "images" / pictures, root / "images", root]
         folder = ImageFolder(replace(source, images=images), folders, source.images or root)
-        paths = {str(image.get("id")): image.get("file_name") for image in _items(file, "images")}
-        bare = dict.fromkeys(paths)
-        count = 0
-        for count, annotation in enumerate(_items(file, "annotations"), start=1):
-            where = f"{file}, annotation {count}"
-            image_id, caption = str(annotation.get("image_id")), annotation.get("caption")
-            path = paths.get(image_id)
-            if not isinstance(path, str) or not path:
-                yield Problem(where, f"no image has its image_id, {image_id}", split=split)
-            elif not isinstance(caption, str):
-                yield Problem(where, f"its caption must be text, and is {caption!r:.80}", split=split)
-            else:
-                bare.pop(image_id, None)
-                yield folder.record(path, [caption], where, split)
-        if not count:
-            raise DataError(f"{file}: it holds no annotations: give a file of captions, captions_*.json")
-        for image_id in bare:
-            if isinstance(path := paths[image_id], str) and path:
-                yield folder.record(path, [], f"{file}, image {image_id}", split)
+        yield from _read_coco_file(file, split, folder)
         folder.check()
 
 
+def _read_coco_file(file: Path, split: str | None, folder: ImageFolder) -> Iterator[Record | Problem]:
+    paths: dict[str, str] = {}
+    for number, image in enumerate(_items(file, "images"), start=1):
+        where = f"{file}, image {number}"
+        if isinstance(image, Problem):
+            yield replace(image, split=split)
+            continue
+        image_id, path = _as_id(image.get("id")), image.get("file_name")
+        if image_id is None or not isinstance(path, str) or not path:
+            yield Problem(where, f"it must have an id and a file_name, and is {preview(image)}", split=split)
+        elif paths.setdefault(image_id, path) != path:
+            yield Problem(where, f"its id, {image_id}, is that of {paths[image_id]} too", split=split)
+    bare = dict.fromkeys(paths)
+    count = 0
+    for count, annotation in enumerate(_items(file, "annotations"), start=1):
+        where = f"{file}, annotation {count}"
+        if isinstance(annotation, Problem):
+            yield replace(annotation, split=split)
+            continue
+        image_id, caption = _as_id(annotation.get("image_id")), annotation.get("caption")
+        if image_id is None or image_id not in paths:
+            yield Problem(where, f"no image has its image_id, {preview(annotation.get('image_id'))}", split=split)
+        elif not isinstance(caption, str):
+            yield Problem(where, f"its caption must be text, and is {preview(caption)}", split=split)
+        else:
+            bare.pop(image_id, None)
+            yield folder.record(paths[image_id], [caption], where, split)
+    if not count:
+        raise DataError(f"{file}: it holds no annotations: give a file of captions, captions_*.json")
+    for image_id in bare:
+        yield folder.record(paths[image_id], [], f"{file}, image {image_id}", split)
+
+
 def find_karpathy(path: Path) -> list[Path]:
-    """Karpathy's file: itself, or the `dataset_*.json` in a folder."""
-    return _find(path, "dataset*.json", "karpathy")
+    """Returns Karpathy's file: itself, or the `dataset_*.json` in a folder."""
+    return find_json(path, "dataset*.json", "karpathy")
 
 
 def read_karpathy(source: Source) -> Iterator[Record | Problem]:
-    """Yield the images of Karpathy's `dataset_{coco,flickr8k,flickr30k}.json`, each with all its captions.
+    """Yields the images of Karpathy's `dataset_{coco,flickr8k,flickr30k}.json`, each with all its captions.
 
     Pictures are `filepath/filename`, or `filename` where there is no `filepath`. The split `restval` is train.
 
@@ -99,14 +110,17 @@ def read_karpathy(source: Source) -> Iterator[Record | Problem]:
     folder = ImageFolder(source, [file.parent, *(file.parent / name for name in PHOTO_FOLDERS)])
     for number, image in enumerate(_items(file, "images"), start=1):
         where = f"{file}, image {number}"
+        if isinstance(image, Problem):
+            yield image
+            continue
         split = image.get("split")
-        split = {"restval": "train"}.get(split, split)
+        split = "train" if split == "restval" else split
         name, sentences = image.get("filename"), image.get("sentences")
         captions = as_captions([sentence.get("raw") for sentence in _objects(sentences)])
         if not isinstance(split, str) or not split:
-            yield Problem(where, f"its split must be text, and is {image.get('split')!r}")
+            yield Problem(where, f"its split must be text, and is {preview(image.get('split'))}")
         elif not isinstance(name, str) or not name:
-            yield Problem(where, f"its filename must be text, and is {name!r}", split=split)
+            yield Problem(where, f"its filename must be text, and is {preview(name)}", split=split)
         elif not captions:
             yield Problem(where, "its sentences must each have a caption, raw", split=split)
         else:
@@ -115,70 +129,77 @@ def read_karpathy(source: Source) -> Iterator[Record | Problem]:
     folder.check()
 
 
-def find_llava(path: Path) -> list[Path]:
-    """LLaVA's conversations: the file, or the only JSON file of that kind in a folder."""
-    return _find(path, "*.json", "llava")
+def find_pairs(path: Path) -> list[Path]:
+    """Returns the lists of pictures and captions: the file, or those in a folder or in its `annotations`."""
+    annotations = path / "annotations"
+    return find_json(annotations if is_folder(annotations) else path, "*.json", "pairs")
 
 
-def read_llava(source: Source) -> Iterator[Record | Problem]:
-    """Yield the captioning turns of LLaVA's conversations.
+def read_pairs(source: Source) -> Iterator[Record | Problem]:
+    """Yields a record for each entry of a list of pictures and captions.
 
-    A turn counts where a question of `human` mentions `<image>` and `gpt` answers it next: the answer is a caption.
-    What is asked without `<image>`, later in the conversation, does not; conversations without a picture are passed
-    over. So LLaVA-Pretrain is read whole; of dialogues about pictures, the first answer is. Where questions are read,
-    every question counts with its answer, on its own.
+    An entry is `{"image": PATH, "caption": TEXT or a list}`, as in LAVIS, or `{"image_id": ID, "caption": TEXT}`, as
+    in ClipCap: the picture is then the one that COCO calls by this number, or `ID.jpg`. Files whose names
+    speak of splits (`coco_karpathy_val.json`) are those splits, if all do and there are several.
 
     Raises:
-        DataError: The file is not JSON, is not of this kind, or has no pictures.
+        DataError: A file is not JSON, has no entries, is of the same split as another, or there are no pictures.
     """
-    file = the_one(find_llava(source.path), source.path, "JSON file of conversations")
-    folder = ImageFolder(source, [file.parent, *list_subfolders(file.parent)])
-    passed_over = 0
-    for number, sample in enumerate(_items(file), start=1):
-        where = f"{file}, conversation {number}"
-        name, turns = sample.get("image"), _objects(sample.get("conversations"))
-        if name is None:
-            passed_over += 1
-        elif not isinstance(name, str) or not name:
-            yield Problem(where, f"its image must be one path, and is {name!r:.80}")
-        elif not turns:
-            yield Problem(where, "its conversations must be a list of turns")
-        else:
-            pairs = [
-                (str(question.get("value")), answer.get("value"))
-                for question, answer in pairwise(turns)
-                if question.get("from") == "human"
-                and (source.questions or "<image>" in str(question.get("value")))
-                and answer.get("from") == "gpt"
-            ]
-            if captions := as_captions([answer for _, answer in pairs]):
-                questions = [asked.replace("<image>", " ") for asked, _ in pairs] if source.questions else []
-                yield folder.record(name, captions, where, questions=questions)
-            elif source.questions:
-                yield Problem(where, "gpt must answer, in text, a question of human")
+    files = find_pairs(source.path)
+    if not files:
+        raise DataError(f'{source.path}: it holds no list of {{"image": …, "caption": …}}')
+    for file, split in _settle_splits(files, source.path):
+        root = file.parent.parent if file.parent.name == "annotations" else file.parent
+        folder = ImageFolder(source, [root, *(root / name for name in PHOTO_FOLDERS), *list_subfolders(root)])
+        number = 0
+        for number, entry in enumerate(_items(file), start=1):
+            where = f"{file}, entry {number}"
+            if isinstance(entry, Problem):
+                yield replace(entry, split=split)
+                continue
+            name, captions = entry.get("image"), as_captions(entry.get("caption"))
+            image_id = entry.get("image_id")
+            if name is None and isinstance(image_id, (int, str)) and str(image_id).strip():
+                names = list(_names_of_id(str(image_id).strip()))
+                name = next(filter(folder.has, names), names[0])
+            if not isinstance(name, str) or not name.strip():
+                yield Problem(where, f"its image must be one path, and is {preview(name)}", split=split)
+            elif not captions:
+                reason = f"its caption must be text or a list of texts, and is {preview(entry.get('caption'))}"
+                yield Problem(where, reason, split=split)
             else:
-                yield Problem(where, "gpt must answer, in text, a question of human that mentions <image>")
-    if passed_over:
-        logger.info("%s: passed over %d conversations without a picture", file, passed_over)
-    folder.check()
+                yield folder.record(name, captions, where, split)
+        if not number:
+            raise DataError(f"{file}: the list is empty")
+        folder.check()
+
+
+def _names_of_id(image_id: str) -> Iterator[str]:
+    """Yields the names that a picture with this id may have."""
+    if image_id.isascii() and image_id.isdecimal() and len(image_id) <= 12:
+        number = f"{int(image_id):012d}"
+        for subset in ("train2014", "val2014"):
+            yield from (f"{subset}/COCO_{subset}_{number}.jpg", f"COCO_{subset}_{number}.jpg")
+        yield from (f"train2017/{number}.jpg", f"val2017/{number}.jpg", f"{number}.jpg")
+    yield from (f"{image_id}.jpg", image_id, f"{image_id}.png", f"{image_id}.jpeg")
 
 
 def find_vqa(path: Path) -> list[Path]:
-    """VQA's questions and annotations: those in a folder, or in its `annotations`; or beside the file of either."""
-    if path.is_dir():
-        folders = [folder for folder in (path / "annotations", path) if folder.is_dir()]
+    """Returns VQA's questions: the file, or those in a folder or in its `annotations`."""
+    if is_folder(path):
+        folders = [folder for folder in (path / "annotations", path) if is_folder(folder)]
         return next((files for folder in folders if (files := sorted(folder.glob("*mscoco_*_questions.json")))), [])
     return [path] if path.name.endswith("_questions.json") else []
 
 
 def list_vqa_files(source: Source) -> list[Path]:
-    """The questions, and the annotations with their answers."""
+    """Returns the questions, and the annotations with their answers."""
     questions = find_vqa(source.path)
-    return [*questions, *(file for file in map(_vqa_annotations, questions) if file.is_file())]
+    return [*questions, *(file for file in map(_vqa_annotations, questions) if is_file(file))]
 
 
 def read_vqa(source: Source) -> Iterator[Record | Problem]:
-    """Yield each question of VQA and VQAv2 with its most common answer, `multiple_choice_answer`.
+    """Yields each question of VQA and VQAv2 with its most common answer, `multiple_choice_answer`.
 
     `v2_OpenEnded_mscoco_train2014_questions.json` stands beside `v2_mscoco_train2014_annotations.json`; pictures are
     `train2014/COCO_train2014_000000000009.jpg`, as COCO names them. Of a folder, questions without annotations are
@@ -194,7 +215,7 @@ def read_vqa(source: Source) -> Iterator[Record | Problem]:
     by_annotations: dict[Path, Path] = {}
     for file in sorted(files, key=lambda file: "OpenEnded" not in file.name):
         by_annotations.setdefault(_vqa_annotations(file), file)
-    answered = {annotations: file for annotations, file in by_annotations.items() if annotations.is_file()}
+    answered = {annotations: file for annotations, file in by_annotations.items() if is_file(annotations)}
     unanswered = [file for annotations, file in by_annotations.items() if annotations not in answered]
     if not answered:
         file = unanswered[0]
@@ -207,14 +228,18 @@ def read_vqa(source: Source) -> Iterator[Record | Problem]:
         subset = annotations.stem.split("_")[-2]  # "train2014"
         root = file.parent.parent if file.parent.name == "annotations" else file.parent
         folder = ImageFolder(source, [root / subset, root / "images" / subset, root / "images", root])
-        asked = {item.get("question_id"): item.get("question") for item in _items(file, "questions")}
+        asked = {_as_id(item.get("question_id")): item.get("question") for item in _objects_of(file, "questions")}
         for number, annotation in enumerate(_items(annotations, "annotations"), start=1):
             where = f"{annotations}, annotation {number}"
-            question, answer = asked.get(annotation.get("question_id")), annotation.get("multiple_choice_answer")
+            if isinstance(annotation, Problem):
+                yield replace(annotation, split=split)
+                continue
+            question = asked.get(_as_id(annotation.get("question_id")))
+            answer = annotation.get("multiple_choice_answer")
             image_id = annotation.get("image_id")
             if not isinstance(question, str):
                 yield Problem(where, f"{file.name} has no question for it", split=split)
-            elif not isinstance(answer, str) or not isinstance(image_id, int):
+            elif not isinstance(answer, str) or not isinstance(image_id, int) or image_id < 0:
                 yield Problem(where, "it must have an image_id and, in text, a multiple_choice_answer", split=split)
             else:
                 yield folder.record(f"COCO_{subset}_{image_id:012d}.jpg", [answer], where, split, [question])
@@ -222,68 +247,91 @@ def read_vqa(source: Source) -> Iterator[Record | Problem]:
 
 
 def _vqa_annotations(questions: Path) -> Path:
-    """`v2_mscoco_train2014_annotations.json` of `v2_OpenEnded_mscoco_train2014_questions.json`."""
+    """Returns `v2_mscoco_train2014_annotations.json` for `v2_OpenEnded_mscoco_train2014_questions.json`."""
     start, _, rest = questions.name.partition("mscoco_")
     version = "v2_" if start.startswith("v2_") else ""
     return questions.with_name(f"{version}mscoco_{rest.removesuffix('questions.json')}annotations.json")
 
 
 def _objects(value: object) -> list[dict[str, Any]]:
-    """A list of objects, or none if it is anything else."""
+    """Returns a list of objects; an empty one if it is anything else."""
     return value if isinstance(value, list) and all(isinstance(entry, dict) for entry in value) else []
 
 
-def _find(path: Path, pattern: str, kind: str) -> list[Path]:
-    """The file itself, or those in a folder whose names are like `pattern`, that are of a kind."""
-    if path.is_dir():
+def find_json(path: Path, pattern: str, kind: str) -> list[Path]:
+    """Returns the file itself, or the files in a folder whose names match `pattern`, that are of a kind.
+
+    Raises:
+        DataError: The file itself is not JSON.
+    """
+    if is_folder(path):
         return [file for file in sorted(path.glob(pattern)) if _kind(file) == kind]
     return [path] if _kind(path, strict=True) == kind else []
 
 
 def _kind(file: Path, strict: bool = False) -> str | None:
-    """Which of the three a JSON file is, by its first image, annotation or conversation.
+    """Returns which kind of corpus a JSON file is, by its first entry: coco, karpathy, llava or pairs.
 
     Raises:
         DataError: It is not JSON, if `strict`.
     """
     if file.suffix.lower() != ".json":
         return None
-    keys: set[str] = set()
-    prefix = ""
     try:
-        for prefix, event, value in _parse(file, lambda content: ijson.parse(content)):
-            if prefix in ("item", "images.item", "annotations.item"):
-                if event == "map_key":
-                    keys.add(value)
-                elif event == "end_map":
-                    break
+        with contextlib.closing(iterate_json(file)) as entries:
+            for name, entry in entries:
+                if name in (None, "images", "annotations") and isinstance(entry, dict):
+                    return _kind_of(name, entry.keys())
     except DataError:
         if strict:
             raise
-        return None
-    if prefix == "item":
-        return "llava" if "conversations" in keys else None
+    return None
+
+
+def _kind_of(name: str | None, keys: Collection[str]) -> str | None:
+    keys = set(keys)
+    if name is None:
+        if {"conversations", "messages"} & keys:
+            return "llava"
+        return "pairs" if "caption" in keys and {"image", "image_id"} & keys else None
     if {"filename", "sentences"} <= keys:
         return "karpathy"
     return "coco" if {"file_name", "id"} <= keys or {"image_id", "caption"} <= keys else None
 
 
-def _items(file: Path, name: str | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the objects of the list `name`, or of the list that the file is."""
-    for item in _parse(file, lambda content: ijson.items(content, "item" if name is None else f"{name}.item")):
-        if not isinstance(item, dict):
-            raise DataError(f"{file}: its {name or 'list'} must hold objects, and holds {item!r:.80}")
-        yield item
+def _items(file: Path, name: str | None = None) -> Iterator[dict[str, Any] | Problem]:
+    """Yields the objects of the list `name`, or of the list that the file is; a problem for anything else in it."""
+    number = 0
+    for found, item in iterate_json(file):
+        if found != name:
+            continue
+        number += 1
+        if isinstance(item, dict):
+            yield item
+        else:
+            reason = f"its {name or 'list'} must hold objects, and holds {preview(item)}"
+            yield Problem(f"{file}, entry {number} of {name or 'the list'}", reason)
 
 
-def _parse(file: Path, parse: Callable[[BinaryIO], Iterator[Any]]) -> Iterator[Any]:
-    try:
-        with file.open("rb") as content:
-            if content.read(len(_BOM)) != _BOM:
-                content.seek(0)
-            yield from parse(content)
-    except OSError as error:
-        raise DataError(f"{file}: the file cannot be read ({error.strerror or error})") from error
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split("\n")[0].split())
-        raise DataError(f"{file}: this is not JSON in UTF-8 ({reason})") from error
+def _objects_of(file: Path, name: str) -> Iterator[dict[str, Any]]:
+    """Yields the objects of the list `name`, and nothing of what else is in it."""
+    return (item for item in _items(file, name) if not isinstance(item, Problem))
+
+
+def _as_id(value: object) -> str | None:
+    """An id as text, so that 7, 7.0 and "7" are one; None for anything that is no id."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else None
+
+
+def _settle_splits(files: Sequence[Path], path: Path) -> Iterator[tuple[Path, str | None]]:
+    """Yields each file with its split by its name.
+
+    Raises:
+        DataError: Two files are of one split.
+    """
+    names = [find_split(file.stem) for file in files]
+    for split in set(names):
+        the_one([file for file, name in zip(files, names, strict=True) if name == split], path, "captions")
+    return zip(files, settle_names(names), strict=True)

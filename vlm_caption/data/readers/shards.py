@@ -5,13 +5,15 @@ One pass reads the headers of a shard and its captions; pictures stay where they
 of any length are shuffled and resumed exactly, and nothing is unpacked.
 """
 
-import json
+import hashlib
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...core.errors import DataError
+from ...core.files import is_file, is_folder
+from ...core.untrusted import load_json
 from ...images.opening import IMAGE_SUFFIXES
 from ..places import Place
 from ..records import (
@@ -28,30 +30,42 @@ from ..records import (
     settle_names,
 )
 
+# The longest text of a sample, in bytes.
+_LONGEST_TEXT = 1 << 24
+
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 
 
 @dataclass
 class _Sample:
-    """The members of one sample: its picture, and its texts by their ending."""
+    """The members of one sample.
+
+    Attributes:
+        key: Its name.
+        picture: The member with its picture.
+        texts: Its texts, by their ending; None for one that is too long.
+        endings: The endings of all members.
+        strays: Pictures whose ending has a dot of its own: `v2.jpg` of `photo.v2.jpg`.
+    """
 
     key: str
     picture: tarfile.TarInfo | None = None
-    texts: dict[str, bytes] = field(default_factory=dict)
+    texts: dict[str, bytes | None] = field(default_factory=dict)
     endings: set[str] = field(default_factory=set)
+    strays: list[tarfile.TarInfo] = field(default_factory=list)
 
 
 def find_shards(path: Path) -> list[Path]:
-    """The tar that `path` is, or those in a folder and its subfolders, sorted."""
-    if path.is_dir():
+    """Returns the tar that `path` is, or those in a folder and its subfolders, sorted."""
+    if is_folder(path):
         files = (file for folder in [path, *list_subfolders(path)] for file in sorted(folder.iterdir()))
     else:
         files = iter([path])
-    return [file for file in files if file.name.lower().endswith((".tar", *_COMPRESSED)) and file.is_file()]
+    return [file for file in files if file.name.lower().endswith((".tar", *_COMPRESSED)) and is_file(file)]
 
 
 def read_shards(source: Source) -> Iterator[Record | Problem]:
-    """Yield each sample of the shards that has a picture.
+    """Yields each sample of the shards that has a picture.
 
     Its caption is the member `.txt`, or else the field `caption` (or another of `CAPTION_COLUMNS`) of the member
     `.json`, a string or a list. `caption_column` names another ending or field. Shards or their folders whose names
@@ -69,15 +83,53 @@ def read_shards(source: Source) -> Iterator[Record | Problem]:
     for shard, name, split in zip(shards, names, settle_names(splits), strict=True):
         if shard.name.lower().endswith(_COMPRESSED):
             raise DataError(f"{shard}: pictures in a compressed tar cannot be read in any order: decompress it")
+        names = _Names(shard, name)
         for sample in _samples(shard, {"txt", "json", _ending(source)}):
             if sample.picture is not None:
-                yield _record(sample, sample.picture, shard, name, source, split)
+                record = _record(sample, sample.picture, shard, source, split)
+                yield replace(record, key=names.key(sample.picture)) if isinstance(record, Record) else record
+            for stray in sample.strays:
+                reason = "it has no caption of its own name: rename the members so that no name has a dot inside"
+                yield Problem(f"{shard}, {_as_text(stray.name)}", reason, split=split)
+
+
+class _Names:
+    """Gives the pictures of a shard their keys.
+
+    A name may be there twice. Two members with the same bytes are one image, and others are two.
+    """
+
+    def __init__(self, shard: Path, name: str) -> None:
+        self._shard, self._name = shard, name
+        self._first: dict[int, tuple[int, int]] = {}  # a hash of a name -> where its first picture is
+
+    def key(self, picture: tarfile.TarInfo) -> str:
+        key = f"{self._name}/{_as_text(picture.name)}"
+        place = (picture.offset_data, picture.size)
+        digest = int.from_bytes(hashlib.blake2b(key.encode(errors="replace"), digest_size=8).digest())
+        first = self._first.setdefault(digest, place)
+        if first == place or (first[1] == place[1] and self._read(first) == self._read(place)):
+            return key
+        return f"{key}@{picture.offset_data}"
+
+    def _read(self, place: tuple[int, int]) -> bytes:
+        offset, size = place
+        with self._shard.open("rb") as file:
+            file.seek(offset)
+            return hashlib.sha256(file.read(size)).digest()
+
+
+def _as_text(member: str) -> str:
+    """A member's name as text, for the names in a tar may be any bytes."""
+    return member.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _record(
-    sample: _Sample, picture: tarfile.TarInfo, shard: Path, name: str, source: Source, split: str | None
+    sample: _Sample, picture: tarfile.TarInfo, shard: Path, source: Source, split: str | None
 ) -> Record | Problem:
-    where = f"{shard}, {picture.name}"
+    where = f"{shard}, {_as_text(picture.name)}"
+    if None in sample.texts.values():
+        return Problem(where, f"its text has more than {_LONGEST_TEXT:,} bytes", split=split)
     try:
         found = _find_captions(sample.texts, source)
         questions, captions = _find_answers(sample.texts, source) if source.questions else ([], as_captions(found))
@@ -89,26 +141,25 @@ def _record(
         looked_for = source.caption_column or "NAME.txt, or a caption in NAME.json"
         reason = f"it has no caption: looked for {looked_for} and found only {', '.join(sorted(sample.endings))}"
         return Problem(where, reason, split=split)
-    member = picture.name.encode(errors="surrogateescape").decode(errors="replace")  # a tar's names may be any bytes
-    place = Place(str(shard), member, picture.offset_data, picture.size)
-    return Record(str(place), tuple(captions), f"{name}/{member}", where, split, tuple(questions))
+    place = Place(str(shard), _as_text(picture.name), picture.offset_data, picture.size)
+    return Record(str(place), tuple(captions), "", where, split, tuple(questions))
 
 
 def _ending(source: Source) -> str:
-    """The ending of the members that are captions."""
+    """Returns the ending of the members that are captions."""
     return (source.caption_column or "txt").lower().removeprefix(".")
 
 
-def _find_captions(texts: dict[str, bytes], source: Source) -> object:
-    """What the texts hold in place of a caption.
+def _find_captions(texts: dict[str, bytes | None], source: Source) -> object:
+    """Returns what the texts hold in place of a caption.
 
     Raises:
         ValueError: It is not UTF-8, or not JSON.
     """
     ending = _ending(source)
-    if ending in texts and ending != "json":
-        return texts[ending].decode("utf-8-sig")
-    values = json.loads(texts.get("json", b"null"))
+    if ending != "json" and (text := texts.get(ending)) is not None:
+        return text.decode("utf-8-sig")
+    values = load_json(texts.get("json") or b"null", "its JSON")
     if not isinstance(values, dict):
         return None
     return next(
@@ -121,9 +172,9 @@ def _find_captions(texts: dict[str, bytes], source: Source) -> object:
     )
 
 
-def _find_answers(texts: dict[str, bytes], source: Source) -> tuple[list[str], list[str]]:
-    """The questions and answers in the JSON of a sample."""
-    values = json.loads(texts.get("json", b"null"))
+def _find_answers(texts: dict[str, bytes | None], source: Source) -> tuple[list[str], list[str]]:
+    """Returns the questions and answers in the JSON of a sample."""
+    values = load_json(texts.get("json") or b"null", "its JSON")
     if not isinstance(values, dict):
         return [], []
     question, answers = (
@@ -134,27 +185,64 @@ def _find_answers(texts: dict[str, bytes], source: Source) -> tuple[list[str], l
 
 
 def _samples(shard: Path, text_endings: set[str]) -> Iterator[_Sample]:
-    """Yield the samples of a tar in order: a sample's name is a member's up to the first dot behind its folders."""
+    """Yields the samples of a tar in order.
+
+    The name of a sample is a member's up to the first dot behind its folders. In a tar of files that nobody named for
+    that (`photo.v2.jpg`, `photo.v2.txt`), it is the name up to the last dot where picture and caption then match.
+    """
     sample = _Sample("")
+    for member in _members(shard):
+        folder, slash, file = member.name.rpartition("/")
+        stem, _, ending = file.partition(".")
+        ending = ending.lower()
+        if not stem:
+            continue
+        if (key := f"{folder}{slash}{stem}") != sample.key or ending in sample.endings:
+            yield from _split_at_last_dot(sample, text_endings)
+            sample = _Sample(key)
+        sample.endings.add(ending)
+        if f".{ending}" in IMAGE_SUFFIXES:
+            sample.picture = sample.picture or member
+        elif f".{ending.rpartition('.')[2]}" in IMAGE_SUFFIXES:
+            sample.strays.append(member)
+        elif ending in text_endings or ending.rpartition(".")[2] in text_endings:
+            sample.texts[ending] = None if member.size > _LONGEST_TEXT else _read(shard, member)
+    yield from _split_at_last_dot(sample, text_endings)
+
+
+def _split_at_last_dot(sample: _Sample, text_endings: set[str]) -> Iterator[_Sample]:
+    """Yields a sample, and one for each of its strays that has a text of its own name."""
+    strays, sample.strays = sample.strays, []
+    for stray in strays:
+        middle, _, ending = stray.name.rpartition("/")[2].partition(".")[2].lower().rpartition(".")
+        texts = {
+            name.rpartition(".")[2]: text for name, text in sample.texts.items() if name.rpartition(".")[0] == middle
+        }
+        if texts:
+            yield _Sample(f"{sample.key}.{middle}", stray, texts, {ending, *texts})
+        elif sample.picture is None:  # a sample with a picture may have more of them: masks, other views
+            sample.strays.append(stray)
+    sample.texts = {name: text for name, text in sample.texts.items() if name in text_endings}
+    yield sample
+
+
+def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
+    """Yields the regular files in a tar.
+
+    Raises:
+        DataError: The tar is damaged.
+    """
     try:
         with tarfile.open(shard, "r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # ty: ignore[missing-attribute] - else it would remember all of them
-                if not member.isreg() or member.issparse():
-                    continue
-                folder, slash, file = member.name.rpartition("/")
-                stem, _, ending = file.partition(".")
-                ending = ending.lower()
-                if not stem:
-                    continue
-                if (key := f"{folder}{slash}{stem}") != sample.key or ending in sample.endings:
-                    yield sample
-                    sample = _Sample(key)
-                sample.endings.add(ending)
-                if f".{ending}" in IMAGE_SUFFIXES:
-                    sample.picture = sample.picture or member
-                elif ending in text_endings and (content := tar.extractfile(member)) is not None:
-                    sample.texts[ending] = content.read()
-        yield sample
-    except (tarfile.TarError, OSError) as error:
+                if member.isreg() and not member.issparse():
+                    yield member
+    except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"{shard}: the tar is damaged or none ({error})") from error
+
+
+def _read(shard: Path, member: tarfile.TarInfo) -> bytes:
+    with shard.open("rb") as file:
+        file.seek(member.offset_data)
+        return file.read(member.size)

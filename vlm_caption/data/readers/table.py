@@ -1,16 +1,19 @@
 """A table of images and captions: CSV, TSV, JSON lines, or Parquet; and the Hugging Face imagefolder made with one."""
 
 import ast
+import base64
 import contextlib
-import csv
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...core.errors import DataError
-from ...core.text import first_line, read_lines
-from ..places import Place, digest_base64, find_base64
+from ...core.files import is_file, is_folder
+from ...core.text import first_line, is_utf8, preview, read_lines
+from ...core.untrusted import load_json
+from ..places import find_base64
 from ..records import (
     ANSWER_COLUMNS,
     IMAGE_COLUMNS,
@@ -30,24 +33,20 @@ from ..records import (
     the_one,
 )
 from .arrow import read_parquet
+from .delimited import find_separator, read_cells
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 TABLE_NAMES = ("captions.csv", "captions.tsv", "captions.jsonl", "captions.parquet", "captions.txt")
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
-# The longest field of a CSV, in characters: a base64 picture. csv's own limit is 131,072.
-_FIELD_LIMIT = 1 << 26
-
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row: its values by column, and the bytes of the file that it was read from, from `offset` on."""
+    """One row, with its values by column."""
 
     table: Path
     name: str
     values: Mapping[str, object]
-    offset: int
-    content: bytes
 
     @property
     def where(self) -> str:
@@ -55,28 +54,44 @@ class Row:
 
 
 def find_table(path: Path) -> list[Path]:
-    """The table that `path` is by its ending, or holds by name."""
-    if path.is_dir():
-        return [path / name for name in TABLE_NAMES if (path / name).is_file()]
+    """Returns the table that `path` is by its ending, or holds by name."""
+    if is_folder(path):
+        return [path / name for name in TABLE_NAMES if is_file(path / name)]
     suffix = path.suffix.lower()
     if suffix == ".csv":
-        return [path] if first_line(path).count("|") != 2 else []  # that would be Flickr30k's results.csv
+        return [] if is_results(first_line(path)) else [path]
+    if suffix == ".jsonl":
+        return [] if is_conversation(first_line(path)) else [path]
     return [path] if suffix in TABLE_SUFFIXES or (suffix == ".txt" and _is_headed(path)) else []
 
 
+def is_results(line: str) -> bool:
+    """Whether a line is one of Flickr30k's `results.csv`: a name, a number or its heading, and a caption."""
+    fields = [field.strip().lower() for field in line.split("|")]
+    return len(fields) >= 3 and (fields[1].isdecimal() or fields[1] == "comment_number")
+
+
+def is_conversation(line: str) -> bool:
+    """Whether a line of JSON is a conversation, as LLaVA's and chat models' are."""
+    try:
+        values = load_json(line, "")
+    except DataError:
+        return False
+    return isinstance(values, dict) and not values.keys().isdisjoint(("conversations", "messages"))
+
+
 def list_table_files(source: Source) -> list[Path]:
-    """The table alone."""
+    """Returns the table alone."""
     return find_table(source.path) or find_metadata(source.path)
 
 
 def read_table(source: Source) -> Iterator[Record | Problem]:
-    """Yield a record for each row of a table.
+    """Yields a record for each row of a table.
 
     The columns are found by name (`IMAGE_COLUMNS`, `CAPTION_COLUMNS`), whatever the case, unless they are given. An
     image is a path, relative to the table's folder or the one folder in it that holds the pictures; or base64; or
     bytes (Parquet). A caption is a string or, in JSON lines and Parquet, a list of strings as well. Where questions
-    are read, a column has them, beside one of answers (`ANSWER_COLUMNS`). A column `split` says which split a row is
-    of. CSV and TSV quote alike: a field that starts with `"` ends with one.
+    are read, a column has them, beside one of answers (`ANSWER_COLUMNS`). A column `split` names the row's split.
 
     Raises:
         DataError: The table cannot be read, or lacks a column.
@@ -89,19 +104,16 @@ def read_table(source: Source) -> Iterator[Record | Problem]:
 
 
 def find_metadata(path: Path) -> list[Path]:
-    """The `metadata.*` of a Hugging Face imagefolder: in the folder, or in those of its splits."""
-    if not path.is_dir():
+    """Returns the `metadata.*` of a Hugging Face imagefolder: in the folder, or in those of its splits."""
+    if not is_folder(path):
         return []
     return [
-        folder / name
-        for folder in [path, *list_subfolders(path)]
-        for name in METADATA_NAMES
-        if (folder / name).is_file()
+        folder / name for folder in [path, *list_subfolders(path)] for name in METADATA_NAMES if is_file(folder / name)
     ]
 
 
 def read_imagefolder(source: Source) -> Iterator[Record | Problem]:
-    """Yield a record for each row of the metadata files, as of `read_table`, with paths relative to each.
+    """Yields a record for each row of the metadata files, see `read_table`, with paths relative to each.
 
     A subfolder with its own metadata is a split by its name: `train/metadata.csv`, `validation/metadata.jsonl`.
 
@@ -128,9 +140,10 @@ def _read_one(table: Path, source: Source, folder: ImageFolder, split: str | Non
         return
     read_rows: Callable[[Path], Iterator[Row | Problem]] = read_jsonl if table.suffix.lower() == ".jsonl" else read_csv
     columns: tuple[str, str, str | None] | None = None
-    row = None
+    fault: Problem | None = None
     for row in read_rows(table):
         if isinstance(row, Problem):
+            fault = fault or row
             yield row
             continue
         if columns is None:
@@ -139,8 +152,8 @@ def _read_one(table: Path, source: Source, folder: ImageFolder, split: str | Non
                 *find_texts(row.values, source, row.where),
             )
         yield _record(row, *columns, folder, split)
-    if row is None:
-        raise DataError(f"{table}: the table has no rows")
+    if columns is None:
+        raise DataError(str(fault or f"{table}: the table has no rows"))
 
 
 def _record(
@@ -154,11 +167,11 @@ def _record(
     if SPLIT_COLUMN in row.values:
         value = row.values[SPLIT_COLUMN]
         if not isinstance(value, str) or not value.strip():
-            return Problem(row.where, f"the column {SPLIT_COLUMN!r} must hold text, and holds {value!r}")
+            return Problem(row.where, f"the column {SPLIT_COLUMN!r} must hold text, and holds {preview(value)}")
         split = value.strip()
     image = row.values.get(image_column)
     if not isinstance(image, str) or not image.strip():
-        reason = f"the column {image_column!r} must hold a path or base64 text, and holds {image!r:.80}"
+        reason = f"the column {image_column!r} must hold a path or base64 text, and holds {preview(image)}"
         return Problem(row.where, reason, split=split)
     questions: list[str] = []
     if question_column is None:
@@ -172,99 +185,90 @@ def _record(
     if not captions:
         reason = (
             f"the column {caption_column!r} must hold a caption, or a list of captions, and holds "
-            f"{row.values.get(caption_column)!r:.80}"
+            f"{preview(row.values.get(caption_column))}"
         )
         return Problem(row.where, reason, split=split)
     encoded = find_base64(image)
     if encoded is None:
-        return folder.record(image.strip(), captions, row.where, split, questions)
-    # Some writers of JSON escape the slash; decoding passes over the backslash.
-    for written in (encoded.encode(), encoded.replace("/", "\\/").encode()):
-        start = row.content.find(written)
-        if start >= 0:
-            place = Place(str(row.table), row.name, row.offset + start, len(written), is_base64=True)
-            key = digest_base64(encoded)
-            return Record(str(place), tuple(captions), key, row.where, split, tuple(questions))
-    reason = f"the base64 in the column {image_column!r} is written with escapes: write it plainly"
-    return Problem(row.where, reason, split=split)
-
-
-class _CsvLines:
-    """Feeds a table's lines to csv, and keeps those that the row at hand is made of."""
-
-    def __init__(self, table: Path):
-        self._lines = read_lines(table)
-        self._of_row: list[tuple[int, bytes]] = []
-
-    def __iter__(self) -> "_CsvLines":
-        return self
-
-    def __next__(self) -> str:
-        _, offset, content, text = next(self._lines)
-        self._of_row.append((offset, content))
-        return text
-
-    def end_row(self) -> tuple[int, bytes]:
-        """The offset and the bytes of the row that csv has just given."""
-        offset, content = self._of_row[0][0], b"".join(content for _, content in self._of_row)
-        self._of_row = []
-        return offset, content
+        return folder.record(image, captions, row.where, split, questions)
+    try:
+        content = base64.b64decode(encoded)
+    except ValueError as error:
+        return Problem(row.where, f"the column {image_column!r} holds broken base64 ({error})", split=split)
+    key = hashlib.sha256(content).hexdigest()
+    return Record("", tuple(captions), key, row.where, split, tuple(questions), content)
 
 
 def read_csv(table: Path) -> Iterator[Row | Problem]:
-    """Yield the rows of a CSV or TSV.
+    """Yields the rows of a CSV or TSV; see `read_cells`.
 
     Raises:
-        DataError: It is malformed.
+        DataError: The header is malformed, or the file cannot be read.
     """
-    csv.field_size_limit(max(csv.field_size_limit(), _FIELD_LIMIT))
-    lines = _CsvLines(table)
-    # Strict: a stray quotation mark is an error, where csv would else swallow the rows up to the next one.
-    reader = csv.reader(lines, delimiter="\t" if table.suffix.lower() == ".tsv" else ",", strict=True)
     header: list[str] = []
-    number = 0
-    try:
-        for number, cells in enumerate(reader, start=1):
-            offset, content = lines.end_row()
+    for number, cells in enumerate(read_cells(table), start=1):
+        name = f"row {number}"
+        problem = None
+        if isinstance(cells, str):
+            problem = Problem(f"{table}, {name}", cells)
+        elif not all(map(is_utf8, cells)):
+            problem = Problem(str(table), f"the file is not UTF-8 ({name}): save it as UTF-8")
+        elif cells and header and len(cells) != len(header):
+            reason = (
+                f"{len(cells)} fields, and the header has {len(header)}: put a field that holds the separator "
+                'between quotation marks (")'
+            )
+            problem = Problem(f"{table}, {name}", reason)
+        elif cells and header:
+            yield Row(table, name, dict(zip(header, map(_spelt_out, cells), strict=True)))
+        elif cells:
+            header = _read_header(cells, table)
+        if problem is not None:
             if not header:
-                header = [_column(cell) for cell in cells]
-                if repeated := [name for name in header if name and header.count(name) > 1]:
-                    raise DataError(
-                        f"{table}: the column {repeated[0]!r} is there more than once: give each caption a row of its "
-                        "own"
-                    )
-            elif cells and len(cells) != len(header):
-                reason = (
-                    f"{len(cells)} fields, and the header has {len(header)}: put a field that holds the separator "
-                    'between quotation marks (")'
-                )
-                yield Problem(f"{table}, row {number}", reason)
-            elif cells:
-                values = dict(zip(header, map(_spelt_out, cells), strict=True))
-                yield Row(table, f"row {number}", values, offset, content)
-    except csv.Error as error:
+                raise DataError(str(problem))
+            yield problem
+
+
+def _read_header(cells: list[str], table: Path) -> list[str]:
+    """Returns the names of the columns.
+
+    Raises:
+        DataError: A column is there twice.
+    """
+    header = [_column(cell) for cell in cells]
+    if repeated := [name for name in header if name and header.count(name) > 1]:
         raise DataError(
-            f"{table}, row {number + 1}: {error}: double the quotation marks inside a quoted field"
-        ) from error
+            f"{table}: the column {repeated[0]!r} is there more than once: give each caption a row of its own"
+        )
+    return header
 
 
 def read_jsonl(table: Path) -> Iterator[Row | Problem]:
-    """Yield the objects of JSON lines, as rows.
+    """Yields the objects of JSON lines, as rows; a line that is no object is a problem.
 
     Raises:
-        DataError: A line is none.
+        DataError: The file cannot be read.
     """
-    for number, offset, content, line in read_lines(table):
+    for number, line in read_lines(table, "surrogateescape"):
         if not line.strip():
+            continue
+        if not is_utf8(line):
+            yield Problem(str(table), f"the file is not UTF-8 (line {number}): save it as UTF-8")
             continue
         where = f"{table}, line {number}"
         try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: this is not JSON ({error}): write one object a line") from error
+            values = load_json(line, where)
+        except DataError as error:
+            yield Problem(where, f"{str(error).removeprefix(f'{where}: ')}: write one object a line")
+            continue
         if not isinstance(values, dict):
-            raise DataError(f"{where}: this is not a JSON object: write one object a line")
-        yield Row(table, f"line {number}", {_column(key): value for key, value in values.items()}, offset, content)
+            yield Problem(where, "this is not a JSON object: write one object a line")
+            continue
+        columns = {_column(key): value for key, value in values.items()}
+        if len(columns) < len(values):
+            yield Problem(where, f"two of its names differ only in their capitals or spaces: {preview(list(values))}")
+        else:
+            yield Row(table, f"line {number}", columns)
 
 
 def _spelt_out(cell: str) -> str | list[str]:
@@ -285,5 +289,5 @@ def _column(name: str) -> str:
 
 def _is_headed(path: Path) -> bool:
     """Whether a text file is a CSV with known columns: Kaggle's Flickr8k calls its table captions.txt."""
-    columns = {_column(cell) for cell in first_line(path).split(",")}
+    columns = {_column(cell) for cell in first_line(path).split(find_separator(path))}
     return bool(columns & set(IMAGE_COLUMNS)) and bool(columns & set(ANSWER_COLUMNS))

@@ -13,10 +13,12 @@ from tiny_models import save_language_model, save_vision_tower, tiny_model, tiny
 from tiny_runs import tiny_settings, write_colours
 
 from vlm_caption import BackboneError, Captioner, CaptionerForConditionalGeneration, compose, write_model_card
-from vlm_caption.captioning.captioner import DEFAULT_CHECKPOINT
+from vlm_caption.captioning.checkpoints import DEFAULT_CHECKPOINT
 from vlm_caption.config.run_config import RunConfig
-from vlm_caption.hub.facts import FACTS_NAME, read_facts, record_evaluation, record_training, weights_fingerprint
-from vlm_caption.hub.model_card import MARK, backbone_licence
+from vlm_caption.hub import card as card_module
+from vlm_caption.hub.card import MARK, backbone_licence
+from vlm_caption.hub.facts import FACTS_NAME, read_facts, record_evaluation, record_training
+from vlm_caption.towers.fingerprints import weights_fingerprint
 from vlm_caption.training.train import train
 
 EVALUATION = {
@@ -282,6 +284,17 @@ class TestLicence:
 
     def test_of_a_repository_that_cannot_be_reached_is_not_stated(self):
         assert backbone_licence("org/name", "main") == "not stated"
+
+    @pytest.mark.parametrize(("cached", "licence"), [(False, "not stated"), (True, "mit")])
+    def test_behind_a_proxy_that_refuses_is_the_cached_one(self, tmp_path, monkeypatch, cached, licence):
+        def refuse(*arguments, **options):
+            raise Exception("403 Forbidden")  # as the HTTP library's ProxyError, which is no OSError
+
+        (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+        monkeypatch.setattr(card_module, "hf_hub_download", refuse)
+        found = str(tmp_path / "README.md") if cached else None
+        monkeypatch.setattr(card_module, "try_to_load_from_cache", lambda *arguments, **options: found)
+        assert backbone_licence("org/name") == licence
 
 
 class TestDamagedFacts:

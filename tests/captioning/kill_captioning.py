@@ -1,0 +1,178 @@
+"""Kills jobs at seeded random moments and repeats their commands: they must end as if nothing had happened.
+
+    PYTHONPATH=tests python tests/captioning/kill_captioning.py --count 100 --seed 0 [--caching]
+
+The jobs are those of scripts/caption.py, whose file must be the same byte for byte; with `--caching`, those of
+scripts/cache_features.py, whose features must be the same. The exit code is 1 if any job ended otherwise.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PICTURES, BATCH_SIZE = 24, 2
+
+PRELOADED = [
+    "timm",
+    "transformers.models.dinov2.modeling_dinov2",
+    "transformers.models.gpt2.modeling_gpt2",
+    "vlm_caption.captioning.job",
+    "vlm_caption.training.feature_caching",
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one job ended: when it was killed, and whether it ended with the same content."""
+
+    moment: str
+    killed: bool
+    equal: bool
+
+    def __str__(self) -> str:
+        state = "killed" if self.killed else "had ended"
+        return f"{self.moment}: {state}; then {'the same content' if self.equal else 'ANOTHER'}"
+
+
+def run_script(script: str, argv: list[str], cache: str) -> None:
+    """Runs a script in this process, without its output."""
+    from commands import load_script
+
+    os.environ["VLM_CAPTION_CACHE"] = cache
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - until the process ends
+    sys.exit(load_script(script).main(argv))
+
+
+def kill_captioning(folder: Path, count: int, seed: int) -> Iterator[Outcome]:
+    """Captions pictures once in peace and `count` times with a kill −9 and a repetition; yields each outcome.
+
+    Args:
+        folder: An empty folder.
+        count: How many jobs are killed.
+        seed: The seed of the moments.
+    """
+    from tiny_models import picture
+
+    _save_checkpoint(folder / "checkpoint")
+    (folder / "photos").mkdir()
+    for number in range(PICTURES):
+        picture(number).save(folder / "photos" / f"{number:02}.png")
+    (folder / "photos" / "05.png").write_bytes(b"no picture")
+    options = ["--checkpoint", str(folder / "checkpoint"), "--batch-size", str(BATCH_SIZE), str(folder / "photos")]
+    options += ["--sample", "--seed", "1", "--max-new-tokens", "12"]
+
+    def start(name: str):
+        return _start("caption", [*options, "--output", str(folder / name)], str(folder))
+
+    def lines(name: str) -> int:
+        path = folder / name
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    draw = random.Random(seed)
+    _finish(start("whole.jsonl"), code=1)  # one picture is bad
+    expected = (folder / "whole.jsonl").read_bytes()
+    assert lines("whole.jsonl") == PICTURES - 1, "a caption is empty: take other settings"
+    for number in range(count):
+        name = f"{number}.jsonl"
+        after, delay = draw.randrange(0, PICTURES - 1), draw.random() * 0.01
+        killed = _kill(start(name), lambda name=name, after=after: lines(name) >= after, delay)
+        _finish(start(name), code=1)
+        yield Outcome(f"after {after} captions + {delay:.4f} s", killed, (folder / name).read_bytes() == expected)
+
+
+def kill_caching(folder: Path, count: int, seed: int) -> Iterator[Outcome]:
+    """Caches features once in peace and `count` times with a kill −9 and a repetition; see `kill_captioning`."""
+    import torch
+    from safetensors.torch import load_file
+    from tiny_models import save_vision_tower
+    from tiny_runs import write_colours
+
+    tower = save_vision_tower(folder / "tower", "dinov2")
+    config = Path(__file__).parents[2] / "configs" / "tiny.yaml"
+    options = ["--config", str(config), "--data.path", str(write_colours(folder)), "--model.vision", str(tower)]
+
+    def start(name: str):
+        return _start("cache_features", options, str(folder / name))
+
+    def content(name: str) -> list[bytes]:
+        shards = [load_file(shard) for shard in (folder / name).glob("features/*/*.safetensors")]
+        rows = [row for shard in shards for values in shard.values() for row in values]
+        return sorted(row.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for row in rows)
+
+    draw = random.Random(seed)
+    _finish(start("whole"), code=0)
+    for number in range(count):
+        name, delay = str(number), draw.random() * 0.05
+        is_near = lambda name=name: any((folder / name / "features").glob("*"))  # noqa: E731
+        killed = _kill(start(name), is_near, delay)
+        _finish(start(name), code=0)
+        yield Outcome(f"caching + {delay:.4f} s", killed, content(name) == content("whole"))
+
+
+def _save_checkpoint(folder: Path) -> None:
+    """Saves a random captioner whose captions depend on the picture."""
+    import torch
+
+    from vlm_caption import compose
+
+    vision = {"model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    language = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 96}
+    torch.manual_seed(0)
+    model, processor = compose(vision | {"image_size": 28, "patch_size": 14}, language | {"initializer_range": 0.5})
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def _start(script: str, argv: list[str], cache: str):
+    context = multiprocessing.get_context("forkserver")  # imports once, forks for every job
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=run_script, args=(script, argv, cache))
+    process.start()
+    return process
+
+
+def _kill(process, is_near: Callable[[], bool], delay: float) -> bool:
+    """Kills a job some time after it is near the moment. Returns whether it was still running."""
+    while process.is_alive() and not is_near():
+        time.sleep(0.0005)
+    time.sleep(delay)
+    killed = process.is_alive()
+    process.kill()
+    process.join()
+    return killed
+
+
+def _finish(process, code: int) -> None:
+    process.join()
+    if process.exitcode != code:
+        raise RuntimeError(f"a job ended with exit code {process.exitcode} instead of {code}")
+
+
+def main() -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--caching", action="store_true")
+    arguments = parser.parse_args()
+    kill = kill_caching if arguments.caching else kill_captioning
+    with tempfile.TemporaryDirectory() as folder:
+        outcomes = []
+        for outcome in kill(Path(folder), arguments.count, arguments.seed):
+            outcomes.append(outcome)
+            print(f"{len(outcomes):3} {outcome}", flush=True)
+    counts = {name: sum(getattr(outcome, name) for outcome in outcomes) for name in ("killed", "equal")}
+    print(json.dumps({"jobs": len(outcomes), **counts}))
+    return 0 if counts["equal"] == len(outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+from .captioning.captioner import Caption, Captioner
+from .config.run_config import RunConfig
+from .core.errors import BackboneError, CheckpointError, ConfigError, DataError, ImageError
+from .data.formats import load_captions
+from .evaluation.evaluate import evaluate, evaluate_files
+from .hub.card import write_model_card
+from .images.opening import open_image
+from .inspection.inspect import inspect_data
+from .model.configuration_captioner import CaptionerConfig
+from .model.processing_captioner import CaptionerProcessor
+from .towers.captioner import CaptionerForConditionalGeneration, CaptionerModel
+from .towers.composition import compose
+from .towers.sources import resolve_backbone
+from .training.feature_caching import cache_features
+from .training.train import train
+
+__version__: str
+
+__all__ = [
+    "BackboneError",
+    "Caption",
+    "Captioner",
+    "CaptionerConfig",
+    "CaptionerForConditionalGeneration",
+    "CaptionerModel",
+    "CaptionerProcessor",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "ImageError",
+    "RunConfig",
+    "cache_features",
+    "compose",
+    "evaluate",
+    "evaluate_files",
+    "inspect_data",
+    "load_captions",
+    "open_image",
+    "resolve_backbone",
+    "train",
+    "write_model_card",
+]

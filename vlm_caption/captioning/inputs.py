@@ -1,0 +1,260 @@
+"""Finds the pictures to caption: in files, folders, lists, archives and tables, and on the web."""
+
+import glob
+import io
+import os
+import re
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from ..core.console import first_line_of
+from ..core.errors import ConfigError, DataError, ImageError, ImageNotFoundError
+from ..core.text import readable
+from ..data.records import IMAGE_COLUMNS, find_column
+from ..images.finding import PassedOver, find_images
+from ..images.opening import IMAGE_SUFFIXES, ImageSource, describe
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://|data:", re.IGNORECASE)
+_TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+
+
+class StoredPicture:
+    """A picture inside an archive or a table. It is a binary file for `open_image`, opened when it is first read.
+
+    Args:
+        name: Its name in captions and messages: "photos.zip, 1.jpg".
+        open_file: Opens it.
+    """
+
+    def __init__(self, name: str, open_file: Callable[[], Any]) -> None:
+        self.name = name
+        self._open_file = open_file
+        self._file: BinaryIO | None = None
+
+    def seekable(self) -> bool:
+        return False
+
+    def read(self, size: int = -1) -> bytes:
+        """Returns the next bytes; none at the end, where the file is closed.
+
+        Raises:
+            OSError: The archive is damaged, or holds the picture in a form that cannot be read.
+        """
+        try:
+            self._file = self._file or self._open_file()
+            content = self._file.read(size)
+        except OSError:
+            raise
+        except Exception as error:  # zipfile, tarfile, zlib and pyarrow have errors of their own
+            raise OSError(first_line_of(error)) from error
+        if not content:
+            self._file.close()
+            self._file = None
+        return content
+
+
+def find_pictures(
+    names: Iterable[str],
+    on_error: Callable[[ImageError], None],
+    stdin: BinaryIO | None = None,
+    passed_over: PassedOver | None = None,
+) -> list[ImageSource]:
+    """Lists the pictures that the arguments of a command name, each once.
+
+    Args:
+        names: Files, folders, URLs, glob patterns such as "photos/**/*.jpg", zip and tar archives, Parquet files with
+            a column of pictures; "@list.txt" for a file with a name in each line, and "-" for standard input with a
+            name in each line. Names in a list may also be separated by zero bytes.
+        on_error: Gets the error of each name without pictures, and of each damaged archive or table.
+        stdin: Standard input.
+        passed_over: Counts what a search of folders passes over.
+
+    Returns:
+        What `open_image` takes, in the order of the names. Pictures in archives and tables are read when opened.
+
+    Raises:
+        ConfigError: A name is empty.
+        DataError: A list cannot be read.
+    """
+    found: dict[str, ImageSource] = {}
+    for name in names:
+        if not name:
+            raise ConfigError("An argument is empty, and names no picture: is a variable of your shell not set?")
+        try:
+            for source in _expand(name, on_error, stdin, passed_over):
+                found.setdefault(place_of(describe(source)) if _is_short(source) else str(source), source)
+        except ImageError as error:
+            on_error(error)
+    return list(found.values())
+
+
+def place_of(name: str) -> str:
+    """Returns a picture's place by which it is known, however its path is spelled; for a URL, the URL.
+
+    Args:
+        name: What `Caption.image` says, or the line of a caption file.
+    """
+    return name if _URL.match(name) else readable(os.path.abspath(name))  # noqa: PTH100 - links are kept
+
+
+def _is_short(source: ImageSource) -> bool:
+    """Whether `describe` names a source in full, as it does with all but the pictures that are URLs themselves."""
+    return not (isinstance(source, str) and source[:5].lower() == "data:")
+
+
+def _expand(
+    name: str,
+    on_error: Callable[[ImageError], None],
+    stdin: BinaryIO | None,
+    passed_over: PassedOver | None,
+    is_listed: bool = False,
+) -> Iterator[ImageSource]:
+    """Yields the pictures of one name. A name in a list is no pattern and no list."""
+    if name == "-" and not is_listed:
+        yield from _expand_list(stdin.read() if stdin is not None else b"", on_error, passed_over)
+    elif name.startswith("@") and not is_listed:
+        try:
+            content = Path(name[1:]).read_bytes()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"{name[1:]}: the list of pictures cannot be read ({reason})") from error
+        yield from _expand_list(content, on_error, passed_over)
+    elif _URL.match(name):
+        yield name
+    elif os.path.isdir(name):  # noqa: PTH112 - a Path raises an error for a name that is too long
+        yield from find_images([name], passed_over=passed_over)
+    elif not os.path.lexists(name) and not is_listed and glob.has_magic(name):
+        matches = sorted(path for path in glob.iglob(name, recursive=True) if Path(path).is_file())  # noqa: PTH207
+        if not matches:
+            raise ImageNotFoundError(name, "no file has such a name")
+        for match in matches:
+            yield from _expand(match, on_error, stdin, passed_over, is_listed=True)
+    elif name.lower().endswith(".zip"):
+        yield from _open_zip(name)
+    elif name.lower().endswith(_TAR_ENDINGS):
+        yield from _open_tar(name)
+    elif name.lower().endswith(".parquet"):
+        yield from _open_parquet(name)
+    else:
+        yield Path(name)
+
+
+def _expand_list(
+    content: bytes, on_error: Callable[[ImageError], None], passed_over: PassedOver | None
+) -> Iterator[ImageSource]:
+    separator = b"\0" if b"\0" in content else b"\n"
+    for line in content.removeprefix(b"\xef\xbb\xbf").split(separator):
+        if separator == b"\n":
+            line = line.removesuffix(b"\r")
+        if line:
+            try:
+                yield from _expand(os.fsdecode(line), on_error, None, passed_over, is_listed=True)
+            except ImageError as error:
+                on_error(error)
+
+
+def _open_zip(path: str) -> Iterator[BinaryIO]:
+    try:
+        archive = zipfile.ZipFile(path)
+        names = [info.filename for info in archive.infolist() if _is_picture(info.filename)]
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise _unreadable(path, "zip archive", error) from error
+    yield from _named(path, names, lambda name: lambda: archive.open(name))
+
+
+def _open_tar(path: str) -> Iterator[BinaryIO]:
+    members: dict[str, tarfile.TarInfo] = {}
+    fault: Exception | None = None
+    try:
+        archive = tarfile.open(path)  # noqa: SIM115 - its pictures are read later
+        for member in archive:
+            if member.isreg() and _is_picture(member.name):
+                members[member.name] = member
+    except (OSError, tarfile.TarError, EOFError, zlib.error, ValueError) as error:
+        fault = error
+    if members or fault is None:  # what stands before the damage can be read
+        yield from _named(path, list(members), lambda name: lambda: archive.extractfile(members[name]))
+    if fault is not None:
+        raise _unreadable(path, "tar archive", fault) from fault
+
+
+def _named(path: str, names: Sequence[str], opener: Callable[[str], Callable[[], Any]]) -> Iterator[BinaryIO]:
+    if not names:
+        raise ImageNotFoundError(path, f"the archive holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    for name in names:
+        yield cast(BinaryIO, StoredPicture(f"{path}, {readable(name)}", opener(name)))
+
+
+def _is_picture(name: str) -> bool:
+    """Whether a member of an archive is a picture, and none of the files that macOS hides in archives."""
+    path = Path(name)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
+
+
+def _open_parquet(path: str) -> Iterator[BinaryIO]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(path)
+        column = find_column(table.schema_arrow.names, None, IMAGE_COLUMNS, "image", path)
+    except (OSError, pa.ArrowException, DataError) as error:
+        raise _unreadable(path, "Parquet file", error) from error
+    rows = _ParquetRows(path, table, column)
+    count = table.metadata.num_rows
+    if not count:
+        raise ImageNotFoundError(path, "the table has no rows")
+    for row in range(count):
+        yield cast(BinaryIO, StoredPicture(f"{path}, row {row + 1}", lambda row=row: rows.open(row)))
+
+
+def _unreadable(path: str, kind: str, error: Exception) -> ImageError:
+    if isinstance(error, FileNotFoundError):
+        return ImageNotFoundError(path, "there is no such file")
+    return ImageError(path, f"the {kind} cannot be read ({first_line_of(error)})")
+
+
+class _ParquetRows:
+    """The pictures of a Parquet file's column. A few rows at a time are in memory, as rows are opened in order."""
+
+    ROWS = 16
+
+    def __init__(self, path: str, table: Any, column: str) -> None:
+        self.path, self.table, self.column = path, table, column
+        self.batches: Iterator[Any] = iter(())
+        self.start, self.values = 0, []
+
+    def open(self, row: int) -> BinaryIO:
+        """Opens the picture of a row.
+
+        Raises:
+            OSError: The row has no picture, or the file that it names cannot be opened.
+        """
+        if not self.values or row < self.start:
+            self._begin(row)
+        while row >= self.start + len(self.values):
+            self.start += len(self.values)
+            self.values = next(self.batches).column(0).to_pylist()
+        value = self.values[row - self.start]
+        if isinstance(value, dict):  # the type Image of `datasets`: bytes, or the path of a file
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, str):
+            return (Path(self.path).parent / value).open("rb")
+        if not isinstance(value, bytes):
+            raise OSError("the row has no picture")
+        return io.BytesIO(value)
+
+    def _begin(self, row: int) -> None:
+        """Begins with the row group of a row."""
+        self.start, self.values = 0, []
+        for group in range(self.table.num_row_groups):
+            length = self.table.metadata.row_group(group).num_rows
+            if row < self.start + length:
+                groups = list(range(group, self.table.num_row_groups))
+                self.batches = self.table.iter_batches(self.ROWS, row_groups=groups, columns=[self.column])
+                return
+            self.start += length

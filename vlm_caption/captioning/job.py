@@ -1,0 +1,103 @@
+"""Captions many pictures or vectors, and leaves out those that have their captions already."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from ..core.errors import ImageError
+from ..data.vectors import Vectors
+from ..images.opening import ImageSource, describe
+from .captioner import Caption, Captioner
+from .writers import OutputFile, Writer
+
+Result = list[Caption] | ImageError
+
+
+class CaptionJob:
+    """The pictures, or rows of vectors, to caption, and where their captions go.
+
+    Pictures are captioned in batches of fixed members. A batch's captions are written together, so a job that was
+    killed and is repeated captions the same batches, and ends with the same captions.
+
+    Args:
+        inputs: The pictures, or the vectors.
+        writers: Where captions go.
+        batch_size: The number of inputs at a time.
+
+    Attributes:
+        num_done: How many inputs have their captions already.
+        num_left: How many are left.
+    """
+
+    def __init__(self, inputs: Sequence[ImageSource] | Vectors, writers: Sequence[Writer], batch_size: int) -> None:
+        self.inputs, self.writers, self.batch_size = inputs, writers, batch_size
+        self._left = [row for row, name in enumerate(self._names()) if not all(w.has(name) for w in writers)]
+        self.num_left = len(self._left)
+        self.num_done = len(inputs) - self.num_left
+
+    def run(self, captioner: Captioner, on_error: Callable[[ImageError], None], **settings: Any) -> Iterator[None]:
+        """Captions what is left, and yields after each input.
+
+        Args:
+            captioner: The captioner.
+            on_error: Gets the error of each input that has no caption.
+            **settings: Arguments of `caption_each`.
+
+        Raises:
+            DataError: Captions cannot be written.
+            ValueError: A setting is wrong; see `caption_each`.
+        """
+        checkpoint = captioner.checkpoint if any(writer.needs_checkpoint for writer in self.writers) else ""
+        for writer in self.writers:
+            if isinstance(writer, OutputFile):
+                writer.check_checkpoint(checkpoint)
+        for results in self._results(captioner, settings):
+            results = list(map(_refuse_empty, results))
+            written = [caption for result in results if not isinstance(result, ImageError) for caption in result]
+            captions = [replace(caption, checkpoint=checkpoint) for caption in written]
+            for writer in self.writers:
+                writer.add([caption for caption in captions if not writer.has(caption.image)])
+            for result in results:
+                if isinstance(result, ImageError):
+                    on_error(result)
+                yield
+
+    def finish(self) -> None:
+        """Completes the outputs, once all inputs have been captioned.
+
+        Raises:
+            DataError: An output cannot be written.
+        """
+        for writer in self.writers:
+            writer.finish()
+
+    def _names(self) -> Iterable[str]:
+        """Returns what captions call the inputs."""
+        if isinstance(self.inputs, Vectors):
+            return map(self.inputs.name, range(len(self.inputs)))
+        return map(describe, self.inputs)
+
+    def _results(self, captioner: Captioner, settings: dict[str, Any]) -> Iterator[list[Result]]:
+        batches: dict[int, list[int]] = {}
+        for row in self._left:
+            batches.setdefault(row // self.batch_size, []).append(row)
+        if isinstance(self.inputs, Vectors):
+            names = [self.inputs.name(row) for row in self._left]
+            captions = captioner.caption_vectors(self.inputs.select(names), batch_size=self.batch_size, **settings)
+            count = settings.get("num_return_sequences") or 1
+            for batch in batches.values():
+                yield [list(islice(captions, count)) for _ in batch]
+            return
+        pictures = ([self.inputs[row] for row in rows] for rows in batches.values())
+        yield from captioner.caption_batches(pictures, **settings)
+
+
+def _refuse_empty(result: Result) -> Result:
+    """Returns an error in place of captions one of which is empty."""
+    if isinstance(result, ImageError) or all(caption.text for caption in result):
+        return result
+    return ImageError(
+        result[0].image,
+        "the model wrote an empty caption: try other settings, such as --min-new-tokens 5 or another --prompt",
+    )

