@@ -65,6 +65,7 @@ test-newest: newest-versions  ## what was released since `make constraints`, wit
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: .venv/installed
 	$(BIN)/ty check vlm_caption scripts benchmarks

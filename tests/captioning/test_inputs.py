@@ -121,6 +121,15 @@ def test_a_damaged_member_is_bad_alone():
         open_image(bad)
 
 
+@pytest.mark.parametrize("name", ["/etc/passwd", "/dev/zero", "../0.png", "below/../../0.png"])
+def test_a_row_of_parquet_names_no_file_outside_the_folder_of_the_table(photos, name):
+    pq.write_table(pa.table({"image": ["1.png", name]}), "photos/a.parquet")
+    good, bad = find_pictures(["photos/a.parquet"], pytest.fail)
+    assert open_image(good).width == 21
+    with pytest.raises(ImageError, match="which is not in the folder of the table"):
+        open_image(bad)
+
+
 @pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tgz", "a.parquet"])
 def test_an_archive_that_cannot_be_read_is_bad_alone(photos, name):
     pq.write_table(pa.table({"caption": ["a"]}), "b.parquet")

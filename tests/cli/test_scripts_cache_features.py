@@ -1,5 +1,6 @@
 """scripts/cache_features.py: what train.py then finds, and one sentence for what is wrong."""
 
+import errno
 import signal
 
 import pytest
@@ -82,6 +83,15 @@ def test_a_termination_is_told_by_the_exit_code(script, settings, capfd, monkeyp
     monkeypatch.setattr("vlm_caption.training.feature_caching.image_features", terminate)
     assert script.main(["--config", str(CONFIG), "--data.path", settings["data.path"]]) == 143
     assert capfd.readouterr().err.endswith("cache_features.py: interrupted; the same command goes on from here\n")
+
+
+def test_a_full_disk_is_told_in_a_sentence(script, settings, capfd, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", "cache/corpora")
+
+    monkeypatch.setattr("vlm_caption.training.feature_caching.image_features", fail)
+    assert script.main(["--config", str(CONFIG), "--data.path", settings["data.path"]]) == 2
+    assert capfd.readouterr().err.endswith("cache_features.py: cache/corpora: No space left on device\n")
 
 
 def test_bad_pictures_are_left_out_where_that_is_asked_for(script, settings, tmp_path, capfd):

@@ -121,6 +121,14 @@ def test_a_picture_that_is_named_twice_is_captioned_once(run, photo):
     assert out[0].startswith(f"{photo}: ")
 
 
+@pytest.mark.parametrize("options", [[], ["--sidecars"]])
+def test_a_name_that_is_too_long_costs_no_other_picture(run, photo, options):
+    code, out, [line] = run("a" * 5000 + ".jpg", photo, *options)
+    assert code == 1
+    assert line.startswith("caption.py: aaa")
+    assert len(out) == 1 if not options else Path(photo).with_suffix(".txt").exists()
+
+
 def test_a_file_of_something_else_is_not_added_to(run, photo):
     code, out, [line] = run(photo, "--output", photo)
     assert (code, out) == (2, [])

@@ -132,6 +132,21 @@ def test_an_interrupt_during_imports_is_quiet(tmp_path):
         assert (process.returncode, process.stdout, process.stderr) == (130, "", "")
 
 
+@pytest.mark.parametrize("command", ["train", "cache"])
+def test_a_signal_during_imports_ends_a_run_with_a_sentence(tmp_path, command):
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)")
+    process = subprocess.run(
+        [sys.executable, "-m", "vlm_caption", command, "--data.path", "examples"],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    expected = (143, "", f"vlm-caption {command}: interrupted\n")
+    assert (process.returncode, process.stdout, process.stderr) == expected
+
+
 def test_a_missing_package_is_named_with_its_extra(tmp_path):
     (tmp_path / "datasets.py").write_text("raise ModuleNotFoundError(\"No module named 'datasets'\", name='datasets')")
     process = subprocess.run(

@@ -3,7 +3,6 @@
 import glob
 import io
 import os
-import re
 import tarfile
 import zipfile
 import zlib
@@ -13,12 +12,13 @@ from typing import Any, BinaryIO, cast
 
 from ..core.console import first_line_of
 from ..core.errors import ConfigError, DataError, ImageError, ImageNotFoundError
-from ..core.text import readable
+from ..core.files import is_file, is_folder, open_regular
+from ..core.text import preview, readable
 from ..data.records import IMAGE_COLUMNS, find_column
 from ..images.finding import PassedOver, find_images
 from ..images.opening import IMAGE_SUFFIXES, ImageSource, describe
+from .names import is_url, place_of
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]+://|data:", re.IGNORECASE)
 _TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
@@ -92,15 +92,6 @@ def find_pictures(
     return list(found.values())
 
 
-def place_of(name: str) -> str:
-    """Returns a picture's place by which it is known, however its path is spelled; for a URL, the URL.
-
-    Args:
-        name: What `Caption.image` says, or the line of a caption file.
-    """
-    return name if _URL.match(name) else readable(os.path.abspath(name))  # noqa: PTH100 - links are kept
-
-
 def _is_short(source: ImageSource) -> bool:
     """Whether `describe` names a source in full, as it does with all but the pictures that are URLs themselves."""
     return not (isinstance(source, str) and source[:5].lower() == "data:")
@@ -123,12 +114,12 @@ def _expand(
             reason = getattr(error, "strerror", None) or error
             raise DataError(f"{name[1:]}: the list of pictures cannot be read ({reason})") from error
         yield from _expand_list(content, on_error, passed_over)
-    elif _URL.match(name):
+    elif is_url(name):
         yield name
-    elif os.path.isdir(name):  # noqa: PTH112 - a Path raises an error for a name that is too long
+    elif is_folder(name):
         yield from find_images([name], passed_over=passed_over)
     elif not os.path.lexists(name) and not is_listed and glob.has_magic(name):
-        matches = sorted(path for path in glob.iglob(name, recursive=True) if Path(path).is_file())  # noqa: PTH207
+        matches = sorted(filter(is_file, glob.iglob(name, recursive=True)))  # noqa: PTH207 - it takes any pattern
         if not matches:
             raise ImageNotFoundError(name, "no file has such a name")
         for match in matches:
@@ -243,13 +234,24 @@ class _ParquetRows:
         if isinstance(value, dict):  # the type Image of `datasets`: bytes, or the path of a file
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str):
-            return (Path(self.path).parent / value).open("rb")
+            return self._open_file(value)
         if not isinstance(value, bytes):
             raise OSError("the row has no picture")
         return io.BytesIO(value)
 
+    def _open_file(self, name: str) -> BinaryIO:
+        """Opens a file that a row names, in the folder of the table or below it.
+
+        Raises:
+            OSError: The file is elsewhere, or cannot be opened.
+        """
+        path = Path(os.path.normpath(name))
+        if path.is_absolute() or os.pardir in path.parts[:1]:
+            raise OSError(f"the row names {preview(name)}, which is not in the folder of the table")
+        return open_regular(Path(self.path).parent / name)
+
     def _begin(self, row: int) -> None:
-        """Begins with the row group of a row."""
+        """Starts reading at the row group that contains a row."""
         self.start, self.values = 0, []
         for group in range(self.table.num_row_groups):
             length = self.table.metadata.row_group(group).num_rows

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 from ..core import outputs
 from ..core.console import printable
 from ..core.errors import DataError, ImageError
-from ..core.files import write_text
+from ..core.files import exists, write_text
 from ..core.text import readable
 from .caption_file import CaptionFile, as_entry, as_line
-from .inputs import place_of
+from .names import place_of
 from .tables import csv_lines, read_table, write_table
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class Sidecars:
         self.prefix, self.suffix, self.append, self.overwrite = prefix, suffix, append, overwrite
 
     def has(self, name: str) -> bool:
-        return not (self.append or self.overwrite) and _sidecar(name).exists()
+        return not (self.append or self.overwrite) and exists(_sidecar(name))
 
     def add(self, captions: "Sequence[Caption]") -> None:
         texts: dict[Path, str] = {}
@@ -196,7 +196,7 @@ def check_sidecars(names: Sequence[str]) -> dict[str, ImageError]:
     owners: dict[Path, str] = {}
     for name in names:
         path = _sidecar(os.path.abspath(name))  # noqa: PTH100 - links are kept
-        if not Path(name).exists():
+        if not exists(name):
             errors[name] = ImageError(name, "there is no file on this computer to write a caption beside")
         elif not os.access(path.parent, os.W_OK):
             errors[name] = ImageError(name, f"{path.name} cannot be written beside it: the folder is read-only")

@@ -7,8 +7,9 @@ import signal
 
 from ..config.command_line import add_arguments, parse_arguments
 from ..config.run_config import RunConfig
-from ..core.console import ArgumentParser, is_first_process, loading, setup_logging
+from ..core.console import ArgumentParser, describe_file_error, is_first_process, loading, setup_logging
 from ..core.errors import BackboneError, ConfigError, DataError, ImageError
+from ..core.interrupts import ending_at_once
 
 
 def main(argv: list[str] | None, prog: str) -> int:
@@ -29,7 +30,7 @@ def main(argv: list[str] | None, prog: str) -> int:
     try:
         arguments, overrides = parse_arguments(parser, argv)
         config = RunConfig.load(arguments.config, overrides)
-        with loading("PyTorch and transformers"):
+        with loading("PyTorch and transformers"), ending_at_once(prog):
             from transformers.utils import logging as transformers_logging
 
             from ..training.feature_caching import cache_features
@@ -37,6 +38,9 @@ def main(argv: list[str] | None, prog: str) -> int:
         counts = cache_features(config)
     except (ConfigError, DataError, ImageError, BackboneError) as error:
         parser.complain(error)
+        return 2
+    except OSError as error:  # a disk can be full anywhere
+        parser.complain(describe_file_error(error))
         return 2
     except KeyboardInterrupt as error:
         parser.complain("interrupted; the same command goes on from here")

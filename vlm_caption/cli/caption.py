@@ -31,6 +31,7 @@ from ..core.console import (
     setup_logging,
 )
 from ..core.errors import ConfigError, ImageError
+from ..core.files import exists
 from ..core.hub_ids import is_hub_id
 from ..core.outputs import check_outputs
 from ..images.limits import MAX_BYTES, MAX_PIXELS
@@ -124,7 +125,7 @@ def _load(arguments: argparse.Namespace) -> "Captioner":
 
 def _all_missing(pictures: "list[Any]", refuse: Callable[[ImageError], None]) -> bool:
     """Whether no picture exists. Each is then refused, without loading the model."""
-    if not all(isinstance(picture, Path) and not picture.exists() for picture in pictures):
+    if any(not isinstance(picture, Path) or exists(picture) for picture in pictures):
         return False
     from ..images.opening import open_image
 

@@ -4,8 +4,9 @@ import signal
 
 from ..config.command_line import add_arguments, parse_arguments
 from ..config.run_config import RunConfig
-from ..core.console import ArgumentParser, is_first_process, loading, setup_logging
+from ..core.console import ArgumentParser, describe_file_error, is_first_process, loading, setup_logging
 from ..core.errors import BackboneError, ConfigError, DataError, ImageError
+from ..core.interrupts import ending_at_once
 
 
 def main(argv: list[str] | None, prog: str) -> int:
@@ -34,7 +35,7 @@ def main(argv: list[str] | None, prog: str) -> int:
 
 
 def _train(config: RunConfig, parser: ArgumentParser) -> int:
-    with loading("PyTorch and transformers"):
+    with loading("PyTorch and transformers"), ending_at_once(parser.prog):
         import datasets
         from safetensors import SafetensorError
         from transformers.utils import logging as transformers_logging
@@ -53,9 +54,7 @@ def _train(config: RunConfig, parser: ArgumentParser) -> int:
         parser.complain(error)
         return 1
     except (OSError, SafetensorError) as error:  # a disk can be full anywhere
-        where = getattr(error, "filename", None)
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        parser.complain(f"{where}: {reason}" if where else reason)
+        parser.complain(describe_file_error(error))
         return 2
     except KeyboardInterrupt as error:
         parser.complain("interrupted; the same command goes on from the last checkpoint")

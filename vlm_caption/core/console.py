@@ -235,3 +235,10 @@ class _LineFormatter(logging.Formatter):
 def first_line_of(error: Exception) -> str:
     """Returns the first line of an exception's message, or the name of its class if the message is empty."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def describe_file_error(error: Exception) -> str:
+    """Returns an error of reading or writing in one line: the file if it is known, and the reason."""
+    where = getattr(error, "filename", None)
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return f"{where}: {reason}" if where else reason

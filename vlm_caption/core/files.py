@@ -32,16 +32,22 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def is_file(path: str | os.PathLike) -> bool:
-    """Returns whether a path is a regular file.
+def exists(path: str | os.PathLike) -> bool:
+    """Returns whether a path exists.
 
-    Other than `Path.is_file`, it is False where nobody can know: in a closed folder, or for a name that is too long.
+    Unlike `Path.exists`, it returns False where this cannot be known: in a folder that may not be searched, or for a
+    name that is too long. A single bad name then costs its own picture, and not the whole job.
     """
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def is_file(path: str | os.PathLike) -> bool:
+    """Returns whether a path is a regular file, and False where this cannot be known; see `exists`."""
     return os.path.isfile(path)  # noqa: PTH113
 
 
 def is_folder(path: str | os.PathLike) -> bool:
-    """Returns whether a path is a folder, and False where nobody can know; see `is_file`."""
+    """Returns whether a path is a folder, and False where this cannot be known; see `exists`."""
     return os.path.isdir(path)  # noqa: PTH112
 
 

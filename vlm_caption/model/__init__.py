@@ -1,8 +1,13 @@
 """The captioner as transformers classes: config, processor, model, projectors, freezing and loss.
 
-Full checkpoints carry these files, so they import nothing but each other and published packages.
+Full checkpoints carry some of these files, so they import nothing but each other and published packages. The classes
+of the same names in `towers` add training, saving and loading.
 """
 
-# First, because importing transformers completes the classes of this room (see registration.py). Were one of its files
-# to import transformers first, it would be found half-imported.
+import lazy_loader
+
+# First, because importing transformers completes the classes of this room (see registration.py). If one of its files
+# imported transformers first, registration would find that file half-imported.
 import transformers as transformers
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -7,7 +7,6 @@ its `from_pretrained`; a bridge through a state dict that its towers complete.
 
 import contextlib
 import copy
-import json
 import shutil
 from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, cast
 import torch
 
 from ..core.errors import CheckpointError
+from ..core.untrusted import load_json
 from ..model import modeling_captioner
 from ..model.adapters import is_adapter, plain_name
 from ..model.configuration_captioner import CaptionerConfig
@@ -341,7 +341,7 @@ def find_weights(name_or_path: Any, **hub: Any) -> list[Path]:
         return [Path(cast(str, cached_file(name_or_path, "model.safetensors", **hub)))]
     index = cast(str, cached_file(name_or_path, "model.safetensors.index.json", **hub))
     try:
-        shards = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = sorted(set(load_json(Path(index).read_bytes(), "the file", ValueError)["weight_map"].values()))
         if any(Path(shard).name != shard for shard in shards):
             raise ValueError("a shard lies outside the folder")
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,0 +1,33 @@
+from .caption_file import CaptionFile
+from .captioner import Caption, Captioner
+from .checkpoints import DEFAULT_CHECKPOINT, find_checkpoint, find_device
+from .generation import Generation, GenerationSettings, generate, score
+from .inputs import find_pictures
+from .job import CaptionJob
+from .nll import caption_nll, sum_nll
+from .tables import read_table, write_table
+from .writers import ErrorLog, OutputFile, Sidecars, StandardOutput, Writer
+
+__all__ = [
+    "DEFAULT_CHECKPOINT",
+    "Caption",
+    "CaptionFile",
+    "CaptionJob",
+    "Captioner",
+    "ErrorLog",
+    "Generation",
+    "GenerationSettings",
+    "OutputFile",
+    "Sidecars",
+    "StandardOutput",
+    "Writer",
+    "caption_nll",
+    "find_checkpoint",
+    "find_device",
+    "find_pictures",
+    "generate",
+    "read_table",
+    "score",
+    "sum_nll",
+    "write_table",
+]

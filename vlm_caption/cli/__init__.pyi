@@ -1,0 +1,6 @@
+from .main import COMMANDS, run
+
+__all__ = [
+    "COMMANDS",
+    "run",
+]

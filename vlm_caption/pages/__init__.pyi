@@ -1,0 +1,9 @@
+from .gallery import write_gallery
+from .page import Thumbnail, make_thumbnail, write_page
+
+__all__ = [
+    "Thumbnail",
+    "make_thumbnail",
+    "write_gallery",
+    "write_page",
+]
