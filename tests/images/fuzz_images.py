@@ -1,4 +1,4 @@
-"""Damaged and hostile pictures by the thousand: `python tests/fuzz_images.py --count 20000 --seed 1`.
+"""Damaged and hostile pictures by the thousand: `python tests/images/fuzz_images.py --count 20000 --seed 1`.
 
 Each must end in a picture or in an `ImageError`, within 2 s of CPU time and 1 GB of memory. Case N of a seed is always
 the same one: `--start N --count 1` repeats it, `--save FOLDER` writes the failed ones down.
