@@ -15,14 +15,16 @@ PAGES = [
     *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
     *sorted((REPOSITORY / "docs").glob("*.md")),
 ]
+MACHINERY = [REPOSITORY / name for name in ("Makefile", "pyproject.toml", ".ci/run")]
 SCRIPTS = {"caption": "caption", "train": "train", "evaluate": "evaluate", "demo": "demo"} | {
     "inspect_data": "inspect",
     "cache_features": "cache",
 }
 
-EXAMPLES = {"configs/mine.yaml", "tests/FILE"}  # of a reader's own
+EXAMPLES = {"configs/mine.yaml"}  # of a reader's own
 
 PATH = re.compile(r"(?<![\w./-])(?:vlm_caption|scripts|tests|docs|configs|benchmarks|examples|checkpoints)/[\w./*-]+")
+TEST_FILE = re.compile(r"\btest_\w+\.py\b")
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -58,10 +60,16 @@ def page_names(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_every_path_is_there(page):
-    for path in set(PATH.findall(page.read_text())):
+@pytest.mark.parametrize("file", [*PAGES, *MACHINERY], ids=lambda file: file.name)
+def test_every_path_is_there(file):
+    for path in set(PATH.findall(file.read_text())):
         path = path.rstrip("./-")
-        assert path in EXAMPLES or list(REPOSITORY.glob(path)), f"{page.name} names {path}"
+        assert path in EXAMPLES or list(REPOSITORY.glob(path)), f"{file.name} names {path}"
+
+
+def test_every_test_file_is_there(page):
+    for name in set(TEST_FILE.findall(page.read_text())):
+        assert list((REPOSITORY / "tests").rglob(name)), f"{page.name} names {name}"
 
 
 def test_every_link_leads_to_a_page_and_a_heading(page):
