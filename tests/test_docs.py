@@ -15,7 +15,7 @@ PAGES = [
     *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
     *sorted((REPOSITORY / "docs").glob("*.md")),
 ]
-MACHINERY = [REPOSITORY / name for name in ("Makefile", "pyproject.toml", ".ci/run")]
+MACHINERY = [REPOSITORY / name for name in ("Makefile", ".ci/run")]
 SCRIPTS = {"caption": "caption", "train": "train", "evaluate": "evaluate", "demo": "demo"} | {
     "inspect_data": "inspect",
     "cache_features": "cache",

@@ -1,4 +1,4 @@
-"""Captions kept in a file as they are written, so that a job that was stopped resumes where it was."""
+"""Keeps captions in a file as they are written, so that a stopped job resumes where it was."""
 
 import contextlib
 import json
@@ -39,13 +39,13 @@ class CaptionFile:
 
     Args:
         path: The file. It is created if it does not exist.
-        settings: What the captions depend on, which the first line then holds. A file with other settings, or with
-            anything else, is started afresh. Without settings, a file that holds anything but captions is refused.
+        settings: The settings that the captions depend on. They are written to the first line, and a file with other
+            settings or other content is started afresh. Without settings, a file with other content is refused.
 
     Attributes:
         entries: The captions in the file, in order, as the objects of its lines.
-        done: The pictures, or rows of vectors, that have a caption there, as the file names them.
-        settings_before: The settings that the file had; None if it had none.
+        done: The pictures, or rows of vectors, that have a caption in the file, as the file names them.
+        settings_before: The settings that the file had, or None.
 
     Raises:
         DataError: The file holds something else, is in use by another process, or cannot be read or written.
@@ -81,7 +81,7 @@ class CaptionFile:
         """Writes captions, all or none of them.
 
         Raises:
-            DataError: They cannot be written. The file stays as it was.
+            DataError: The captions cannot be written. The file is unchanged.
         """
         self.add_entries(map(as_entry, captions))
 
@@ -108,7 +108,7 @@ class CaptionFile:
         del self.entries[count:], self._ends[count + 1 :]
 
     def remove(self) -> None:
-        """Closes and deletes the file, whose captions are elsewhere now. A file that is closed already stays."""
+        """Closes and deletes the file. If it is closed already, it is kept."""
         if not self._file.closed:
             self.path.unlink(missing_ok=True)
             self.close()
@@ -145,7 +145,7 @@ class CaptionFile:
         self._lock.release()
 
     def _read(self, settings: Mapping[str, Any] | None) -> tuple[int, bytes]:
-        """Reads what is there. Returns how many bytes of it stay, and what to write behind them."""
+        """Reads the file. Returns the number of bytes to keep, and the bytes to write after them."""
         if not self.path.exists():
             return 0, self._head
         with self.path.open("rb") as file:
@@ -177,7 +177,7 @@ class CaptionFile:
             self._ends.append(self._ends[-1] + len(line))
 
     def _write(self, content: bytes) -> None:
-        """Writes all of it, or nothing if the disk is full."""
+        """Writes the whole content, or nothing if the disk is full."""
         before = os.fstat(self._file.fileno()).st_size
         rest = memoryview(content)
         try:
@@ -212,7 +212,7 @@ def _as_bytes(value: Any) -> bytes:
 
 
 def _read_entry(line: bytes, needed: set[str]) -> dict[str, Any] | None:
-    """Returns the object of a line; None if the line holds anything but a caption of ours."""
+    """Returns the object of a line, or None if the line is not a caption as `as_line` writes it."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
@@ -224,7 +224,7 @@ def _read_entry(line: bytes, needed: set[str]) -> dict[str, Any] | None:
 
 
 def _is_cut(line: bytes) -> bool:
-    """Whether a line of ours may begin like that, and is not whole."""
+    """Returns whether a line may be the beginning of a caption's line that was cut short."""
     if line.rstrip().endswith(b"}"):
         return False
     if len(line) <= len(_START):

@@ -1,11 +1,11 @@
-"""Pictures in, captions out.
+"""Captions pictures and vectors with a checkpoint.
 
     captioner = Captioner.from_pretrained("checkpoints/embedded")
     [caption] = captioner.caption("photo.jpg")
     print(caption.text, caption.score)
 
-`caption_each` captions any number of pictures, and goes on after one that cannot be opened. `caption_vectors` captions
-vectors that an encoder of any kind has made.
+`caption_each` captions any number of pictures, and continues after one that cannot be opened. `caption_vectors`
+captions vectors from an encoder of any kind.
 """
 
 import itertools
@@ -44,14 +44,14 @@ class Caption:
     """One caption of a picture.
 
     Attributes:
-        image: The picture's path; for a picture without one, a description; for vectors, the row's name.
+        image: The picture's path, or a description of a picture without one; for vectors, the row's name.
         text: The caption in one line, without the prompt before it.
         score: The mean log-probability, in nats and at most 0, that the model gives the caption's tokens, the end
             token included if there is one. It depends only on the model, the picture, the prompt and the tokens: not
             on the number of beams, on sampling or on the rest of the batch.
-        finished: Whether the caption came to its end. False if the longest length cut it.
-        checkpoint: What identifies the weights that wrote it, see `Captioner.checkpoint`. Empty unless a job of
-            `scripts/caption.py` fills it in, for identifying the weights may take as long as reading them.
+        finished: Whether the caption came to its end. False if it was cut at the maximum length.
+        checkpoint: An identifier of the weights; see `Captioner.checkpoint`. Only jobs of `scripts/caption.py` fill it
+            in, because identifying the weights may take as long as reading them.
     """
 
     image: str
@@ -63,7 +63,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class _Input:
-    """A picture made ready: its prompt's token ids, and `pixel_values` float [1, 3, H, W]."""
+    """The model's inputs for a picture: its prompt's token ids, and `pixel_values` float [1, 3, H, W]."""
 
     image: str
     input_ids: list[int]
@@ -107,8 +107,8 @@ class Captioner:
 
         Args:
             checkpoint: A folder or a Hub id.
-            device: Where to run, such as "cuda:1"; by default "cuda", "mps" or "cpu", the first that is there.
-            dtype: The weights' type; by default as they were saved.
+            device: The device, such as "cuda:1". By default the first available one of "cuda", "mps" and "cpu".
+            dtype: The dtype of the weights, by default as they were saved.
 
         Raises:
             CheckpointError: There is no such checkpoint, or it is damaged or of another model.
@@ -135,7 +135,7 @@ class Captioner:
 
     @cached_property
     def checkpoint(self) -> str:
-        """What identifies the trained weights: "sha256:" and 12 hex digits of their fingerprint."""
+        """An identifier of the trained weights: "sha256:" and 12 hex digits of their fingerprint."""
         return weights_fingerprint(self.model)[: len("sha256:") + 12]
 
     def push_to_hub(
@@ -154,9 +154,9 @@ class Captioner:
             repo_id: "org/name", or a name in the token's own namespace. The repository is created if it does not
                 exist.
             full: Upload both towers too, and code that loads them where this package is not installed.
-            private: Whether a new repository is private; by default as the namespace has it.
-            revision: The branch, created if it does not exist; by default "main".
-            token: Used instead of the token that is logged in.
+            private: Whether a new repository is private, by default as in the namespace.
+            revision: The branch, which is created if it does not exist; by default "main".
+            token: A token to use instead of the one that is logged in.
             commit_message: The commit's message.
 
         Returns:
@@ -173,7 +173,7 @@ class Captioner:
             )
 
     def caption(self, images: ImageSource | Iterable[ImageSource], **settings: Any) -> list[Caption]:
-        """Captions one picture or several, and raises the error of the first that cannot be opened.
+        """Captions one or several pictures, and raises the error of the first one that cannot be opened.
 
         Args:
             images: What `open_image` takes, or an iterable of such.
@@ -210,11 +210,11 @@ class Captioner:
 
         Args:
             images: What `open_image` takes, or an iterable of such, which is read only as far as needed.
-            prompt: Text around the picture, `<image>` where it goes (in front by default). The caption continues it.
-                By default as the model was trained.
-            question: The text for the prompt's `{question}`, for all pictures; or one for each.
-            examples: Pictures with their captions, shown to the model before each picture ("few-shot"); with a prompt
-                that asks a question, pictures with question and answer.
+            prompt: The text around the picture, which the caption continues; by default the prompt of training. The
+                picture takes the place of `<image>`, or stands in front.
+            question: The text for the prompt's `{question}`: one for all pictures, or one for each.
+            examples: Pictures with their captions that the model sees before each picture ("few-shot"); if the prompt
+                asks a question, pictures with a question and an answer.
             batch_size: The number of pictures at a time.
             max_pixels, max_bytes: The limits of `open_image`.
             **generation: What transformers' `generate` takes, such as `num_beams`, `max_new_tokens`, `do_sample` and
@@ -253,7 +253,7 @@ class Captioner:
         max_bytes: int = MAX_BYTES,
         **generation: Any,
     ) -> Iterator[list[list[Caption] | ImageError]]:
-        """Captions batches of pictures that the caller has made up; see `caption_each`.
+        """Captions batches of pictures that the caller has formed; see `caption_each`.
 
         Args:
             batches: The pictures that are captioned together, each batch a sequence.
@@ -347,7 +347,7 @@ class Captioner:
         question: str | Sequence[str] | None,
         examples: Sequence[tuple[str | None, str]] = (),
     ) -> Iterable[list[int]]:
-        """Returns token ids of what stands before each caption: one for each question, or the same for ever."""
+        """Returns the token ids of each prompt: one prompt for each question, or the same one without end."""
         one_for_all = question is None or isinstance(question, str)
         questions = cast(Sequence[str | None], [question] if one_for_all else question)
         head, tails = self.processor.encode_prompts(questions, prompt, examples)
@@ -383,13 +383,13 @@ class Captioner:
             raise ValueError(_NOT_AS_MANY)
 
     def _prepare(self, source: ImageSource, input_ids: list[int], limits: _Limits) -> _Input | ImageError:
-        # One picture at a time, so that no more than one is ever held in full size.
+        # One picture at a time, so that only one is held in full size.
         try:
             image = open_image(source, limits.max_pixels, limits.max_bytes)
             return _Input(describe(source), input_ids, self._pixels(image))
         except ImageError as error:
             return error.detached()
-        except OSError as error:  # a fault of the disk or the network, met while the file is read
+        except OSError as error:  # the disk or the network fails while the file is read
             return ImageError(describe(source), f"the file cannot be read ({error.strerror or error})")
         except MemoryError:
             return ImageError(describe(source), "the picture needs more memory than there is: scale it down")
@@ -418,7 +418,7 @@ class Captioner:
         self, inputs: list[_Input], shown: torch.Tensor | None, settings: GenerationSettings
     ) -> list[list[Caption]]:
         pixel_values = torch.cat([entry.pixel_values for entry in inputs])  # [B, 3, H, W]
-        # Encoded once, for the beams and for the scores.
+        # Encoded once, for generation and for scoring.
         features = self.model.core.encode_images(pixel_values).pooler_output  # [B, N, D_vision]
         if shown is not None:  # before each picture: [B · (K + 1), N, D_vision]
             features = torch.cat([shown.expand(len(features), *shown.shape), features[:, None]], dim=1).flatten(0, 1)
@@ -435,7 +435,7 @@ class Captioner:
         settings: GenerationSettings,
     ) -> list[list[Caption]]:
         """Returns the captions of each input; `features` float [I, N, D_vision], those of examples included."""
-        if settings.seed is not None:  # another one for each batch, and the same one after a stop
+        if settings.seed is not None:  # each batch has its own seed, and keeps it when a job resumes
             seed = zlib.crc32(names[0].encode("utf-8", "surrogatepass"), settings.seed)
             settings = replace(settings, seed=seed)
         written = generate(self.model, self.processor, input_ids, {"image_features": features}, settings)

@@ -25,7 +25,7 @@ class GenerationSettings:
         generate: Arguments of transformers' `generate`, in place of the checkpoint's `generation_config.json`.
         stop: Texts that end a caption. They are not part of it.
         ban: Words that are never written, as the tokenizer spells them inside a caption and at its beginning.
-        max_words: The most words of a caption. The rest is cut off.
+        max_words: The maximum number of words in a caption. The rest is cut off.
         seed: Makes sampling reproducible. By default torch's global generator is used.
 
     Raises:
@@ -48,7 +48,7 @@ class GenerationSettings:
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> "GenerationSettings":
-        """Returns the settings of keyword arguments: those named above, and the rest for `generate`.
+        """Returns the settings that keyword arguments give: those named above, and the rest for `generate`.
 
         Args:
             arguments: Arguments of [`Captioner.caption_each`]. Those that are None count as not given. `stop` and
@@ -64,14 +64,14 @@ class GenerationSettings:
 
 @dataclass(frozen=True)
 class Generation:
-    """What `generate` wrote for a batch.
+    """The captions that `generate` wrote for a batch.
 
     Attributes:
         token_ids: Prompts and captions, int64 [R, P + M]; R is the number of captions of the batch.
         prompt_mask: 0 at the padding of a prompt, int64 [R, P].
-        is_caption: Which of the M new tokens belong to the caption, its end token included; bool [R, M].
+        is_caption: Which of the M new tokens belong to the caption, including its end token; bool [R, M].
         texts: The captions, each in one line.
-        finished: Whether each caption came to its end, and was not cut at the longest length.
+        finished: Whether each caption came to its end and was not cut at the maximum length.
     """
 
     token_ids: torch.Tensor
@@ -98,7 +98,7 @@ def generate(
     Args:
         model: The model, in eval mode.
         processor: The model's processor.
-        prompts: Token ids of what stands before each caption.
+        prompts: The token ids of each prompt.
         images: `image_features` or `pixel_values` of all images of the prompts, in order.
         settings: How the captions are written.
 
@@ -119,7 +119,7 @@ def generate(
     for row in range(len(texts)) if stop_strings or settings.stop or settings.max_words else ():
         lengths = range(1, new_ids.shape[1] + 1)
         starts = [processor.decode(new_ids[row, :length], skip_special_tokens=True) for length in lengths]
-        # Behind a stop string comes padding, which may look like an end token.
+        # After a stop string comes padding, which may look like an end token.
         is_caption[row, 1 + _first(starts, lambda start: any(stop in start for stop in stop_strings)) :] = False
         finished[row] |= any(stop in texts[row] for stop in stop_strings)
         if cut := _cut(texts[row], settings):
@@ -133,7 +133,7 @@ def score(
 ) -> list[float]:
     """Returns the mean log-probability that the model gives each caption's tokens, in nats.
 
-    It is computed from the tokens alone, and so depends neither on how they were found nor on the rest of the batch.
+    It is computed from the tokens alone, so it depends neither on how they were found nor on the rest of the batch.
 
     Args:
         model: The model, in eval mode.
@@ -151,7 +151,7 @@ def score(
         logits_to_keep=new_ids.shape[1],
         use_cache=False,
         **places,
-    ).logits  # [R, M, V]; padding on the right stands where nothing before it looks
+    ).logits  # [R, M, V]; no caption attends to the padding on its right
     targets = new_ids.masked_fill(~generation.is_caption, IGNORE_INDEX)
     losses = nn.functional.cross_entropy(
         logits.float().transpose(1, 2), targets, ignore_index=IGNORE_INDEX, reduction="none"
@@ -234,7 +234,7 @@ def _complete(
 
 @contextlib.contextmanager
 def _seeded(device: torch.device, seed: int | None) -> Generator[None]:
-    """Draws from a generator of that seed meanwhile, and leaves torch's own as they are."""
+    """Seeds torch's generators inside a `with` block, and restores their states after it."""
     if seed is None:
         yield
         return
@@ -260,17 +260,17 @@ def _find_ends(
 
 
 def _first(starts: Sequence[str], is_reached: Callable[[str], bool]) -> int:
-    """Returns the place of the token with which a text reaches something; the number of tokens if it never does.
+    """Returns the index of the first token at which a text meets a condition, or the number of tokens if none does.
 
     Args:
-        starts: The text up to each token.
-        is_reached: Whether a text has reached it.
+        starts: The text up to and including each token.
+        is_reached: The condition.
     """
     return next((place for place, start in enumerate(starts) if is_reached(start)), len(starts))
 
 
 def _cut(text: str, settings: GenerationSettings) -> tuple[str, bool] | None:
-    """Returns a caption up to where it is cut, and whether it is finished there; None for one that is not cut."""
+    """Returns a caption cut by `stop` and `max_words`, and whether it is finished there; None if it is not cut."""
     stops = [place for stop in settings.stop if (place := text.find(stop)) >= 0]
     before = text[: min(stops)] if stops else text
     words = before.split()

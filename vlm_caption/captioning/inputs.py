@@ -23,11 +23,11 @@ _TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 class StoredPicture:
-    """A picture inside an archive or a table. It is a binary file for `open_image`, opened when it is first read.
+    """A picture inside an archive or a table: a binary file for `open_image` that is opened when it is first read.
 
     Args:
-        name: Its name in captions and messages: "photos.zip, 1.jpg".
-        open_file: Opens it.
+        name: The picture's name in captions and messages, such as "photos.zip, 1.jpg".
+        open_file: A function that opens the picture.
     """
 
     def __init__(self, name: str, open_file: Callable[[], Any]) -> None:
@@ -39,7 +39,7 @@ class StoredPicture:
         return False
 
     def read(self, size: int = -1) -> bytes:
-        """Returns the next bytes; none at the end, where the file is closed.
+        """Returns the next bytes. At the end it returns none and closes the file.
 
         Raises:
             OSError: The archive is damaged, or holds the picture in a form that cannot be read.
@@ -63,13 +63,13 @@ def find_pictures(
     stdin: BinaryIO | None = None,
     passed_over: PassedOver | None = None,
 ) -> list[ImageSource]:
-    """Lists the pictures that the arguments of a command name, each once.
+    """Lists the pictures that the arguments of a command name. Each picture occurs once.
 
     Args:
         names: Files, folders, URLs, glob patterns such as "photos/**/*.jpg", zip and tar archives, Parquet files with
             a column of pictures; "@list.txt" for a file with a name in each line, and "-" for standard input with a
             name in each line. Names in a list may also be separated by zero bytes.
-        on_error: Gets the error of each name without pictures, and of each damaged archive or table.
+        on_error: A function that gets the error of each name without pictures, and of each damaged archive or table.
         stdin: Standard input.
         passed_over: Counts what a search of folders passes over.
 
@@ -93,7 +93,7 @@ def find_pictures(
 
 
 def _is_short(source: ImageSource) -> bool:
-    """Whether `describe` names a source in full, as it does with all but the pictures that are URLs themselves."""
+    """Returns whether `describe` gives a source's full name, as for everything but `data:` URLs."""
     return not (isinstance(source, str) and source[:5].lower() == "data:")
 
 
@@ -104,7 +104,7 @@ def _expand(
     passed_over: PassedOver | None,
     is_listed: bool = False,
 ) -> Iterator[ImageSource]:
-    """Yields the pictures of one name. A name in a list is no pattern and no list."""
+    """Yields the pictures of one name. A name in a list is never a pattern or another list."""
     if name == "-" and not is_listed:
         yield from _expand_list(stdin.read() if stdin is not None else b"", on_error, passed_over)
     elif name.startswith("@") and not is_listed:
@@ -167,7 +167,7 @@ def _open_tar(path: str) -> Iterator[BinaryIO]:
                 members[member.name] = member
     except (OSError, tarfile.TarError, EOFError, zlib.error, ValueError) as error:
         fault = error
-    if members or fault is None:  # what stands before the damage can be read
+    if members or fault is None:  # pictures before the damage can be read
         yield from _named(path, list(members), lambda name: lambda: archive.extractfile(members[name]))
     if fault is not None:
         raise _unreadable(path, "tar archive", fault) from fault
@@ -181,7 +181,7 @@ def _named(path: str, names: Sequence[str], opener: Callable[[str], Callable[[],
 
 
 def _is_picture(name: str) -> bool:
-    """Whether a member of an archive is a picture, and none of the files that macOS hides in archives."""
+    """Returns whether a member of an archive is a picture, and not one of the files that macOS hides in archives."""
     path = Path(name)
     return path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
 
@@ -210,7 +210,7 @@ def _unreadable(path: str, kind: str, error: Exception) -> ImageError:
 
 
 class _ParquetRows:
-    """The pictures of a Parquet file's column. A few rows at a time are in memory, as rows are opened in order."""
+    """The pictures in a column of a Parquet file. Rows are read in order, a few at a time."""
 
     ROWS = 16
 

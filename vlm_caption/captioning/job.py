@@ -1,4 +1,4 @@
-"""Captions many pictures or vectors, and leaves out those that have their captions already."""
+"""Captions many pictures or vectors, except those that have their captions already."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -19,8 +19,8 @@ Result = list[Caption] | ImageError
 class CaptionJob:
     """The pictures, or rows of vectors, to caption, and where their captions go.
 
-    Pictures are captioned in batches of fixed members. A batch's captions are written together, so a job that was
-    killed and is repeated captions the same batches, and ends with the same captions.
+    The members of a batch are fixed, and its captions are written together. A job that was killed and is repeated
+    therefore captions the same batches, and ends with the same captions.
 
     Args:
         inputs: The pictures, or the vectors.

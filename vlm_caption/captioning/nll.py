@@ -1,4 +1,4 @@
-"""The loss on captions, exact over tokens: all tokens weigh the same, however captions are cut into batches."""
+"""The loss on captions, exact over tokens: all tokens weigh the same, however captions are batched."""
 
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -47,10 +47,11 @@ def caption_nll(
         dataset: Rows with `image`, `captions` and `index`, their place.
         collator: The dataset's collator.
         batch_size: The number of rows at a time.
-        shuffle_images: Give every caption another image. The loss of a model that looks at its images rises by it.
+        shuffle_images: Whether to give every caption another image. This raises the loss of a model that uses its
+            images.
 
     Raises:
-        ValueError: A single image is to be shuffled.
+        ValueError: `shuffle_images` is set, and there is only one image.
     """
     others = rows_of_others(dataset["image"]) if shuffle_images else []
 

@@ -1,4 +1,4 @@
-"""Captions as whole files that other programs read: CSV, Parquet, and COCO's results format."""
+"""Reads and writes captions as files of other programs: CSV, Parquet, and COCO's results format."""
 
 import csv
 import io

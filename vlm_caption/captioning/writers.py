@@ -1,4 +1,4 @@
-"""Where captions go: standard output, a file of captions, or a text file beside each picture."""
+"""Writes captions to standard output, to a file, or to a text file beside each picture."""
 
 import json
 import os
@@ -27,13 +27,17 @@ class Writer(Protocol):
     """Takes the captions of a job, batch by batch.
 
     Attributes:
-        needs_checkpoint: Whether it writes which weights wrote a caption.
+        needs_checkpoint: Whether captions need their `checkpoint`, the identifier of the weights.
     """
 
     needs_checkpoint: bool
 
     def has(self, name: str) -> bool:
-        """Whether a picture, or a row of vectors, has its captions; `name` is as `Caption.image` says."""
+        """Returns whether a picture, or a row of vectors, has its captions already.
+
+        Args:
+            name: The name as in `Caption.image`.
+        """
 
     def add(self, captions: "Sequence[Caption]") -> None:
         """Writes the captions of a batch.
@@ -43,14 +47,14 @@ class Writer(Protocol):
         """
 
     def finish(self) -> None:
-        """Completes the output: the job has come to its end.
+        """Completes the output at the end of the job.
 
         Raises:
             DataError: It cannot be written.
         """
 
     def close(self) -> None:
-        """Closes the output, however the job has ended."""
+        """Closes the output, whether or not the job is complete."""
 
 
 class StandardOutput:
@@ -59,7 +63,7 @@ class StandardOutput:
     Args:
         output_format: "text", "json" or "csv".
         named: Whether each line of text begins with the picture's name.
-        file: Where to print; by default standard output.
+        file: The stream to print to, by default standard output.
     """
 
     def __init__(self, output_format: str, named: bool, file: TextIO | None = None) -> None:
@@ -120,10 +124,10 @@ class OutputFile:
         return readable(name) in self._done or place_of(name) in self._done
 
     def check_checkpoint(self, checkpoint: str) -> None:
-        """Checks that the captions that are there are of the same checkpoint.
+        """Checks that the captions in the file were written by the same checkpoint.
 
         Raises:
-            DataError: They are of another.
+            DataError: They were written by another one.
         """
         others = {entry.get("checkpoint") for entry in (*self.before, *self.file.entries)} - {checkpoint, None, ""}
         if others:
@@ -149,12 +153,12 @@ class OutputFile:
 
 
 class Sidecars:
-    """Writes NAME.txt beside each picture. A file that is there is kept, and its picture is not captioned.
+    """Writes NAME.txt beside each picture. By default a picture that has such a file is not captioned.
 
     Args:
-        prefix, suffix: Texts in front of each caption and behind it, as they are.
-        append: Add the captions to the files that are there, on lines of their own.
-        overwrite: Replace the files that are there.
+        prefix, suffix: Texts before and after each caption.
+        append: Whether to add captions to existing files, on lines of their own.
+        overwrite: Whether to replace existing files.
     """
 
     needs_checkpoint = False
@@ -210,10 +214,10 @@ def _sidecar(name: str) -> Path:
 
 
 class ErrorLog:
-    """A file of JSON lines with `file` and `reason`, for pictures without a caption. It is written anew.
+    """A file of JSON lines with `file` and `reason` for each picture without a caption. An old file is replaced.
 
     Args:
-        path: The file; None: nothing is written.
+        path: The file. With None, nothing is written.
 
     Raises:
         DataError: The file cannot be written.

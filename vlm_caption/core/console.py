@@ -59,7 +59,7 @@ def printable(text: str) -> str:
     direction of writing. For example, a line feed becomes `\n`.
 
     Args:
-        text: The name of a file, a caption, or another text that is not ours.
+        text: The name of a file, a caption, or another text of unknown origin.
     """
     if text.isprintable():
         return text
@@ -112,7 +112,7 @@ def progress(
         iterable: The items.
         total: The number of items, by default `len(iterable)` if it has a length.
         desc: A text before the count.
-        file: The stream to write to, by default `sys.stderr`. Inside `quiet_transformers`, pass the stderr of before.
+        file: The stream to write to, by default `sys.stderr`. Inside `quiet_transformers`, pass the original stderr.
     """
     if total is None:
         with contextlib.suppress(TypeError):
@@ -145,7 +145,7 @@ def _progress_lines(iterable: Iterable[Item], total: int | None, desc: str, file
 
     for item in iterable:
         yield item
-        count += 1  # here the caller is done with it
+        count += 1  # the caller has finished with the item
         now = time.monotonic()
         if now - last >= _SECONDS_BETWEEN_LINES:
             say(now)
@@ -201,7 +201,7 @@ def quiet_transformers() -> Generator[None]:
     hub_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        # The GGUF reader draws its bar with tqdm itself, which asks neither of the settings above.
+        # The GGUF reader draws its own tqdm bar, which ignores the settings above.
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
@@ -212,7 +212,7 @@ def quiet_transformers() -> Generator[None]:
 
 
 def is_first_process() -> bool:
-    """Returns whether this process is the one that prints and writes, among those that one launcher started."""
+    """Returns whether this is the first of the processes that a launcher started, which prints and writes."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -226,7 +226,7 @@ def setup_logging() -> None:
 
 
 class _LineFormatter(logging.Formatter):
-    """One message, one line, whatever names of files it contains."""
+    """Writes each message in one line, even if it contains the name of a file with a line end."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))

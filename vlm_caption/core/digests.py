@@ -17,9 +17,9 @@ _checksums: dict[tuple[Path, int, int, int], str] = {}
 
 
 def checksum_file(path: Path) -> str:
-    """Returns the XXH3 of a file's bytes: 128 bits in hex. It finds damage, and protects from no attack.
+    """Returns the XXH3 of a file's bytes: 128 bits in hex. It detects damage, and is no protection from an attack.
 
-    A file that has not changed since is read once per process.
+    A file that does not change is read once per process.
 
     Raises:
         OSError: The file cannot be read.

@@ -17,7 +17,7 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-# Seconds. Launchers pass a Ctrl-C on to processes that the terminal has interrupted already; a person takes longer.
+# In seconds. A launcher passes a Ctrl-C on to processes that the terminal has already interrupted. A person is slower.
 _SECOND_PRESS = 1.0
 
 
@@ -112,8 +112,8 @@ def raise_if_stopped() -> None:
 def ending_at_once(command: str) -> Generator[None]:
     """Ends the process with one sentence and exit code 130 or 143 when a signal arrives.
 
-    It is for imports, where there is nothing to lose. An exception would be shown with a library's traceback, or taken
-    by the library for a missing dependency.
+    It is meant for imports, during which nothing can be lost. An exception would be shown with a library's traceback,
+    or the library would take it for a missing dependency.
 
     Args:
         command: The name that the sentence begins with.

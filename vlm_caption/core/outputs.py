@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .errors import ConfigError
 
-# What each kind of file that the commands write begins with, as far as a file of it has a content.
+# How each kind of file that the commands write begins, unless it is empty.
 PAGE = (b"<!doctype html",)
 BAD_IMAGES = (b'{"file": ',)
 RESULTS = (b"[",)
@@ -26,8 +26,8 @@ class Output:
     Attributes:
         option: The option that names the file or its folder, as the command line has it.
         path: The file.
-        starts: How a file of its kind may begin. A file that is there and begins otherwise is somebody else's. None:
-            whoever opens the file looks at its content.
+        starts: How a file of its kind may begin. An existing file that begins otherwise belongs to somebody else. With
+            None, the code that opens the file checks its content.
         makes_folders: Whether the command creates the folders that the file goes into.
     """
 
@@ -38,11 +38,11 @@ class Output:
 
 
 def check_outputs(outputs: Iterable[Output], inputs: Iterable[str | os.PathLike | None] = ()) -> None:
-    """Checks that the files can be written, and that nothing is lost by it.
+    """Checks that the files can be written without losing anything.
 
     Args:
         outputs: The files to write.
-        inputs: What the command reads: files and folders, which may not exist.
+        inputs: The files and folders that the command reads. They need not exist.
 
     Raises:
         ConfigError: A file is named twice or is an input, it is no regular file, it holds something of another kind,
@@ -87,6 +87,9 @@ def _check(output: Output) -> None:
 
 
 def _agree(head: bytes, start: bytes) -> bool:
-    """Whether a file that begins with `head` is of a kind; a file that a kill cut short may end within `start`."""
+    """Returns whether a file that begins with `head` is of the kind that begins with `start`.
+
+    A file that was cut short by a kill may end within `start`.
+    """
     length = min(len(head), len(start))
     return head[:length] == start[:length]

@@ -11,7 +11,7 @@ from .files import open_regular
 
 _BOM = b"\xef\xbb\xbf"
 
-# In bytes: a line that holds a picture in base64 is long.
+# In bytes. A line with a picture in base64 is long.
 _LONGEST_LINE = 1 << 28
 
 # A cell that begins with one of these is a formula to a spreadsheet.
@@ -76,7 +76,7 @@ def first_line(path: Path) -> str:
 
 
 def readable(name: str) -> str:
-    """Returns a file's name as valid text: bytes of it that are no UTF-8 are written as `\\xff`."""
+    """Returns a file's name as valid text. Bytes that are not UTF-8 are written as `\\xff`."""
     try:
         return os.fsencode(name).decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # surrogates that stand for no byte
@@ -84,7 +84,7 @@ def readable(name: str) -> str:
 
 
 def preview(value: object) -> str:
-    """Returns a value as Python writes it, cut to a length that fits a message, however large or nested it is."""
+    """Returns a value as Python writes it, cut to a length that fits a message."""
     return f"{_PREVIEW.repr(value):.80}"
 
 

@@ -1,4 +1,4 @@
-"""Work on many pictures at once."""
+"""Maps a function over many items on several threads."""
 
 import os
 from collections import deque
@@ -18,13 +18,13 @@ def map_in_threads(
 ) -> Generator[Result]:
     """Yields `map(function, items)` in order, computed on several threads.
 
-    Pillow's decoders, hashing and reading let other threads run meanwhile. Items are taken as they are needed, two a
-    thread. Closing the generator waits for the threads.
+    Threads help because decoding, hashing and reading release the interpreter's lock. At most two items for each
+    thread are taken in advance. Closing the generator waits for the threads.
 
     Args:
-        function: The function. What it raises is raised here.
-        items: The items, taken in the caller's thread.
-        workers: The number of threads; by default one a core.
+        function: The function. An error that it raises is raised here.
+        items: The items, which are taken in the caller's thread.
+        workers: The number of threads, by default one for each core.
     """
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -15,14 +15,14 @@ from .files import open_regular
 
 MakeError = Callable[[str], Exception]
 
-# What safetensors itself allows, in bytes.
+# The limit of safetensors itself, in bytes.
 _MAX_HEADER_BYTES = 100_000_000
 
 # The longest single entry of a JSON file that is read entry by entry, in characters.
 _MAX_ENTRY = 1 << 26
 _CHUNK_BYTES = 1 << 16
 
-# A YAML file of a few bytes can name the same list again and again, and so stand for billions of values.
+# A YAML file of a few bytes can stand for billions of values by naming the same list again and again.
 _MAX_YAML_VALUES = 100_000
 
 _SPACE = " \t\n\r"
@@ -113,7 +113,7 @@ def read_safetensors_header(path: Path, error: MakeError = DataError) -> tuple[d
 
 
 def _is_tensor(entry: object) -> bool:
-    """Whether an entry of a safetensors header describes a tensor."""
+    """Returns whether an entry of a safetensors header describes a tensor."""
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         return False
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
@@ -132,7 +132,7 @@ def iterate_json(path: Path, error: MakeError = DataError) -> Generator[tuple[st
         error: The class of the error to raise.
 
     Yields:
-        The name of the list, None for a file that is a list itself, and an entry. Other values are passed over.
+        The name of the list, or None if the file is a list itself; and an entry. Other values are skipped.
 
     Raises:
         Exception: An `error`: the file cannot be read, is not JSON in UTF-8, or has an entry that is too long.
@@ -187,7 +187,7 @@ class _Entries:
             self._expect(",")
 
     def _read(self) -> None:
-        """Reads as much again as is waiting, so that a long entry is not decoded too often."""
+        """Doubles the text that is waiting, so that a long entry is not decoded too often."""
         self._text = self._text[self._place :]
         self._place = 0
         content = self._file.read(max(_CHUNK_BYTES, len(self._text)))
@@ -195,7 +195,7 @@ class _Entries:
         self._text += self._decode_bytes.decode(content, final=self._ended)
 
     def _peek(self) -> str:
-        """The next character that is no space, or "" at the end."""
+        """Returns the next character that is not a space, or "" at the end."""
         while True:
             while self._place < len(self._text) and self._text[self._place] in _SPACE:
                 self._place += 1
@@ -216,12 +216,12 @@ class _Entries:
             raise ValueError(f"expected {character!r} and found {self._peek() or 'the end of the file'!r}")
 
     def _value(self) -> Any:
-        """Decodes the next value, whole."""
+        """Decodes and returns the next value."""
         self._peek()
         while True:
             try:
                 value, end = self._decode(self._text, self._place)
-                # The text may end inside a number: "-0" is read of "-0.5".
+                # The text may end inside a number, and "-0" would be read from "-0.5".
                 if self._ended or self._text[end : end + 1] in _AFTER_VALUE:
                     self._place = end
                     return value
@@ -234,7 +234,7 @@ class _Entries:
 
 
 def _reason(fault: Exception) -> str:
-    """What went wrong, in one line."""
+    """Returns the message of an error in one line."""
     if isinstance(fault, RecursionError):
         return "it is nested too deeply"
     return " ".join(str(fault).split())[:300]

@@ -3,14 +3,14 @@
     features = image_features(model, processor, dataset["image"])  # computes what is not there yet
     features[[3, 14]]                                              # [2, N, D_vision], from memory-mapped files
 
-The cache has a folder for each *setting*. Its name is a fingerprint of the tower's weights and config, the
+The cache has a folder for each *setting*. The folder's name is a digest of the tower's weights and config, the
 preprocessing, the choice of tokens, the dtype and the way that pictures are opened. In the folder, features are found
 by the content of an image (`shards.py`, `contents.py`). A changed tower or setting therefore has another folder, and a
-changed image another key: nothing stale is ever read, and nothing is mixed.
+changed image has another key, so stale features are never read.
 
-An image's features are the same bits whoever computes them: batches always have the same shape, and on a CPU every
-call of the tower runs on one thread, with as many calls side by side as there are threads. Neither the number of
-processes, nor the order of images, nor an earlier run that was killed half-way changes them.
+An image's features are bitwise reproducible on a machine. Batches always have the same shape, and on a CPU every call
+of the tower runs on one thread, with as many calls side by side as there are threads. The features depend neither on
+the number of processes, nor on the order of images, nor on an earlier run that was killed.
 """
 
 import contextlib
@@ -87,7 +87,7 @@ def _settings(
     # An adapter's scale is in no weight. Without an adapter, the keys are the same as before there were adapters.
     adapter = {} if config.vision_adapter is None else {"adapter": config.vision_adapter}
     return adapter | {
-        # Not the backbone's fingerprint: the weights in the model count, wherever they came from.
+        # The weights in the model, because they may differ from those of the backbone.
         "tower_weights": digest_tensors(model.core.vision_tower.state_dict().items()).hexdigest(),
         "tower_config": {name: value for name, value in tower_config.items() if name not in _INCIDENTAL},
         "tower_dtype": str(model.core.vision_tower.dtype),
@@ -139,7 +139,7 @@ def image_features(
         raise errors[min(errors)]
 
     row_shape = (model.config.vision_seq_length, model.config.vision_feature_size)
-    # One process looks: another run may be writing, and all must see the same images missing.
+    # Only one process looks, because all must miss the same images while another run may be writing.
     missing = _of_first_process(lambda: _missing(shards, keys, errors))
     if len(missing):
         _say_size(len(missing), row_shape, dtype, shards.directory)
@@ -182,7 +182,7 @@ def _check_found(places: np.ndarray, errors: dict[int, ImageError], directory: P
 
 
 def _share(missing: np.ndarray, batch_size: int) -> np.ndarray:
-    """Returns what this process computes: of n processes, each takes every n-th run of neighbouring images."""
+    """Returns the share of this process: of n processes, each takes every n-th run of neighbouring images."""
     processes = distributed.get_world_size() if distributed.is_initialized() else 1
     run = min(_SHARD_IMAGES, -(-len(missing) // processes))
     run = -(-run // batch_size) * batch_size
@@ -190,7 +190,7 @@ def _share(missing: np.ndarray, batch_size: int) -> np.ndarray:
 
 
 def _spread(failed: dict[int, ImageError], images: Sequence[str], keys: np.ndarray) -> dict[int, ImageError]:
-    """Returns the errors of images that were tried, for all images of the same content."""
+    """Returns errors for all images with the same content as one that failed."""
     by_key = {keys[index].tobytes(): (index, error) for index, error in failed.items()}
     errors = {}
     for twin, key in enumerate(keys if failed else ()):
@@ -202,7 +202,7 @@ def _spread(failed: dict[int, ImageError], images: Sequence[str], keys: np.ndarr
 
 
 def _say_size(count: int, row_shape: tuple[int, int], dtype: torch.dtype, directory: Path) -> None:
-    """Says how large the features of `count` images are.
+    """Logs how large the features of `count` images are.
 
     Raises:
         DataError: There is no room for them.
@@ -261,7 +261,7 @@ def _compute(
 
 
 def _say_time(results: Iterable[Item], total: int, warm: int) -> Iterator[Item]:
-    """Yields the results, and says after `warm` of them how long the others take."""
+    """Yields the results, and logs after `warm` of them how long the others will take."""
     start = time.monotonic()
     for count, result in enumerate(results, 1):
         yield result
@@ -310,7 +310,7 @@ class _Encoder:
                 for result in results:
                     yield from result
         finally:
-            torch.set_num_threads(threads)  # the number that a thread sets is what later threads begin with
+            torch.set_num_threads(threads)  # later threads start with the number that was set last
 
     @torch.inference_mode()
     def _encode_batch(self, indices: list[int]) -> list[tuple[int, torch.Tensor | ImageError]]:
@@ -319,7 +319,7 @@ class _Encoder:
         pixels = [picture for picture in opened if not isinstance(picture, ImageError)]
         if not pixels:
             return list(zip(indices, opened, strict=True))
-        # Always of one shape: other shapes may be computed in another order, with other last bits.
+        # Batches always have the same shape, because another shape may give other last bits.
         batch = torch.cat([*pixels, *[pixels[0]] * (self.batch_size - len(pixels))])
         with self._turn:
             encoded = self.model.core.encode_images(batch)["pooler_output"]  # [B, N, D_vision]
@@ -331,7 +331,7 @@ class _Encoder:
         ]
 
     def _open(self, index: int) -> torch.Tensor | ImageError:
-        """Returns the tower's input, float [1, 3, H, W], or why there is none."""
+        """Returns the tower's input, float [1, 3, H, W], or the error of the image."""
         image = self.images[index]
         try:
             picture = self.open_picture(image)
@@ -348,7 +348,7 @@ def _rank() -> int:
 
 
 def _of_first_process(compute: Callable[[], Item]) -> Item:
-    """Returns what the first process computes."""
+    """Computes a value in the first process, and returns it in all."""
     values: list[Any] = [compute() if _rank() == 0 else None]
     if distributed.is_initialized():
         distributed.broadcast_object_list(values)

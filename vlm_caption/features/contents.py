@@ -13,7 +13,7 @@ from ..images.limits import MAX_BYTES
 
 DIGEST_SIZE = 32  # bytes
 
-_FEW = 10_000  # images, which are read within seconds: no progress is shown
+_FEW = 10_000  # so many images are read within seconds, without showing progress
 
 
 def content_digest(image: str, max_bytes: int = MAX_BYTES) -> bytes:

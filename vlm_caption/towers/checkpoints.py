@@ -1,8 +1,8 @@
-"""What a captioner's checkpoint holds, and how a bridge and its towers become one model again.
+"""What a captioner's checkpoint holds, and how a bridge and its towers become one model.
 
-A *bridge* holds what was trained, and names the towers it was trained between. A *full* checkpoint holds all weights,
-with adapters merged, and the code of the forward pass. Both are written by transformers' `save_pretrained` and read by
-its `from_pretrained`; a bridge through a state dict that its towers complete.
+A *bridge* holds the weights that were trained, and names its two towers. A *full* checkpoint holds all weights, with
+adapters merged, and the code of the forward pass. Both are written by transformers' `save_pretrained` and read by its
+`from_pretrained`. For a bridge, the state dict is completed with the weights of the towers.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from .loading import load_towers
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
-# The code that a full checkpoint carries; it is for inference alone.
+# The code that is copied into full checkpoints. It is for inference alone.
 CODE_FILES = (
     "configuration_captioner.py",
     "modeling_captioner.py",
@@ -41,19 +41,19 @@ _VISION_PATTERN = r"(?:core\.)?vision_tower"
 
 
 def external_towers(config: CaptionerConfig) -> list[str]:
-    """Returns the towers that a bridge leaves out, apart from what was trained of them."""
+    """Returns the towers whose untrained weights a bridge leaves out, because they can be fetched."""
     return [tower for tower in PARTS if can_be_fetched(config, tower)]
 
 
 def names_left_out(model: Any, towers: list[str]) -> set[str]:
-    """Returns the names of the weights of these towers that are neither adapters nor trained here."""
+    """Returns the names of the weights of these towers that are neither adapters nor trained."""
     core = model.base_model
     prefix = "" if core is model else f"{model.base_model_prefix}."
     trained = set(model.config.trained_weights)
     left_out = set()
     for tower in towers:
         state = getattr(core, tower).state_dict(keep_vars=True)
-        # By identity: a tied weight has two names.
+        # By identity, because a tied weight has two names.
         carried = {
             id(tensor) for key, tensor in state.items() if is_adapter(key) or plain_name(f"{tower}.{key}") in trained
         }
@@ -63,14 +63,14 @@ def names_left_out(model: Any, towers: list[str]) -> set[str]:
 
 @contextlib.contextmanager
 def saved_config(model: Any, full: bool) -> Generator[dict[str, Any]]:
-    """Gives the model's config the fields of a checkpoint for as long as this is entered.
+    """Gives the model's config the fields of a checkpoint inside a `with` block.
 
     Args:
         model: The captioner to save.
-        full: Whether it is saved in full.
+        full: Whether a full checkpoint is saved.
 
     Yields:
-        Arguments of `PreTrainedModel.save_pretrained`.
+        Arguments for `PreTrainedModel.save_pretrained`.
     """
     config, options = model.config, {}
     changes: dict[str, Any] = {}
@@ -83,11 +83,11 @@ def saved_config(model: Any, full: bool) -> Generator[dict[str, Any]]:
         core = model.base_model
         options["state_dict"], changes = merged_state(core, "" if core is model else f"{model.base_model_prefix}.")
     elif adapted:
-        # Older names, which transformers writes by default, are not known for adapters when they are read.
+        # By default transformers writes older names, and cannot read those of adapters.
         options["save_original_format"] = False
     before = {name: getattr(config, name) for name in changes}
     if not full and "language_model" in config.external_towers and "quantization_config" in fields:
-        # The tower is fetched as it was before; a later user may quantise it, or not.
+        # The tower is fetched unquantised, and whoever loads the bridge decides about quantisation.
         before["quantization_config"] = fields.pop("quantization_config")
     fields.update(changes)
     try:
@@ -111,10 +111,10 @@ class _Bridge:
     """A bridge's parts, completed with its towers.
 
     Attributes:
-        config: Of a whole model, without adapters.
+        config: The config of a complete model without adapters.
         weights: All weights of that model.
         adapters: The adapters' weights.
-        adapter_fields: What the checkpoint's config says of adapters.
+        adapter_fields: The fields of the checkpoint's config that describe adapters.
     """
 
     config: CaptionerConfig
@@ -134,18 +134,18 @@ def load_bridge(
     """Loads a checkpoint that leaves towers out, or has adapters.
 
     Args:
-        load: Makes a model from `config` and `state_dict`.
+        load: A function that makes a model from `config` and `state_dict`.
         name_or_path: The checkpoint's folder or Hub id.
-        config: The checkpoint's; it stays as it is.
-        backbones: Where to take towers from instead of the backbones that the checkpoint names.
-        check: Whether the towers' weights must be those that the bridge was trained between.
+        config: The checkpoint's config, which is not changed.
+        backbones: The sources of towers that replace the backbones that the checkpoint names, by tower.
+        check: Whether the towers' weights must be those that the bridge was trained with.
         hub: Options of the Hub.
 
     Returns:
         What `load` returns: the model, or the model and a report.
 
     Raises:
-        BackboneError: A tower cannot be had, or, with `check`, its weights differ.
+        BackboneError: A tower cannot be found or loaded, or, with `check`, its weights differ.
         ValueError: Weights are missing, or do not belong to the towers.
     """
     bridge = _read_bridge(name_or_path, config, backbones, check, hub)
@@ -188,7 +188,7 @@ def _gather_weights(
     """Returns the weights of a checkpoint and of the towers that it leaves out, and those of its adapters.
 
     Raises:
-        BackboneError: A tower cannot be had, or, with `check`, its weights differ.
+        BackboneError: A tower cannot be found or loaded, or, with `check`, its weights differ.
         ValueError: The checkpoint lacks trained weights of a tower, or holds some that the tower does not have.
     """
     own, adapters = _split_adapters(read_safetensors(name_or_path, **hub))
@@ -212,17 +212,17 @@ def _gather_weights(
                 f"{name_or_path} holds weights that its towers have not ({unknown[0]}): load it with the version of "
                 "transformers that it was saved with, which config.json names."
             )
-    # What was trained here goes before what the backbone holds, under all names that a tied weight has there.
+    # A trained weight replaces the backbone's, under every name of a tied weight.
     replaced = {weights[name].data_ptr() for name in own if name in weights}
     weights = {name: tensor for name, tensor in weights.items() if tensor.data_ptr() not in replaced} | own
     return weights, adapters
 
 
 def _add_adapters(model: Any, bridge: _Bridge, name_or_path: Any) -> None:
-    """Adds a bridge's adapters, with their weights, to the model made of its other parts.
+    """Adds a bridge's adapters with their weights to the model that was made of its other parts.
 
     Raises:
-        ValueError: The weights are not those of the adapters that the config names.
+        ValueError: The weights do not belong to the adapters that the config names.
     """
     for name, value in bridge.adapter_fields.items():
         setattr(model.config, name, value)
@@ -239,9 +239,9 @@ def _add_adapters(model: Any, bridge: _Bridge, name_or_path: Any) -> None:
 
 
 def _split_adapters(weights: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Returns a checkpoint's weights that are no adapters', as named without adapters, and those that are.
+    """Splits a checkpoint's weights into those of the model, named as without adapters, and those of adapters.
 
-    All names then begin with `core.`, as they do in a checkpoint of the model with its head.
+    All names begin with `core.` afterwards, as in a checkpoint of the model with its head.
     """
     weights = {name if name.startswith("core.") else f"core.{name}": tensor for name, tensor in weights.items()}
     own = {plain_name(name): tensor for name, tensor in weights.items() if not is_adapter(name)}
@@ -249,11 +249,11 @@ def _split_adapters(weights: dict[str, torch.Tensor]) -> tuple[dict[str, torch.T
 
 
 def check_complete(name_or_path: Any, config: CaptionerConfig, hub: dict[str, Any]) -> None:
-    """Checks that the weights of a full checkpoint fit its config, by the headers of their files.
+    """Checks that the weights of a full checkpoint fit its config. Only the headers of their files are read.
 
     Args:
         name_or_path: The checkpoint's folder or Hub id.
-        config: The checkpoint's.
+        config: The checkpoint's config.
         hub: Options of the Hub.
 
     Raises:
@@ -268,7 +268,7 @@ def check_complete(name_or_path: Any, config: CaptionerConfig, hub: dict[str, An
             shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     shapes = {name if name.startswith("core.") else f"core.{name}": shape for name, shape in shapes.items()}
     check_weights(config, shapes, name_or_path)
-    if getattr(config, "quantization_config", None) is None:  # quantised weights have shapes of their own
+    if getattr(config, "quantization_config", None) is None:  # quantised weights have other shapes
         check_shapes(config, shapes, name_or_path)
 
 
@@ -286,14 +286,14 @@ def refuse_gaps(name_or_path: Any, missing: Collection[str]) -> None:
 
 
 def prepare_quantization(model_class: type, options: dict[str, Any]) -> dict[str, Any]:
-    """Restricts a quantisation to the language model, unless it says itself which modules to skip.
+    """Restricts a quantisation to the language model, unless the quantisation names modules to skip.
 
     Args:
-        model_class: The captioner's.
-        options: Arguments of `from_pretrained`, `config` among them.
+        model_class: The captioner's class.
+        options: Arguments of `from_pretrained`, including `config`.
 
     Returns:
-        The arguments, with the quantisation changed in a copy.
+        The arguments, with a changed copy of the quantisation.
     """
     quantization = copy.deepcopy(options.get("quantization_config"))
     for field in ("modules_to_not_convert", "llm_int8_skip_modules"):

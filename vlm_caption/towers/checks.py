@@ -1,7 +1,7 @@
-"""Checks of what somebody else's checkpoint says of itself, before anything is built from it.
+"""Checks a checkpoint of unknown origin before anything is built from it.
 
-A checkpoint's JSON files are data of unknown origin: they may ask for code to be run, name a layer count that would
-take days to build, or contradict the weights beside them. Each of these becomes one sentence.
+The JSON files of a checkpoint may ask for code to be run, name so many layers that building them would take days, or
+contradict the weights. Each of these faults is reported in one sentence.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from ..model import modeling_captioner
 from ..model.configuration_captioner import CaptionerConfig
 from ..model.processing_captioner import QUESTION
 
-# Where the Auto classes find the code of a full checkpoint; the installed package never runs it.
+# Where the Auto classes find the code of a full checkpoint. The installed package never runs that code.
 AUTO_MAP = {
     "AutoConfig": "configuration_captioner.CaptionerConfig",
     "AutoModel": "modeling_captioner.CaptionerModel",
@@ -30,8 +30,8 @@ _JSON_FILES = (
     *("config.json", "generation_config.json", "preprocessor_config.json"),
     *("processor_config.json", "tokenizer_config.json"),
 )
-_MAX_BUFFER_ELEMENTS = 10**8  # far above any family's masks and tables of positions
-_MOST_LAYERS = 200  # so many are built at once, and missing weights are named one by one
+_MAX_BUFFER_ELEMENTS = 10**8  # far above the masks and position tables of any family
+_MOST_LAYERS = 200  # up to this number, a model is built without counting weights first, and missing ones are named
 _SIZES = (
     *("hidden_size", "image_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"),
     *("num_key_value_heads", "n_embd", "n_head", "n_layer", "n_positions", "patch_size", "vocab_size"),
@@ -40,10 +40,10 @@ _SIZES = (
 
 @contextlib.contextmanager
 def running_no_code(directory: Path) -> Generator[None]:
-    """Turns transformers' refusal to run a tower's code into a sentence that names the file that asks for it.
+    """Names the file that asks for code if transformers refuses to run a tower's code inside a `with` block.
 
     Args:
-        directory: The folder that is loaded from while this is entered.
+        directory: The folder that the block loads from.
 
     Raises:
         BackboneError: The folder cannot be loaded without running its code.
@@ -57,7 +57,7 @@ def running_no_code(directory: Path) -> Generator[None]:
 
 
 def check_checkpoint(directory: Path) -> None:
-    """Checks the JSON files in a captioner's folder: they are whole, ask for no code, and give sizes that make sense.
+    """Checks that the JSON files in a captioner's folder are whole, ask for no code, and give sizes that make sense.
 
     Raises:
         CheckpointError: A file is damaged, asks for code that lies beside it and is not a captioner's own, or gives
@@ -112,7 +112,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _find_auto_maps(value: Any) -> Iterator[str]:
-    """Yields what every `auto_map` in nested JSON names."""
+    """Yields the code that every `auto_map` in nested JSON names."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if key == "auto_map":
@@ -153,10 +153,10 @@ def load_config(name_or_path: Any, **hub: Any) -> CaptionerConfig:
 
 
 def check_layers(config: CaptionerConfig, part: str, found: int, where: Any) -> None:
-    """Checks that there are weights for the layers that a config asks for, before so many are built.
+    """Checks that there are weights for the layers that a config asks for, before the layers are built.
 
     Args:
-        config: The captioner's.
+        config: The captioner's config.
         part: "vision_tower", "language_model" or "multi_modal_projector".
         found: The number of that part's weights.
         where: Where the weights are, for the message.
@@ -176,7 +176,7 @@ def check_layers(config: CaptionerConfig, part: str, found: int, where: Any) -> 
 
 
 def _count_layers(config: Any) -> int:
-    """Returns how many layers a tower's config asks for, as far as it says so in one of the usual fields."""
+    """Returns the number of layers in a tower's config, or 0 if none of the usual fields gives it."""
     arguments = getattr(config, "model_args", None)
     counts = [
         getattr(config, "num_hidden_layers", None),
@@ -189,13 +189,13 @@ def _count_layers(config: Any) -> int:
 def check_weights(
     config: CaptionerConfig, shapes: Mapping[str, Sequence[int]], where: Any, absent: Sequence[str] = ()
 ) -> None:
-    """Checks that a checkpoint's own weights are enough for the layers of each part that it holds.
+    """Checks that a checkpoint has enough weights for the layers of each part that it holds.
 
     Args:
-        config: The captioner's.
+        config: The captioner's config.
         shapes: The weights' shapes, by name.
         where: The checkpoint.
-        absent: The towers that it leaves out.
+        absent: The towers that the checkpoint leaves out.
 
     Raises:
         CheckpointError: There are fewer weights than layers.
@@ -206,12 +206,12 @@ def check_weights(
 
 
 def check_shapes(config: CaptionerConfig, shapes: Mapping[str, Sequence[int]], where: Any) -> None:
-    """Checks that weights have the shapes that the config asks for, with a model that takes no memory.
+    """Checks that weights have the shapes that the config asks for, with a model on the meta device.
 
     Args:
-        config: The captioner's, with no tower left out.
-        shapes: The weights' shapes by name. Names that the model does not know are left to transformers, which knows
-            older ones.
+        config: The captioner's config, with no tower left out.
+        shapes: The weights' shapes by name. Unknown names are ignored, because transformers may know them as older
+            names.
         where: Where the weights are, for the message.
 
     Raises:
@@ -222,7 +222,7 @@ def check_shapes(config: CaptionerConfig, shapes: Mapping[str, Sequence[int]], w
             model = modeling_captioner.CaptionerForConditionalGeneration(config)
     except ImportError:
         raise
-    except Exception as error:  # modules of each family divide by, multiply and index with what the config says
+    except Exception as error:  # each family's modules raise errors of their own on values that make no sense
         raise CheckpointError(
             f"No model can be built from the config.json of {where} ({first_line_of(error)}): fetch it again."
         ) from error
@@ -242,11 +242,11 @@ def check_shapes(config: CaptionerConfig, shapes: Mapping[str, Sequence[int]], w
 
 
 def check_processor(processor: Any, config: CaptionerConfig, where: Any) -> None:
-    """Checks that a processor writes the inputs that its model takes.
+    """Checks that a processor makes the inputs that its model takes.
 
     Args:
-        processor: The captioner's.
-        config: The model's.
+        processor: The captioner's processor.
+        config: The model's config.
         where: The checkpoint, for the message.
 
     Raises:
@@ -267,7 +267,7 @@ def check_processor(processor: Any, config: CaptionerConfig, where: Any) -> None
     try:
         head, [tail] = processor.encode_prompts(["?" if QUESTION in processor.prompt else None])
         processor.tokenizer.pad({"input_ids": [head + tail, head]})
-    except Exception as error:  # a tokenizer's settings are kept as they are, and fail when it is used
+    except Exception as error:  # a tokenizer accepts any settings when it is loaded, and fails when it is used
         raise CheckpointError(
             f"The tokenizer of {where} cannot encode the prompt ({first_line_of(error)}): fetch its files again."
         ) from error

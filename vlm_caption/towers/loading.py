@@ -1,4 +1,4 @@
-"""The weights of pretrained towers, under the names that they have in the composed model."""
+"""Loads the weights of pretrained towers under the names that they have in the composed model."""
 
 import copy
 from pathlib import Path
@@ -20,12 +20,12 @@ def load_towers(
     """Loads the weights of the towers that `config` names a backbone for, under the composed model's names.
 
     Args:
-        config: The composed model's.
+        config: The composed model's config.
         check: Whether to compare each tower's fingerprint with the one in the config.
         hub: Options of the Hub; see `resolve_backbone`.
 
     Raises:
-        BackboneError: A tower cannot be had, or is not the one the config was written for.
+        BackboneError: A tower cannot be found or loaded, or is not the one that the config was written for.
     """
     weights = {}
     for part, backbone, tower_config in (
@@ -45,7 +45,7 @@ def load_towers(
                 f"({found[:19]}… instead of {expected[:19]}…): name the right one, or pass "
                 "allow_different_backbone=True to go on with it."
             )
-        backbone["fingerprint"] = found  # where another tower was allowed, the next checkpoint is for that one
+        backbone["fingerprint"] = found  # if another tower was allowed, later checkpoints name that one
         tower = _load_tower(part, directory, tower_config, config.pooled_feature)
         weights |= {f"core.{part}.{name}": tensor for name, tensor in tower.items()}
     return weights
@@ -62,7 +62,7 @@ def _load_tower(
     else:
         auto_class = CLIPVisionModelWithProjection if pooled_feature == "image_embeds" else AutoModel
     with quiet_transformers():
-        # transformers' own loading: it knows how each family's names changed over the years.
+        # By transformers, which knows the older names of each family's weights.
         loaded: Any = auto_class.from_pretrained(
             directory,
             config=copy.deepcopy(tower_config),
@@ -71,7 +71,7 @@ def _load_tower(
             trust_remote_code=False,
         )
     tower, report = loaded
-    # A classification checkpoint has no pooler; that matters only where the pooler is what is used.
+    # A classification checkpoint has no pooler, which matters only if the pooler's output is used.
     missing = {name for name in report["missing_keys"] if pooled_feature == "pooler_output" or "pooler" not in name}
     if missing:
         raise BackboneError(
@@ -80,5 +80,5 @@ def _load_tower(
         )
     state = tower.state_dict()
     for name in report["missing_keys"]:
-        state[name].zero_()  # else random, and another tower to every cache and fingerprint
+        state[name].zero_()  # random values would give the tower another fingerprint each time
     return state

@@ -25,14 +25,14 @@ def hold_frozen(model: CaptionerForConditionalGeneration, precision: str, but: C
     Args:
         model: The captioner, with its modules frozen as they are to be trained.
         precision: See `use_bf16`.
-        but: Modules (`"vision"`, `"language"`) that are frozen now and trained in a later stage.
+        but: Modules (`"vision"`, `"language"`) to leave as they are, because a later stage trains them.
     """
     if not use_bf16(precision):
         return
     for module, name in TOWERS.items():
         tower = getattr(model.core, name)
         if tower is not None and module not in but and not holds_trained_weights(model.core, name):
-            # Buffers that are not saved stay in float32: rounded rotary frequencies give late positions wrong angles.
+            # Buffers that are not saved stay in float32: rounded rotary frequencies would shift late positions.
             for key, tensor in tower.state_dict(keep_vars=True).items():
                 if tensor.is_floating_point() and not is_adapter(key):
                     tensor.data = tensor.data.to(torch.bfloat16)
@@ -46,7 +46,7 @@ def choose_kernels(model: CaptionerForConditionalGeneration, compiled: bool) -> 
         compiled: Whether to compile the language model.
     """
     if compiled or model.device.type == "cpu":
-        # Fused attention is slower here: by a seventh of a training step of GPT-2 on a CPU, mostly backward.
+        # Fused attention makes a training step of GPT-2 on a CPU slower by a seventh, mostly in the backward pass.
         model.core.language_model.set_attn_implementation("eager")
     for module in list(model.core.language_model.modules()):
         for name, child in module.named_children():

