@@ -136,3 +136,9 @@ def test_features_of_several_images_serve_in_place_of_their_pixels(model):
     ids = torch.tensor([[1, *[IMAGE] * 4, 20, *[IMAGE] * 4]])
     expected = model(input_ids=ids, pixel_values=pixels(2)).logits
     torch.testing.assert_close(model(input_ids=ids, image_features=features).logits, expected)
+
+
+@pytest.mark.parametrize("example", [(), (picture(5),), (picture(5), "a", "b", "c")])
+def test_an_example_is_a_picture_with_its_caption_or_with_question_and_answer(captioner, example):
+    with pytest.raises(ValueError, match="An example is a picture and its caption, or"):
+        captioner.caption(picture(0), examples=[example])

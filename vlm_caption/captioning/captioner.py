@@ -273,6 +273,8 @@ class Captioner:
             )
         settings = GenerationSettings.from_arguments(generation)
         limits = _Limits(max_pixels, max_bytes)
+        if any(len(example) not in (2, 3) for example in examples):
+            raise ValueError("An example is a picture and its caption, or a picture, a question and its answer.")
         turns = [(rest[0] if len(rest) == 2 else None, rest[-1]) for _, *rest in examples]
         prompts = self._encode_prompts(prompt, question, turns)
         shown = self._encode_examples([image for image, *_ in examples], limits)
