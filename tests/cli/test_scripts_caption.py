@@ -123,7 +123,7 @@ def test_a_picture_that_is_named_twice_is_captioned_once(run, photo):
 
 @pytest.mark.parametrize("options", [[], ["--sidecars"]])
 def test_a_name_that_is_too_long_costs_no_other_picture(run, photo, options):
-    code, out, [line] = run("a" * 5000 + ".jpg", photo, *options)
+    code, out, [line, *_progress] = run("a" * 5000 + ".jpg", photo, *options)
     assert code == 1
     assert line.startswith("caption.py: aaa")
     assert len(out) == 1 if not options else Path(photo).with_suffix(".txt").exists()

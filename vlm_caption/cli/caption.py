@@ -92,8 +92,9 @@ def _caption(parser: ArgumentParser, arguments: argparse.Namespace, stack: ExitS
         return 1
     if arguments.features is None and _all_missing(cast(list[Any], inputs), refuse):
         return 1
-    if not is_hub_id(str(arguments.checkpoint)):
-        find_checkpoint(arguments.checkpoint)  # before the slow imports
+    may_be_done = arguments.sidecars or (arguments.output is not None and exists(arguments.output))
+    if not may_be_done and not is_hub_id(str(arguments.checkpoint)):
+        find_checkpoint(arguments.checkpoint)  # before the slow imports; a job that is done needs no checkpoint
     with loading("PyTorch and transformers"):
         from ..captioning.job import CaptionJob
     writers = _writers(arguments, stack, named=len(inputs) > 1 or len(arguments.images) > 1)
