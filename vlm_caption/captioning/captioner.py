@@ -77,6 +77,11 @@ class _Limits:
     max_pixels: int
     max_bytes: int
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+
 
 _NOT_AS_MANY = "There are not as many questions as inputs: give one for all, or one for each."
 
@@ -303,7 +308,7 @@ class Captioner:
         """
         _check_batch_size(batch_size)
         settings = GenerationSettings.from_arguments(generation)
-        if not _is_file(vectors):
+        if not is_vectors_file(vectors):
             vectors = torch.as_tensor(vectors)
             vectors = vectors[:, None] if vectors.ndim == 2 else vectors
         self.check_vectors(vectors)
@@ -320,7 +325,7 @@ class Captioner:
         config = self.model.config
         shape = (config.vision_seq_length, config.vision_feature_size)
         if tuple(vectors.shape[1:]) != shape:
-            where = vectors.path if _is_file(vectors) else "The input"
+            where = vectors.path if is_vectors_file(vectors) else "The input"
             raise ValueError(
                 f"{where} has the shape {list(vectors.shape)}, and this captioner takes "
                 f"[inputs, {shape[0]}, {shape[1]}]: give the vectors of the encoder that it was trained with."
@@ -338,7 +343,7 @@ class Captioner:
         pairs = zip(range(len(vectors)), prompts, strict=False)
         for batch in _batched(pairs, batch_size):
             rows, input_ids = zip(*batch, strict=True)
-            names = [vectors.name(row) if _is_file(vectors) else str(row) for row in rows]
+            names = [vectors.name(row) if is_vectors_file(vectors) else str(row) for row in rows]
             yield from _flatten(self._generate(names, input_ids, vectors[rows[0] : rows[-1] + 1], settings))
 
     def _encode_prompts(
@@ -474,7 +479,7 @@ def _flatten(results: Iterable[list[Caption] | ImageError]) -> Iterator[Any]:
         yield from [result] if isinstance(result, ImageError) else result
 
 
-def _is_file(vectors: object) -> "TypeIs[Vectors]":
+def is_vectors_file(vectors: object) -> "TypeIs[Vectors]":
     """Whether these are the vectors of a file, a `Vectors`; that class is not imported here, for it needs pyarrow."""
     return hasattr(vectors, "path")
 

@@ -3,7 +3,6 @@
 import glob
 import io
 import os
-import re
 import tarfile
 import zipfile
 import zlib
@@ -17,8 +16,8 @@ from ..core.text import readable
 from ..data.records import IMAGE_COLUMNS, find_column
 from ..images.finding import PassedOver, find_images
 from ..images.opening import IMAGE_SUFFIXES, ImageSource, describe
+from .places import URL, place_of
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]+://|data:", re.IGNORECASE)
 _TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
@@ -92,15 +91,6 @@ def find_pictures(
     return list(found.values())
 
 
-def place_of(name: str) -> str:
-    """Returns a picture's place by which it is known, however its path is spelled; for a URL, the URL.
-
-    Args:
-        name: What `Caption.image` says, or the line of a caption file.
-    """
-    return name if _URL.match(name) else readable(os.path.abspath(name))  # noqa: PTH100 - links are kept
-
-
 def _is_short(source: ImageSource) -> bool:
     """Whether `describe` names a source in full, as it does with all but the pictures that are URLs themselves."""
     return not (isinstance(source, str) and source[:5].lower() == "data:")
@@ -123,7 +113,7 @@ def _expand(
             reason = getattr(error, "strerror", None) or error
             raise DataError(f"{name[1:]}: the list of pictures cannot be read ({reason})") from error
         yield from _expand_list(content, on_error, passed_over)
-    elif _URL.match(name):
+    elif URL.match(name):
         yield name
     elif os.path.isdir(name):  # noqa: PTH112 - a Path raises an error for a name that is too long
         yield from find_images([name], passed_over=passed_over)

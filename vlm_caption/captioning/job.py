@@ -3,13 +3,15 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ImageError
-from ..data.vectors import Vectors
 from ..images.opening import ImageSource, describe
-from .captioner import Caption, Captioner
+from .captioner import Caption, Captioner, is_vectors_file
 from .writers import OutputFile, Writer
+
+if TYPE_CHECKING:
+    from ..data.vectors import Vectors
 
 Result = list[Caption] | ImageError
 
@@ -30,7 +32,7 @@ class CaptionJob:
         num_left: How many are left.
     """
 
-    def __init__(self, inputs: Sequence[ImageSource] | Vectors, writers: Sequence[Writer], batch_size: int) -> None:
+    def __init__(self, inputs: "Sequence[ImageSource] | Vectors", writers: Sequence[Writer], batch_size: int) -> None:
         self.inputs, self.writers, self.batch_size = inputs, writers, batch_size
         self._left = [row for row, name in enumerate(self._names()) if not all(w.has(name) for w in writers)]
         self.num_left = len(self._left)
@@ -74,7 +76,7 @@ class CaptionJob:
 
     def _names(self) -> Iterable[str]:
         """Returns what captions call the inputs."""
-        if isinstance(self.inputs, Vectors):
+        if is_vectors_file(self.inputs):
             return map(self.inputs.name, range(len(self.inputs)))
         return map(describe, self.inputs)
 
@@ -82,7 +84,7 @@ class CaptionJob:
         batches: dict[int, list[int]] = {}
         for row in self._left:
             batches.setdefault(row // self.batch_size, []).append(row)
-        if isinstance(self.inputs, Vectors):
+        if is_vectors_file(self.inputs):
             names = [self.inputs.name(row) for row in self._left]
             captions = captioner.caption_vectors(self.inputs.select(names), batch_size=self.batch_size, **settings)
             count = settings.get("num_return_sequences") or 1

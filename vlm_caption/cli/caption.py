@@ -91,8 +91,6 @@ def _caption(parser: ArgumentParser, arguments: argparse.Namespace, stack: ExitS
         return 1
     if arguments.features is None and _all_missing(cast(list[Any], inputs), refuse):
         return 1
-    if not is_hub_id(str(arguments.checkpoint)):
-        find_checkpoint(arguments.checkpoint)  # before the slow imports
     with loading("PyTorch and transformers"):
         from ..captioning.job import CaptionJob
     writers = _writers(arguments, stack, named=len(inputs) > 1 or len(arguments.images) > 1)
@@ -113,6 +111,8 @@ def _caption(parser: ArgumentParser, arguments: argparse.Namespace, stack: ExitS
 
 
 def _load(arguments: argparse.Namespace) -> "Captioner":
+    if not is_hub_id(str(arguments.checkpoint)):
+        find_checkpoint(arguments.checkpoint)  # before the slow imports
     import torch
 
     from ..captioning.captioner import Captioner

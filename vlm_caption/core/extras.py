@@ -7,7 +7,6 @@ from .errors import MissingPackageError
 
 _EXTRAS = {
     "datasets": "train",
-    "ijson": "train",
     "matplotlib": "train",
     "pyarrow": "train",
     "gguf": "wheels",
