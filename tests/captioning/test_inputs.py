@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_models import picture
 
-from vlm_caption.captioning.inputs import find_pictures, place_of
+from vlm_caption.captioning.inputs import find_pictures
+from vlm_caption.captioning.places import place_of
 from vlm_caption.core.errors import ConfigError, DataError, ImageError
 from vlm_caption.images.opening import describe, open_image
 

@@ -152,7 +152,7 @@ class TestOfACheckpoint:
             (["--num-baems", "2"], "there is no option '--num-baems'; did you mean '--num-beams'?"),
             (["--config", "none.yaml"], "none.yaml: the config cannot be read"),
             (["--compare", "none.json"], "none.json: the file cannot be read"),
-            (["--output-dir", "captions.csv/out"], "--output-dir captions.csv/out: Not a directory"),
+            (["--output-dir", "captions.csv/out"], "--output-dir: there is no folder captions.csv"),
         ],
     )
     def test_what_cannot_be_used_ends_in_a_sentence(self, command, options, changes, complaint, capsys):
@@ -211,8 +211,8 @@ class TestOfFiles:
             ([entry(image, 5) for image in REFERENCES], "12 captions missing or no text, image id 'image0'"),
             ({"a": 1}, "expected a list of entries with image_id and caption"),
             (None, "results.json: the file cannot be read"),
-            ("[" * 100_000, "results.json: the JSON cannot be read"),
-            ("[" + "9" * 10_000 + "]", "results.json: the JSON cannot be read"),
+            ("[" * 100_000, "results.json: this is not JSON"),
+            ("[" + "9" * 10_000 + "]", "results.json: this is not JSON"),
         ],
     )
     def test_captions_that_cannot_be_scored_get_a_sentence(self, command, tmp_path, results, complaint, capsys):

@@ -77,6 +77,11 @@ class _Limits:
     max_pixels: int
     max_bytes: int
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+
 
 _NOT_AS_MANY = "There are not as many questions as inputs: give one for all, or one for each."
 
@@ -305,7 +310,7 @@ class Captioner:
         """
         _check_batch_size(batch_size)
         settings = GenerationSettings.from_arguments(generation)
-        if not is_vectors(vectors):
+        if not is_vectors_file(vectors):
             vectors = torch.as_tensor(vectors)
             vectors = vectors[:, None] if vectors.ndim == 2 else vectors
         self.check_vectors(vectors)
@@ -322,7 +327,7 @@ class Captioner:
         config = self.model.config
         shape = (config.vision_seq_length, config.vision_feature_size)
         if tuple(vectors.shape[1:]) != shape:
-            where = vectors.path if is_vectors(vectors) else "The input"
+            where = vectors.path if is_vectors_file(vectors) else "The input"
             raise ValueError(
                 f"{where} has the shape {list(vectors.shape)}, and this captioner takes "
                 f"[inputs, {shape[0]}, {shape[1]}]: give the vectors of the encoder that it was trained with."
@@ -340,7 +345,7 @@ class Captioner:
         pairs = zip(range(len(vectors)), prompts, strict=False)
         for batch in _batched(pairs, batch_size):
             rows, input_ids = zip(*batch, strict=True)
-            names = [vectors.name(row) if is_vectors(vectors) else str(row) for row in rows]
+            names = [vectors.name(row) if is_vectors_file(vectors) else str(row) for row in rows]
             yield from _flatten(self._generate(names, input_ids, vectors[rows[0] : rows[-1] + 1], settings))
 
     def _encode_prompts(
@@ -476,9 +481,9 @@ def _flatten(results: Iterable[list[Caption] | ImageError]) -> Iterator[Any]:
         yield from [result] if isinstance(result, ImageError) else result
 
 
-def is_vectors(inputs: object) -> "TypeIs[Vectors]":
+def is_vectors_file(vectors: object) -> "TypeIs[Vectors]":
     """Returns whether inputs are the vectors of a file, a `Vectors`, without importing that class and pyarrow."""
-    return hasattr(inputs, "path") and hasattr(inputs, "select")
+    return hasattr(vectors, "path")
 
 
 __all__ = ["DEFAULT_CHECKPOINT", "Caption", "Captioner"]

@@ -17,7 +17,7 @@ from ..core.text import preview, readable
 from ..data.records import IMAGE_COLUMNS, find_column
 from ..images.finding import PassedOver, find_images
 from ..images.opening import IMAGE_SUFFIXES, ImageSource, describe
-from .names import is_url, place_of
+from .places import URL, place_of
 
 _TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -114,7 +114,7 @@ def _expand(
             reason = getattr(error, "strerror", None) or error
             raise DataError(f"{name[1:]}: the list of pictures cannot be read ({reason})") from error
         yield from _expand_list(content, on_error, passed_over)
-    elif is_url(name):
+    elif URL.match(name):
         yield name
     elif is_folder(name):
         yield from find_images([name], passed_over=passed_over)

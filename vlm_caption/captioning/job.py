@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ImageError
 from ..images.opening import ImageSource, describe
-from .captioner import Caption, Captioner, is_vectors
+from .captioner import Caption, Captioner, is_vectors_file
 from .writers import OutputFile, Writer
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class CaptionJob:
 
     def _names(self) -> Iterable[str]:
         """Returns what captions call the inputs."""
-        if is_vectors(self.inputs):
+        if is_vectors_file(self.inputs):
             return map(self.inputs.name, range(len(self.inputs)))
         return map(describe, self.inputs)
 
@@ -84,7 +84,7 @@ class CaptionJob:
         batches: dict[int, list[int]] = {}
         for row in self._left:
             batches.setdefault(row // self.batch_size, []).append(row)
-        if is_vectors(self.inputs):
+        if is_vectors_file(self.inputs):
             names = [self.inputs.name(row) for row in self._left]
             captions = captioner.caption_vectors(self.inputs.select(names), batch_size=self.batch_size, **settings)
             count = settings.get("num_return_sequences") or 1

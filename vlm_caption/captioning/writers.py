@@ -13,7 +13,7 @@ from ..core.errors import DataError, ImageError
 from ..core.files import exists, write_text
 from ..core.text import readable
 from .caption_file import CaptionFile, as_entry, as_line
-from .names import place_of
+from .places import place_of
 from .tables import csv_lines, read_table, write_table
 
 if TYPE_CHECKING:
