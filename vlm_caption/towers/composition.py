@@ -175,7 +175,7 @@ def _tower_config(
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     # CLIP and SigLIP checkpoints hold two models; some multimodal ones hold their language model inside.
     config = getattr(config, part, None) or config
-    config._name_or_path = ""  # a local path that means nothing elsewhere
+    config.name_or_path = ""  # a local path that means nothing elsewhere
     return config, {"name": source, "revision": revision}  # `load_towers` adds the fingerprint
 
 
