@@ -74,6 +74,7 @@ MODEL = [
         ("pretrained_model_name_or_path", "*model_args", "config", "revision", "**kwargs", ...),
         "fetches the towers that a bridge names",
     ),
+    Name("transformers.initialization", None, "draws weights, except those that were loaded"),
     Name("transformers.PreTrainedConfig.sub_configs_defaults", None, "default towers"),
     Name("transformers.configuration_utils.SubConfigSpec", ("config_class", "model_type", "init_kwargs", ...), "same"),
     Name("transformers.quantizers.base.get_keys_to_not_convert", ("model",), "the head is not quantised"),

@@ -46,6 +46,11 @@ class CaptionerCausalLMOutputWithPast(CausalLMOutputWithPast):
     image_outputs: BaseModelOutputWithPooling | None = None
 
 
+# Read here, because torch.compile cannot.
+_OUTPUTS = (CaptionerModelOutputWithPast, CaptionerCausalLMOutputWithPast)
+_FIELDS = {output: [field.name for field in dataclasses.fields(output)] for output in _OUTPUTS}
+
+
 class CaptionerPreTrainedModel(PreTrainedModel):
     """The base of the two classes below."""
 
@@ -91,11 +96,7 @@ class CaptionerPreTrainedModel(PreTrainedModel):
 
 
 class CaptionerModel(CaptionerPreTrainedModel):
-    """The two towers and the projector between them, up to the language model's last hidden state.
-
-    `language_model` is the whole causal language model with its head, because heads differ between families (biases,
-    soft caps, scales).
-    """
+    """The two towers and the projector between them, up to the language model's last hidden state."""
 
     vision_tower: Any
 
@@ -108,6 +109,7 @@ class CaptionerModel(CaptionerPreTrainedModel):
         else:
             self.vision_tower = AutoModel.from_config(config.vision_config)
         self.multi_modal_projector = build_projector(config)
+        # With its head, because heads differ between families (biases, soft caps, scales).
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         width = config.text_embedding_size
         self.image_start = nn.Parameter(torch.zeros(width)) if config.image_start == "learned" else None
@@ -471,7 +473,7 @@ def _put_in_front(prompt: torch.Tensor, outputs: Any) -> Any:
 
 def _with_images(output_class: Any, outputs: Any, encoded: BaseModelOutputWithPooling | None) -> Any:
     """Returns a language model's output as `output_class`, without fields that only its family has, and the images."""
-    fields = {field.name: outputs[field.name] for field in dataclasses.fields(output_class) if field.name in outputs}
+    fields = {name: outputs[name] for name in _FIELDS[output_class] if name in outputs}
     images = None if encoded is None else encoded.pooler_output
     return output_class(**fields, image_hidden_states=images, image_outputs=encoded)
 
