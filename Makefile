@@ -6,7 +6,11 @@ BIN := .venv/bin
 VERSION_TESTS := tests/test_environment.py tests/test_private_names.py tests/test_imports.py tests/model/test_loss.py \
 	tests/model/test_projectors.py tests/model/test_modeling.py tests/model/test_generation.py \
 	tests/model/test_processing.py tests/model/test_freezing.py tests/model/test_checkpoints.py \
+	tests/model/test_remote_code.py \
 	tests/features/test_features.py tests/training/test_training.py tests/data/test_readers.py
+
+# Full checkpoints that one environment saves are loaded and run by another one, where there is one.
+OTHER_PYTHON = $(if $(wildcard $(BIN)/python),VLM_CAPTION_OTHER_PYTHON=$(CURDIR)/$(BIN)/python)
 
 # For every Python and platform that we name, each package with its version and nothing else.
 COMPILE := uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --no-annotate --no-header \
@@ -46,7 +50,7 @@ constraints: | $(BIN)/uv  ## the newest versions that pyproject.toml allows, and
 	$(call environment,.venv-oldest,constraints-oldest.txt,pyproject.toml)
 
 test-oldest: .venv-oldest/installed  ## the lower bounds of pyproject.toml
-	.venv-oldest/bin/python -m pytest $(VERSION_TESTS)
+	$(OTHER_PYTHON) .venv-oldest/bin/python -m pytest $(VERSION_TESTS)
 
 # What the index has now, as if pyproject.toml had no upper bounds.
 newest-versions: | $(BIN)/uv
@@ -56,7 +60,7 @@ newest-versions: | $(BIN)/uv
 
 test-newest: newest-versions  ## what was released since `make constraints`, without the upper bounds of pyproject.toml
 	cmp -s build/newest/constraints.txt .venv-newest/installed || $(MAKE) .venv-newest
-	.venv-newest/bin/python -m pytest $(VERSION_TESTS)
+	$(OTHER_PYTHON) .venv-newest/bin/python -m pytest $(VERSION_TESTS)
 
 .PHONY: .venv-newest
 .venv-newest:

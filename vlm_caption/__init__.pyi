@@ -6,10 +6,10 @@ from .evaluation.evaluate import evaluate, evaluate_files
 from .hub.card import write_model_card
 from .images.opening import open_image
 from .inspection.inspect import inspect_data
-from .model.configuration_captioner import CaptionerConfig
-from .model.processing_captioner import CaptionerProcessor
 from .towers.captioner import CaptionerForConditionalGeneration, CaptionerModel
 from .towers.composition import compose
+from .towers.configuration import CaptionerConfig
+from .towers.processor import CaptionerProcessor
 from .towers.sources import resolve_backbone
 from .training.feature_caching import cache_features
 from .training.train import train

@@ -31,12 +31,10 @@ def register(_transformers: ModuleType) -> None:
     """
     from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-    from .images.opening import open_image
-    from .model.configuration_captioner import CaptionerConfig
-    from .model.processing_captioner import CaptionerProcessor
     from .towers.captioner import CaptionerForConditionalGeneration, CaptionerModel, CaptionerPreTrainedModel
+    from .towers.configuration import CaptionerConfig
+    from .towers.processor import CaptionerProcessor
 
-    CaptionerProcessor.open_image = staticmethod(open_image)
     CaptionerPreTrainedModel.upload_checkpoint = _upload_checkpoint
 
     AutoConfig.register(CaptionerConfig.model_type, CaptionerConfig)

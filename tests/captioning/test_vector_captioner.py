@@ -32,7 +32,7 @@ from vlm_caption import (
     write_model_card,
 )
 from vlm_caption.data import open_vectors
-from vlm_caption.model.processing_captioner import VectorProcessor
+from vlm_caption.towers.processor import VectorProcessor
 
 TOKENS, WIDTH = 3, 8
 

@@ -22,7 +22,7 @@ from vlm_caption.features import cache as features_module
 from vlm_caption.features import shards as feature_shards
 from vlm_caption.features.cache import features_key, image_features
 from vlm_caption.images.opening import open_image
-from vlm_caption.model.processing_captioner import CaptionerProcessor
+from vlm_caption.towers.processor import CaptionerProcessor
 
 PATCHES = {"image_tokens": "patches", "image_grid": 2, "pooled_in_front": True}
 

@@ -180,7 +180,7 @@ def test_an_image_given_twice_is_refused(model):
 
 def test_embeddings_are_continued_as_their_tokens_are(model):
     prompt = model.core.image_prompt(2)
-    embeds = model.core.prepare_language_inputs(prompt, pixels())[0]["inputs_embeds"]
+    embeds = model.core.prepare_language_inputs(prompt, model.core.take_images(pixels()))["inputs_embeds"]
     expected = model.generate(pixel_values=pixels(), **GREEDY)
     assert model.generate(inputs_embeds=embeds, **GREEDY).tolist() == expected[:, prompt.shape[1] :].tolist()
 

@@ -27,6 +27,7 @@ from torch.nn import functional
 
 from vlm_caption import CaptionerConfig, CaptionerForConditionalGeneration
 from vlm_caption.data.collator import CaptionCollator
+from vlm_caption.model.projector_init import fit_scale
 from vlm_caption.model.projectors import MultiModalProjector
 
 
@@ -178,9 +179,15 @@ def test_a_tower_may_differ_in_dtype_from_the_projector():
 # What the language model reads
 
 
+def language_inputs(model, input_ids, pixel_values):
+    """What the language model reads, and the image tokens in it."""
+    encoded = model.core.take_images(pixel_values)
+    return model.core.prepare_language_inputs(input_ids, encoded), encoded.pooler_output
+
+
 def test_the_language_model_reads_bos_image_text():
     model = tiny_model("clip", image_tokens="patches", image_grid=2)
-    inputs, image = model.core.prepare_language_inputs(torch.tensor([[BOS, *[IMAGE] * 4, 7]]), pixels(1))
+    inputs, image = language_inputs(model, torch.tensor([[BOS, *[IMAGE] * 4, 7]]), pixels(1))
     table = model.get_input_embeddings().weight
     expected = torch.cat([table[BOS][None], image[0], table[7][None]])
     torch.testing.assert_close(inputs["inputs_embeds"][0], expected)
@@ -190,7 +197,7 @@ def test_a_learned_start_stands_at_position_0_and_is_trained():
     model = tiny_model("clip", image_start="learned")
     prompt = model.core.image_prompt(1)
     assert prompt.tolist() == [[IMAGE, IMAGE]]
-    inputs, _ = model.core.prepare_language_inputs(prompt, pixels(1))
+    inputs, _ = language_inputs(model, prompt, pixels(1))
     torch.testing.assert_close(inputs["inputs_embeds"][0, 0], model.core.image_start)
     model(**rows_of(model, [5, EOS]), pixel_values=pixels(1)).loss.backward()
     assert model.core.image_start.grad.abs().sum() > 0
@@ -205,14 +212,14 @@ def test_a_learned_start_begins_at_the_scale_of_embeddings():
 def test_without_a_start_the_image_stands_at_position_0():
     model = tiny_model("clip", image_start="none")
     prompt = model.core.image_prompt(1)
-    inputs, image = model.core.prepare_language_inputs(prompt, pixels(1))
+    inputs, image = language_inputs(model, prompt, pixels(1))
     assert prompt.tolist() == [[IMAGE]]
     torch.testing.assert_close(inputs["inputs_embeds"][0], image[0])
 
 
 def test_gemma_scales_its_text_and_leaves_the_image_tokens_as_they_are():
     model = tiny_model("clip", "gemma3")
-    inputs, image = model.core.prepare_language_inputs(torch.tensor([[BOS, IMAGE]]), pixels(1))
+    inputs, image = language_inputs(model, torch.tensor([[BOS, IMAGE]]), pixels(1))
     torch.testing.assert_close(
         inputs["inputs_embeds"][0, 0], model.get_input_embeddings().weight[BOS] * TEXT_WIDTH**0.5
     )
@@ -222,7 +229,7 @@ def test_gemma_scales_its_text_and_leaves_the_image_tokens_as_they_are():
 def test_several_images_go_to_their_placeholders_in_order():
     model = tiny_model()
     ids = torch.tensor([[BOS, IMAGE, 7, IMAGE], [BOS, 8, 9, IMAGE]])
-    inputs, image = model.core.prepare_language_inputs(ids, pixels(3))
+    inputs, image = language_inputs(model, ids, pixels(3))
     torch.testing.assert_close(inputs["inputs_embeds"][ids == IMAGE], image[:, 0])
 
 
@@ -561,7 +568,7 @@ def test_fit_scale_gives_embeddings_of_the_wanted_spread():
     features = 30 * torch.randn(500, VISION_WIDTH) + 7
     features[:, 0] = 5  # a constant feature must not blow up
     before = sum(p.numel() for p in projector.parameters())
-    projector.fit_scale(features, output_std=0.13)
+    fit_scale(projector, features, output_std=0.13)
     assert projector(features).std().item() == pytest.approx(0.13, rel=1e-4)
     hidden = projector.linear_1(features)
     torch.testing.assert_close(hidden.mean(0), hidden.mean(0).clamp(-2, 2))
@@ -571,6 +578,6 @@ def test_fit_scale_gives_embeddings_of_the_wanted_spread():
 def test_fit_scale_of_a_single_feature_vector_stays_finite():
     projector = tiny_model("dinov2", "gpt2").core.multi_modal_projector
     feature = torch.randn(1, 1, VISION_WIDTH)
-    projector.fit_scale(feature, output_std=0.3)
+    fit_scale(projector, feature, output_std=0.3)
     assert projector.linear_1.weight.abs().max() < 10
     assert torch.isfinite(projector(torch.randn(4, VISION_WIDTH))).all()

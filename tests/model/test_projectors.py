@@ -30,8 +30,10 @@ from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
 from vlm_caption import CaptionerConfig, CaptionerForConditionalGeneration, CaptionerProcessor, compose
 from vlm_caption.config.sections import ModelSection
 from vlm_caption.data.collator import CaptionCollator
-from vlm_caption.model.configuration_captioner import PROJECTOR_SETTINGS
+from vlm_caption.model import configuration_captioner
+from vlm_caption.model.projector_init import describe_projector, fit_scale, input_layer, input_rows
 from vlm_caption.model.projectors import PROJECTORS, build_projector
+from vlm_caption.towers.configuration import PROJECTOR_SETTINGS
 
 SOFT = {"image_start": "learned", "image_end": "learned", "query_tokens": 3}
 
@@ -54,7 +56,7 @@ def count(module: torch.nn.Module) -> int:
 
 
 def test_every_projector_has_a_class_settings_and_a_small_form():
-    names = get_args(CaptionerConfig.__annotations__["projector"])
+    names = get_args(configuration_captioner.CaptionerConfig.__annotations__["projector"])
     assert tuple(PROJECTORS) == tuple(PROJECTOR_SETTINGS) == names == tuple(PROJECTOR_FORMS)
     assert get_args(get_type_hints(ModelSection)["projector"]) == names
 
@@ -86,7 +88,8 @@ def test_an_image_has_as_many_tokens_as_the_config_says(name):
 
 @every_projector
 def test_the_summary_names_what_meets_the_features_or_writes_the_tokens(name):
-    assert "Linear(" in build_projector(small_config(name)).summary()
+    config = small_config(name)
+    assert "Linear(" in describe_projector(build_projector(config), config.projector_hidden_act)
 
 
 # The arithmetic of each
@@ -116,8 +119,12 @@ def test_pixel_shuffle_of_what_is_no_divisible_square_is_refused():
 
 
 def test_pixel_shuffle_has_a_hidden_layer_where_it_is_given_a_width():
-    projector = build_projector(small_config("pixel_shuffle", projector_expansion=1))
-    assert projector.summary() == "pixel shuffle by 2 → Linear(64, 64) → GELU → Linear(64, 32)"
+    config = small_config("pixel_shuffle", projector_expansion=1)
+    projector = build_projector(config)
+    assert (
+        describe_projector(projector, config.projector_hidden_act)
+        == "pixel shuffle by 2 → Linear(64, 64) → GELU → Linear(64, 32)"
+    )
     assert projector(torch.randn(2, 16, VISION_WIDTH)).shape == (2, 4, TEXT_WIDTH)
 
 
@@ -178,11 +185,11 @@ def test_fit_scale_standardises_what_goes_in_and_gives_what_comes_out_the_wanted
     features = 30 * torch.randn(64, per_image, VISION_WIDTH) + 7
     features[..., 0] = 5  # a constant feature must not blow up
     before = count(projector)
-    projector.fit_scale(features, output_std=0.13)
+    fit_scale(projector, features, output_std=0.13)
     assert projector.training
     projector.eval()
     assert projector(features).std().item() == pytest.approx(0.13, rel=0.01)
-    first = projector.get_submodule(projector.input_layer)(projector.arrange(features))
+    first = input_layer(projector)(input_rows(projector, features))
     assert first.flatten(0, -2).mean(0).abs().max() < 1
     assert first.std() < 1.5
     assert count(projector) == before
@@ -193,7 +200,7 @@ def test_fit_scale_standardises_what_goes_in_and_gives_what_comes_out_the_wanted
 def test_fit_scale_of_a_single_image_stays_finite(name):
     projector = small_model(name).core.multi_modal_projector
     features = torch.randn(1, small_config(name).vision_seq_length, VISION_WIDTH)
-    projector.fit_scale(features, output_std=0.3)
+    fit_scale(projector, features, output_std=0.3)
     assert torch.isfinite(projector(10 * torch.randn_like(features))).all()
 
 

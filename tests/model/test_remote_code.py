@@ -17,10 +17,12 @@ from tiny_models import (
     save_checkpoint,
     save_language_model,
     save_vision_tower,
+    tiny_config,
     tiny_model,
 )
 
 from vlm_caption import CaptionerForConditionalGeneration, compose
+from vlm_caption.model import modeling_captioner
 from vlm_caption.model.modeling_captioner import TESTED_WITH
 from vlm_caption.towers.checkpoints import CODE_FILES
 
@@ -143,6 +145,13 @@ for folder in folders:
     done = run(code, IMAGE_SIZE, *(tmp_path / name for name in PROJECTOR_FORMS), home=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [float(line) for line in done.stdout.split()] == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_code_of_a_checkpoint_has_no_loss_and_says_so():
+    model = modeling_captioner.CaptionerForConditionalGeneration(tiny_config())
+    ids = model.core.image_prompt(1)
+    with pytest.raises(ValueError, match="is for inference: to train it, import vlm_caption first"):
+        model(input_ids=ids, pixel_values=torch.ones(1, 3, IMAGE_SIZE, IMAGE_SIZE), labels=ids)
 
 
 @pytest.mark.parametrize("loader", ["AutoConfig", "AutoProcessor", "AutoModelForImageTextToText"])

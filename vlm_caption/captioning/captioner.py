@@ -25,10 +25,10 @@ from ..core.console import first_line_of, quiet_transformers
 from ..core.errors import BackboneError, CheckpointError, ImageError
 from ..images.limits import MAX_BYTES, MAX_PIXELS
 from ..images.opening import ImageSource, describe, open_image
-from ..model.processing_captioner import CaptionerProcessor
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.checks import check_checkpoint, check_processor, load_config
 from ..towers.fingerprints import weights_fingerprint
+from ..towers.processor import CaptionerProcessor
 from .checkpoints import DEFAULT_CHECKPOINT, find_checkpoint, find_device
 from .generation import GenerationSettings, generate, score
 

@@ -41,7 +41,7 @@ def find_checkpoint(checkpoint: str | os.PathLike) -> Path:
         raise CheckpointError(
             f"The checkpoint {name!r} has a damaged config.json ({first_line_of(error)})."
         ) from error
-    from ..model.configuration_captioner import CaptionerConfig
+    from ..towers.configuration import CaptionerConfig
 
     if model_type != CaptionerConfig.model_type:
         raise CheckpointError(f"The checkpoint {name!r} is of a {model_type!r} model, not of a captioner.")

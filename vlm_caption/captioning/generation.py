@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from ..data.collator import CaptionCollator
-from ..model.modeling_captioner import IGNORE_INDEX
-from ..model.processing_captioner import CaptionerProcessor
+from ..model.loss import IGNORE_INDEX
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.composition import MAX_NEW_TOKENS
+from ..towers.processor import CaptionerProcessor
 
 _AT_LEAST_1 = ("num_beams", "max_new_tokens", "num_return_sequences", "max_words")
 

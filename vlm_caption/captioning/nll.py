@@ -7,7 +7,7 @@ import torch
 
 from ..core.console import progress
 from ..data.collator import CaptionCollator
-from ..model.modeling_captioner import IGNORE_INDEX
+from ..model.loss import IGNORE_INDEX
 from ..towers.captioner import CaptionerForConditionalGeneration
 
 if TYPE_CHECKING:

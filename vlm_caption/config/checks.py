@@ -176,7 +176,7 @@ def _check_share(name: str, value: float) -> None:
 
 
 def _check_prompt(name: str, value: str) -> None:
-    from ..model.processing_captioner import check_prompt
+    from ..towers.processor import check_prompt
 
     try:
         check_prompt(value)

@@ -15,8 +15,8 @@ from collections.abc import Callable
 import torch
 
 from ..core.errors import DataError
-from ..model.modeling_captioner import IGNORE_INDEX
-from ..model.processing_captioner import QUESTION, CaptionerProcessor
+from ..model.loss import IGNORE_INDEX
+from ..towers.processor import QUESTION, CaptionerProcessor
 from .captions import CaptionChoice
 from .places import Place
 

@@ -37,9 +37,9 @@ from ..core.threads import map_in_threads
 from ..data.bad_images import PictureOpener
 from ..data.places import Place
 from ..images.opening import PIXELS_VERSION
-from ..model.configuration_captioner import CaptionerConfig
-from ..model.processing_captioner import CaptionerProcessor
 from ..towers.captioner import CaptionerForConditionalGeneration
+from ..towers.configuration import CaptionerConfig
+from ..towers.processor import CaptionerProcessor
 from .contents import as_image_error, content_digest, content_digests
 from .shards import FeatureShards, FeatureTable
 

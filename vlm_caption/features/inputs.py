@@ -13,8 +13,8 @@ from datasets import Dataset
 from ..core.errors import ImageError
 from ..data.bad_images import BadImages, PictureOpener, check_pictures
 from ..data.vectors import Vectors
-from ..model.processing_captioner import CaptionerProcessor
 from ..towers.captioner import CaptionerForConditionalGeneration
+from ..towers.processor import CaptionerProcessor
 from .cache import image_features
 from .shards import FeatureTable
 

@@ -20,9 +20,10 @@ from ..core.files import write_text
 from ..core.hub_ids import is_hub_id
 from ..metrics.names import METRIC_NAMES
 from ..model.adapters import has_adapter
-from ..model.configuration_captioner import CaptionerConfig
 from ..model.freezing import describe_policy, holds_trained_weights, module_of, policies_of
+from ..model.projector_init import describe_projector
 from ..towers.captioner import CaptionerPreTrainedModel
+from ..towers.configuration import CaptionerConfig
 from ..towers.fingerprints import weights_fingerprint
 from ..towers.wheels import find_wheel
 from .facts import FACTS_NAME, read_facts
@@ -306,7 +307,14 @@ def _parts(model: CaptionerPreTrainedModel, facts: dict[str, Any]) -> list[list[
     }
     vision = [_tower_row(model, "vision_tower")] if model.config.feature_size is None else []
     start = [around.pop("image_start")] if "image_start" in around else []
-    bridge = ["projector", projector.summary(), "here", licence, state, _count(projector.parameters())]
+    bridge = [
+        "projector",
+        describe_projector(projector, model.config.projector_hidden_act),
+        "here",
+        licence,
+        state,
+        _count(projector.parameters()),
+    ]
     return [*vision, *start, bridge, *around.values(), _tower_row(model, "language_model")]
 
 

@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import torch
 
-from .modeling_captioner import IGNORE_INDEX
+IGNORE_INDEX = -100  # in labels: not a target
 
 _ROWS_AT_ONCE = 64
 

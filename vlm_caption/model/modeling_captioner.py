@@ -3,11 +3,9 @@
 The projected image tokens take the place of image placeholders among the caption's embeddings and reach the language
 model through `inputs_embeds`. Shapes in comments: B rows, T tokens a row, I images, N image tokens an image, D widths.
 
-This file travels with full checkpoints, and is for inference alone. What is trained, what a bridge holds and where
-towers come from is known to the package `vlm_caption`, whose classes inherit from these.
+This file travels with full checkpoints, for inference only. The package `vlm_caption` adds loss, freezing and bridges.
 """
 
-import contextlib
 import copy
 import dataclasses
 from typing import Any, cast
@@ -24,19 +22,17 @@ from .projectors import MultiModalProjector, build_projector
 
 logger = logging.get_logger(__name__)
 
-# The lowest and the highest minor version of transformers that this file was tested with.
+# The lowest and the highest minor version of transformers with which this file was tested.
 TESTED_WITH = ("5.21", "5.24")
 
-IGNORE_INDEX = -100  # in labels: nothing is to be learnt here
-
-# Patterns as transformers takes them: they match a module's name from its beginning.
+# Patterns of transformers, which match a module's name from its beginning.
 PROJECTOR_PATTERN = r"(?:core\.)?multi_modal_projector"
 SOFT_TOKENS_PATTERN = r"(?:core\.)?(?:image_start|image_end|query_tokens)"
 
 
 @dataclasses.dataclass
 class CaptionerModelOutputWithPast(BaseModelOutputWithPast):
-    """Also `image_outputs`, what `get_image_features` returned, and the tokens in it as `image_hidden_states`."""
+    """Adds `image_outputs`, which `get_image_features` returned, and its tokens as `image_hidden_states`."""
 
     image_hidden_states: torch.Tensor | None = None
     image_outputs: BaseModelOutputWithPooling | None = None
@@ -44,14 +40,19 @@ class CaptionerModelOutputWithPast(BaseModelOutputWithPast):
 
 @dataclasses.dataclass
 class CaptionerCausalLMOutputWithPast(CausalLMOutputWithPast):
-    """Also `image_outputs`, what `get_image_features` returned, and the tokens in it as `image_hidden_states`."""
+    """Adds `image_outputs`, which `get_image_features` returned, and its tokens as `image_hidden_states`."""
 
     image_hidden_states: torch.Tensor | None = None
     image_outputs: BaseModelOutputWithPooling | None = None
 
 
+# Read here, because torch.compile cannot.
+_OUTPUTS = (CaptionerModelOutputWithPast, CaptionerCausalLMOutputWithPast)
+_FIELDS = {output: [field.name for field in dataclasses.fields(output)] for output in _OUTPUTS}
+
+
 class CaptionerPreTrainedModel(PreTrainedModel):
-    """What the two classes below share."""
+    """The base of the two classes below."""
 
     config: CaptionerConfig
     config_class = CaptionerConfig
@@ -59,7 +60,6 @@ class CaptionerPreTrainedModel(PreTrainedModel):
     base_model_prefix = "core"
     main_input_name = "input_ids"
     input_modalities: Any = ("image", "text")
-    supports_gradient_checkpointing = True
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -84,7 +84,7 @@ class CaptionerPreTrainedModel(PreTrainedModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The projector's: a frozen tower may be held in bfloat16 while the projector is trained in float32."""
+        """The projector's dtype: a frozen tower may be held in bfloat16 beside a projector in float32."""
         return next(self._core.multi_modal_projector.parameters()).dtype
 
     @property
@@ -94,30 +94,22 @@ class CaptionerPreTrainedModel(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self._core.language_model.get_input_embeddings()
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self._core.language_model.set_input_embeddings(value)
-
 
 class CaptionerModel(CaptionerPreTrainedModel):
-    """The two towers and the projector between them, up to the language model's last hidden state.
-
-    `language_model` is the whole causal language model, head included: heads differ between families (biases, soft
-    caps, scales), and each is run by its own class.
-    """
+    """The two towers and the projector between them, up to the language model's last hidden state."""
 
     vision_tower: Any
 
     def __init__(self, config: CaptionerConfig):
         super().__init__(config)
         if config.feature_size is not None:
-            self.vision_tower = None  # what is captioned comes as `image_features`
+            self.vision_tower = None  # the inputs are vectors, passed as `image_features`
         elif config.pooled_feature == "image_embeds":
-            from transformers import CLIPVisionModelWithProjection
-
-            self.vision_tower = CLIPVisionModelWithProjection(config.vision_config)
+            self.vision_tower = transformers.CLIPVisionModelWithProjection(config.vision_config)
         else:
             self.vision_tower = AutoModel.from_config(config.vision_config)
         self.multi_modal_projector = build_projector(config)
+        # With its head, because heads differ between families (biases, soft caps, scales).
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         width = config.text_embedding_size
         self.image_start = nn.Parameter(torch.zeros(width)) if config.image_start == "learned" else None
@@ -151,9 +143,7 @@ class CaptionerModel(CaptionerPreTrainedModel):
                 f"{self._feature_shape}, and not as pixel_values."
             )
         pixel_values = _move(pixel_values, self.vision_tower.device, self.vision_tower.dtype)
-        trained = pixel_values.requires_grad or any(p.requires_grad for p in self.vision_tower.parameters())
-        with contextlib.nullcontext() if trained else torch.no_grad():
-            outputs = self.vision_tower(pixel_values, return_dict=True, **kwargs)
+        outputs = self.vision_tower(pixel_values, return_dict=True, **kwargs)
         hidden = outputs.last_hidden_state  # [I, prefix + P, D], or a convolutional map [I, D, h, w]
         tokens = []
         if self.config.image_tokens == "pooled" or self.config.pooled_in_front:
@@ -249,13 +239,17 @@ class CaptionerModel(CaptionerPreTrainedModel):
             ids = [self.config.start_token_id, *ids]
         return torch.tensor([ids], device=device or self.language_model.device).repeat(num_images, 1)
 
-    def find_placeholders(self, input_ids: torch.Tensor, image_embeds: torch.Tensor | None) -> torch.Tensor:
-        """Returns where image tokens go, bool [B, T].
+    def embed_inputs(self, input_ids: torch.Tensor, image_embeds: torch.Tensor | None) -> torch.Tensor:
+        """Returns text embeddings with the projected image tokens in the placeholders' places, float [B, T, D_text].
+
+        Args:
+            input_ids: int64 [B, T].
+            image_embeds: float [I, N, D_text], used up in the order of the placeholders; or None.
 
         Raises:
             ValueError: Placeholders and image tokens do not match in number.
         """
-        placeholders = torch.eq(input_ids, cast(int, self.config.image_token_id))
+        placeholders = torch.eq(input_ids, cast(int, self.config.image_token_id))  # [B, T]
         if not torch.compiler.is_compiling():  # counting would break the graph
             wanted = int(placeholders.sum())
             given = 0 if image_embeds is None else image_embeds.shape[0] * image_embeds.shape[1]
@@ -265,17 +259,7 @@ class CaptionerModel(CaptionerPreTrainedModel):
                     f"tokens ({self.config.image_seq_length} an image). Let the processor build the input, or pass "
                     "pixel_values alone to generate()."
                 )
-        return placeholders
-
-    def embed_inputs(self, input_ids: torch.Tensor, image_embeds: torch.Tensor | None) -> torch.Tensor:
-        """Returns text embeddings with the projected image tokens in the placeholders' places, float [B, T, D_text].
-
-        Args:
-            input_ids: int64 [B, T].
-            image_embeds: float [I, N, D_text], used up in the order of the placeholders; or None.
-        """
-        placeholders = self.find_placeholders(input_ids, image_embeds)
-        # The placeholder is an id behind the embedding table: any id inside it serves until it is overwritten.
+        # The placeholder is an id after the embedding table: any id inside it serves until it is overwritten.
         inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(placeholders, 0))
         if image_embeds is None:
             return inputs_embeds
@@ -288,11 +272,7 @@ class CaptionerModel(CaptionerPreTrainedModel):
         image_features: torch.Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
     ) -> BaseModelOutputWithPooling | None:
-        """Returns what `get_image_features` returns for the images, in whichever form they are given; or None.
-
-        Raises:
-            ValueError: They are given in two forms.
-        """
+        """Returns what `get_image_features` returns, for images in any form, or None if there are none."""
         encoded = (mm_encoder_outputs or {}).get("image")
         if pixel_values is None and image_features is None:
             return encoded
@@ -302,37 +282,32 @@ class CaptionerModel(CaptionerPreTrainedModel):
 
     def prepare_language_inputs(
         self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        encoded: BaseModelOutputWithPooling | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        image_features: torch.Tensor | None = None,
-        mm_encoder_outputs: dict | None = None,
-    ) -> tuple[dict, torch.Tensor | None]:
-        """Does everything before the language model. Returns its arguments, and the projected image tokens."""
+    ) -> dict[str, Any]:
+        """Returns the language model's inputs, for token ids with the images that `take_images` returned."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
-        encoded = self.take_images(pixel_values, image_features, mm_encoder_outputs)
-        image_embeds = None if encoded is None else encoded.pooler_output
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_inputs(cast(torch.Tensor, input_ids), image_embeds)
-        elif image_embeds is not None:
+        if input_ids is not None:
+            inputs_embeds = self.embed_inputs(input_ids, None if encoded is None else encoded.pooler_output)
+        elif encoded is not None:
             raise ValueError("inputs_embeds hold their image tokens already: pass input_ids with an image.")
-
-        limit = self.config.text_positions
-        if limit is not None and not torch.compiler.is_compiling():
+        inputs = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
+        if position_ids is not None:
+            inputs["position_ids"] = position_ids
+        limit = None if torch.compiler.is_compiling() else self.config.text_positions
+        if limit is not None:
             # Positions of a packed row restart with each caption, so it may be longer than the limit.
-            length = inputs_embeds.shape[1] if position_ids is None else int(position_ids.max()) + 1
+            length = cast(Any, inputs_embeds).shape[1] if position_ids is None else int(position_ids.max()) + 1
             if length > limit:
                 raise ValueError(
                     f"{length} tokens (image tokens included) exceed the {limit} positions of the "
                     f"{self.config.text_config.model_type} language model: shorten the prompt or the caption."
                 )
-        inputs = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
-        if position_ids is not None:
-            inputs["position_ids"] = position_ids
-        return inputs, image_embeds
+        return inputs
 
     def run_language_model(self, head: bool = True, **inputs: Any) -> Any:
         """Runs the language model, with or without its head, on inputs of its own."""
@@ -350,24 +325,17 @@ class CaptionerModel(CaptionerPreTrainedModel):
         mm_encoder_outputs: dict | None = None,
         **kwargs: Any,
     ) -> CaptionerModelOutputWithPast:
-        """Takes the arguments of [`CaptionerForConditionalGeneration.forward`] except those of head and loss."""
+        """Takes the arguments of [`CaptionerForConditionalGeneration.forward`], except `logits_to_keep`."""
         encoded = self.take_images(pixel_values, image_features, mm_encoder_outputs)
-        inputs, image_embeds = self.prepare_language_inputs(
-            input_ids, None, attention_mask, position_ids, inputs_embeds, mm_encoder_outputs={"image": encoded}
-        )
+        inputs = self.prepare_language_inputs(input_ids, encoded, attention_mask, position_ids, inputs_embeds)
         outputs = self.run_language_model(head=False, **inputs, **kwargs)
-        return CaptionerModelOutputWithPast(
-            **_known_fields(CaptionerModelOutputWithPast, outputs),
-            image_hidden_states=image_embeds,
-            image_outputs=encoded,
-        )
+        return _with_images(CaptionerModelOutputWithPast, outputs, encoded)
 
 
 class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixin):
-    """The captioner with its language model's head: logits, loss and `generate`."""
+    """The captioner with its language model's head: logits and `generate`."""
 
     core_class = CaptionerModel
-    loss_type = "ForCausalLM"
 
     def __init__(self, config: CaptionerConfig):
         super().__init__(config)
@@ -393,59 +361,28 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
         inputs_embeds: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
-        labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
     ) -> CaptionerCausalLMOutputWithPast:
         """
         Args:
             input_ids: int64 [B, T], with `image_seq_length` placeholders for each image.
             pixel_values: float [I, 3, H, W], the images in the order of their placeholders.
-            attention_mask: int [B, T], 0 at padding; or bool [B, 1, T, T], True where a token may look (packed rows).
+            attention_mask: int [B, T], 0 at padding.
             position_ids: int64 [B, T].
             inputs_embeds: float [B, T, D_text] instead of `input_ids`, image tokens included.
             image_features: float [I, N, D_vision], the vision tower's tokens computed earlier, instead of pixels; or,
                 where there is no vision tower, the vectors to caption.
             mm_encoder_outputs: `{"image": get_image_features(...)}`, projected tokens computed earlier.
-            labels: int64 [B, T], `input_ids` with −100 where nothing is to be learnt; shifted in here. Placeholders
-                are never learnt.
             logits_to_keep: The positions that get logits: the last k (0: all), or their indices, int64 [M] or [B, M].
-            num_items_in_batch: Number of targets in the whole accumulated batch, to divide the loss by.
-            **kwargs: For the language model; and `shift_labels`, int64 [B, M], targets already aligned with the
-                positions that `logits_to_keep` names (packed rows: one position may have several targets). `labels`
-                are not looked at then. `target_weights`, float [B, M]: how often each of these targets counts.
+            **kwargs: For the language model.
         """
-        # Not in the signature: Trainer wants all arguments there that are called labels.
-        shift_labels = kwargs.pop("shift_labels", None)
-        weights = {"target_weights": kwargs.pop("target_weights")} if "target_weights" in kwargs else {}
+        if kwargs.get("labels") is not None:
+            raise ValueError("The code of this checkpoint is for inference: to train it, import vlm_caption first.")
         encoded = self.core.take_images(pixel_values, image_features, mm_encoder_outputs)
-        inputs, image_embeds = self.core.prepare_language_inputs(
-            input_ids, None, attention_mask, position_ids, inputs_embeds, mm_encoder_outputs={"image": encoded}
-        )
-        if labels is not None or shift_labels is not None:
-            kwargs.setdefault("use_cache", False)
+        inputs = self.core.prepare_language_inputs(input_ids, encoded, attention_mask, position_ids, inputs_embeds)
         outputs = self.core.run_language_model(**inputs, logits_to_keep=logits_to_keep, **kwargs)
-        if shift_labels is None and labels is not None:
-            placeholders = torch.eq(labels, cast(int, self.config.image_token_id))
-            targets = labels.masked_fill(placeholders, IGNORE_INDEX)
-            next_ids = nn.functional.pad(targets[:, 1:], (0, 1), value=IGNORE_INDEX)  # position t predicts token t + 1
-            shift_labels = _keep_positions(next_ids, logits_to_keep)
-        loss = None
-        if shift_labels is not None:
-            loss = self.loss_function(
-                logits=outputs.logits,
-                labels=None,
-                vocab_size=outputs.logits.shape[-1],
-                num_items_in_batch=num_items_in_batch,
-                shift_labels=shift_labels,
-                **weights,
-            )
-        return CaptionerCausalLMOutputWithPast(
-            **(_known_fields(CaptionerCausalLMOutputWithPast, outputs) | {"loss": loss}),
-            image_hidden_states=image_embeds,
-            image_outputs=encoded,
-        )
+        return _with_images(CaptionerCausalLMOutputWithPast, outputs, encoded)
 
     @torch.no_grad()
     def generate(
@@ -454,20 +391,20 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
         generation_config: GenerationConfig | None = None,
         **kwargs: Any,
     ):
-        """Writes captions: encodes the images once, and lets the language model generate behind their embeddings.
+        """Writes captions: encodes the images once, and lets the language model continue their embeddings.
 
         Args:
-            inputs: int64 [B, P], also as `input_ids`: a prompt with its placeholders, as the processor writes it.
-                Without one, the placeholders of the images alone.
-            generation_config: Settings in place of the model's own; those that it leaves open are the model's.
-            **kwargs: `pixel_values` [I, 3, H, W], `image_features` [I, N, D_vision] or `mm_encoder_outputs`, as
-                `forward` takes them; `inputs_embeds` [B, P, D_text] in place of a prompt; `attention_mask` [B, P];
-                and all that `generate` of the language model takes. Penalties of repetition do not see the prompt.
+            inputs: int64 [B, P], also as `input_ids`: a prompt with its placeholders, as the processor writes it. By
+                default only the placeholders of the images.
+            generation_config: Settings instead of the model's own, which apply where these are None.
+            **kwargs: `pixel_values`, `image_features` or `mm_encoder_outputs`, see `forward`; `inputs_embeds`
+                [B, P, D_text] instead of a prompt; `attention_mask` [B, P]; and the arguments of the language model's
+                `generate`. Penalties of repetition do not see the prompt.
 
         Returns:
-            What `generate` of the language model returns: int64 [B · num_return_sequences, P + M], the prompt first
-            and short rows padded on the right; or with `return_dict_in_generate` its output, whose `sequences` these
-            are. Behind `inputs_embeds`, the new tokens alone.
+            int64 [B · num_return_sequences, P + M], the prompt first and short rows padded on the right; or with
+            `return_dict_in_generate` the language model's output with these as `sequences`. For `inputs_embeds`, only
+            the new tokens.
 
         Raises:
             ValueError: Images and placeholders do not match, prompt and new tokens exceed the language model's
@@ -482,17 +419,14 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
         settings = copy.deepcopy(generation_config or self.generation_config)
         if generation_config is not None:
             settings.update(**self.generation_config.to_dict(), defaults_only=True, allow_custom_entries=True)
-        kwargs = settings.update(**kwargs)  # which gives back what is no setting
+        kwargs = settings.update(**kwargs)  # returns those that are no settings
         if prompt is None and embeds is None:
             if encoded is None:
                 raise ValueError("Pass an image or a prompt to generate from.")
             tokens = cast(torch.Tensor, encoded.pooler_output)
             prompt = self.core.image_prompt(len(tokens), tokens.device)
             mask = torch.ones_like(prompt) if mask is None else mask  # the start token may be the padding token
-        prepared, _ = self.core.prepare_language_inputs(
-            cast(Any, prompt), inputs_embeds=embeds, mm_encoder_outputs={"image": encoded}
-        )
-        embeds = prepared["inputs_embeds"]
+        embeds = self.core.prepare_language_inputs(prompt, encoded, inputs_embeds=embeds)["inputs_embeds"]
         self._check_length(embeds.shape[1], settings)
         if mask is None:
             mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
@@ -505,14 +439,11 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
         return outputs if prompt is None else _put_in_front(prompt, outputs)
 
     def _check_length(self, prompt_length: int, settings: GenerationConfig) -> None:
-        """Raises an error where a table of positions would end in the middle of a caption."""
-        limit = self.config.text_positions
-        if limit is None:
-            return
-        new = settings.max_new_tokens
+        """Raises an error if a table of positions would end in the middle of a caption."""
+        limit, new = self.config.text_positions, settings.max_new_tokens
         if new is None:  # by default the language model stops at its limit
             new = 1 if settings.max_length is None else settings.max_length - prompt_length
-        if prompt_length + new > limit:
+        if limit is not None and prompt_length + new > limit:
             raise ValueError(
                 f"{prompt_length} prompt tokens (image tokens included) and up to {new} new ones exceed the {limit} "
                 f"positions of the {self.config.text_config.model_type} language model: lower max_new_tokens or "
@@ -522,9 +453,9 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
 
 def _refuse_drafts(kwargs: dict[str, Any]) -> None:
     """Raises an error for decoding from drafts, which are made from token ids and would not see the image."""
-    assistant = kwargs.get("assistant_model")
-    if assistant is not None:
-        raise ValueError(f"A {type(assistant).__name__} cannot see the image: leave out assistant_model.")
+    if kwargs.get("assistant_model") is not None:
+        name = type(kwargs["assistant_model"]).__name__
+        raise ValueError(f"A {name} cannot see the image: leave out assistant_model.")
     if kwargs.get("prompt_lookup_num_tokens") is not None:
         raise ValueError("Prompt lookup drafts from the prompt, and an image is no text: leave it out.")
 
@@ -540,20 +471,15 @@ def _put_in_front(prompt: torch.Tensor, outputs: Any) -> Any:
     return outputs
 
 
-def _keep_positions(ids: torch.Tensor, kept: int | torch.Tensor) -> torch.Tensor:
-    """Returns ids [B, T] at the positions that get logits."""
-    if isinstance(kept, int):
-        return ids[:, -kept:] if kept else ids
-    return ids[:, kept] if kept.ndim == 1 else ids.gather(1, kept)
-
-
-def _known_fields(output_class: Any, outputs: Any) -> dict[str, Any]:
-    """Returns the fields of a language model's output that `output_class` has; families add others of their own."""
-    return {field.name: outputs[field.name] for field in dataclasses.fields(output_class) if field.name in outputs}
+def _with_images(output_class: Any, outputs: Any, encoded: BaseModelOutputWithPooling | None) -> Any:
+    """Returns a language model's output as `output_class`, without fields that only its family has, and the images."""
+    fields = {name: outputs[name] for name in _FIELDS[output_class] if name in outputs}
+    images = None if encoded is None else encoded.pooler_output
+    return output_class(**fields, image_hidden_states=images, image_outputs=encoded)
 
 
 def _move(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    # Weights offloaded to disk stand on "meta"; accelerate then moves a module's inputs where it is run.
+    # Weights that are offloaded to disk are on "meta", and accelerate moves the inputs of a module when it is run.
     return tensor.to(dtype) if device.type == "meta" else tensor.to(device, dtype)
 
 

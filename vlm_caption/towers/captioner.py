@@ -16,12 +16,14 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import can_return_tuple
 
 from ..model import modeling_captioner
 from ..model.adapters import adapted_layers
-from ..model.configuration_captioner import CaptionerConfig
 from ..model.freezing import PARTS, freeze, merge_adapter, remember_trained, set_train_mode
-from ..model.loss import training_loss
+from ..model.loss import IGNORE_INDEX, training_loss
+from ..model.projector_init import init_layer
 from .checkpoints import (
     HUB_OPTIONS,
     check_complete,
@@ -34,6 +36,7 @@ from .checkpoints import (
     saved_config,
 )
 from .checks import check_checkpoint, load_config
+from .configuration import CaptionerConfig
 
 # Settings of an upload among those of `save_pretrained`.
 _UPLOAD_OPTIONS = (
@@ -45,7 +48,10 @@ _UPLOAD_OPTIONS = (
 class CaptionerPreTrainedModel(modeling_captioner.CaptionerPreTrainedModel):
     """Freezing, saving and loading, shared by the two classes below."""
 
-    # Set in `vlm_caption/registration.py`, because an upload writes the model card, and `hub` is a room above.
+    config: CaptionerConfig  # ty: ignore[incompatible-mutable-override]
+    config_class = CaptionerConfig
+    supports_gradient_checkpointing = True
+    # Set in `vlm_caption/registration.py`: an upload writes the model card, which is the business of a room above.
     upload_checkpoint: ClassVar[Callable[..., Any] | None] = None
 
     @property
@@ -59,7 +65,7 @@ class CaptionerPreTrainedModel(modeling_captioner.CaptionerPreTrainedModel):
             for name, vector in module.draw_soft_tokens().items():
                 init.copy_(getattr(module, name), vector)
         # Layer by layer: transformers passes no module without parameters of its own to this method.
-        elif any(module is layer for layer in projector.modules()) and projector.init_layer(module):
+        elif any(module is layer for layer in projector.modules()) and init_layer(projector, module):
             pass
         elif not isinstance(module, CaptionerPreTrainedModel) and not self._is_in_adapter(module):
             super()._init_weights(module)
@@ -98,6 +104,9 @@ class CaptionerPreTrainedModel(modeling_captioner.CaptionerPreTrainedModel):
             if getattr(self.config, f"{PARTS[tower]}_adapter") is not None:
                 merge_adapter(self._core, tower)
         self.freeze_towers()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self._core.language_model.set_input_embeddings(value)
 
     def resize_token_embeddings(self, *args, **kwargs):
         """Raises a ValueError: the image placeholder is an id behind the table, so no row is needed."""
@@ -254,6 +263,13 @@ class CaptionerModel(CaptionerPreTrainedModel, modeling_captioner.CaptionerModel
                     set_train_mode(module, True)
         return self
 
+    def encode_images(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Returns the vision tower's image tokens, before the projector; a frozen tower keeps no graph for them."""
+        tower = self.vision_tower
+        trained = tower is not None and any(parameter.requires_grad for parameter in tower.parameters())
+        with contextlib.nullcontext() if trained or pixel_values.requires_grad else torch.no_grad():
+            return super().encode_images(pixel_values, **kwargs)
+
     @torch.no_grad()
     def vocabulary(self) -> torch.Tensor:
         """Returns the input embedding of each token id, float [V, D_text].
@@ -315,6 +331,72 @@ class CaptionerForConditionalGeneration(
         super().__init__(config)
         self.loss_function = training_loss
         self.freeze_towers()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        mm_encoder_outputs: dict | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> modeling_captioner.CaptionerCausalLMOutputWithPast:
+        """
+        Args:
+            input_ids: int64 [B, T], with `image_seq_length` placeholders for each image.
+            pixel_values: float [I, 3, H, W], the images in the order of their placeholders.
+            attention_mask: int [B, T], 0 at padding; or bool [B, 1, T, T], True where a token may look (packed rows).
+            position_ids: int64 [B, T].
+            inputs_embeds: float [B, T, D_text] instead of `input_ids`, image tokens included.
+            image_features: float [I, N, D_vision], the vision tower's tokens computed earlier, instead of pixels; or,
+                where there is no vision tower, the vectors to caption.
+            mm_encoder_outputs: `{"image": get_image_features(...)}`, projected tokens computed earlier.
+            labels: int64 [B, T], `input_ids` with −100 where nothing is to be learnt; shifted in here. Placeholders
+                are never learnt.
+            logits_to_keep: The positions that get logits: the last k (0: all), or their indices, int64 [M] or [B, M].
+            num_items_in_batch: Number of targets in the whole accumulated batch, to divide the loss by.
+            **kwargs: For the language model; and `shift_labels`, int64 [B, M], which are used instead of `labels`:
+                targets aligned with the positions that `logits_to_keep` names (packed rows: one position may have
+                several targets). `target_weights`, float [B, M], says how often each of these targets counts.
+        """
+        # Not in the signature: Trainer wants all arguments there that are called labels.
+        shift_labels = kwargs.pop("shift_labels", None)
+        weights = {"target_weights": kwargs.pop("target_weights")} if "target_weights" in kwargs else {}
+        if labels is not None or shift_labels is not None:
+            kwargs.setdefault("use_cache", False)
+        images = {"image_features": image_features, "mm_encoder_outputs": mm_encoder_outputs}
+        outputs = super().forward(
+            *(input_ids, pixel_values, attention_mask, position_ids, inputs_embeds),
+            **(images | kwargs | {"logits_to_keep": logits_to_keep, "return_dict": True}),
+        )
+        if shift_labels is None and labels is not None:
+            shift_labels = self._shift_labels(labels, logits_to_keep)
+        loss = None
+        if shift_labels is not None:
+            loss = self.loss_function(
+                logits=outputs.logits,
+                labels=None,
+                vocab_size=outputs.logits.shape[-1],
+                num_items_in_batch=num_items_in_batch,
+                shift_labels=shift_labels,
+                **weights,
+            )
+        return modeling_captioner.CaptionerCausalLMOutputWithPast(**(dict(outputs) | {"loss": loss}))
+
+    def _shift_labels(self, labels: torch.Tensor, kept: int | torch.Tensor) -> torch.Tensor:
+        """Returns the targets, int64 [B, M], at the positions that get logits: position t predicts token t + 1."""
+        placeholders = torch.eq(labels, cast(int, self.config.image_token_id))
+        targets = labels.masked_fill(placeholders, IGNORE_INDEX)
+        next_ids = nn.functional.pad(targets[:, 1:], (0, 1), value=IGNORE_INDEX)
+        if isinstance(kept, int):
+            return next_ids[:, -kept:] if kept else next_ids
+        return next_ids[:, kept] if kept.ndim == 1 else next_ids.gather(1, kept)
 
 
 @contextlib.contextmanager

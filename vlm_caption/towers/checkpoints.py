@@ -19,9 +19,9 @@ from ..core.errors import CheckpointError
 from ..core.untrusted import load_json
 from ..model import modeling_captioner
 from ..model.adapters import is_adapter, plain_name
-from ..model.configuration_captioner import CaptionerConfig
 from ..model.freezing import PARTS, can_be_fetched, merged_state
 from .checks import AUTO_MAP, check_shapes, check_weights
+from .configuration import CaptionerConfig
 from .loading import load_towers
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")

@@ -15,8 +15,8 @@ import torch
 from ..core.console import first_line_of
 from ..core.errors import BackboneError, CheckpointError
 from ..model import modeling_captioner
-from ..model.configuration_captioner import CaptionerConfig
 from ..model.processing_captioner import QUESTION
+from .configuration import CaptionerConfig
 
 # Where the Auto classes find the code of a full checkpoint. The installed package never runs that code.
 AUTO_MAP = {

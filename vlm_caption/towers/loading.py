@@ -9,8 +9,8 @@ from transformers import PreTrainedConfig
 
 from ..core.console import quiet_transformers
 from ..core.errors import BackboneError
-from ..model.configuration_captioner import CaptionerConfig
 from .checks import check_layers
+from .configuration import CaptionerConfig
 from .sources import fingerprint, resolve_backbone, weight_names
 
 

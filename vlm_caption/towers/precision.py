@@ -62,11 +62,10 @@ def use_bf16(precision: str) -> bool:
         return precision == "bf16"
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # The flag is checked first: builds of torch for other processors lack the operation.
-    return "bf16" in _cpu_flags() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bf16" in _cpu_flags() and torch.backends.mkldnn.is_available()
 
 
 def _cpu_flags() -> str:
-    # oneDNN also supports processors that only emulate bfloat16, which is slower than float32.
+    # oneDNN also takes bfloat16 on processors that only emulate it, which is slower than float32.
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.read_text() if cpuinfo.exists() else ""

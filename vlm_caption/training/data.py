@@ -19,8 +19,8 @@ from ..data.collator import CaptionCollator
 from ..data.corpus import count_captions
 from ..data.opening import bad_images, check_left, load_splits, open_data, open_features, picture_opener
 from ..features.inputs import ImageInputs, with_index
-from ..model.processing_captioner import CaptionerProcessor
 from ..towers.captioner import CaptionerForConditionalGeneration
+from ..towers.processor import CaptionerProcessor
 
 logger = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from ..core.files import move_folder
 from ..core.interrupts import StopSignals
 from ..data.places import Place
 from ..data.sampler import LengthBatchSampler
-from ..model.modeling_captioner import IGNORE_INDEX
-from ..model.processing_captioner import CaptionerProcessor
+from ..model.loss import IGNORE_INDEX
 from ..towers.captioner import CaptionerForConditionalGeneration
+from ..towers.processor import CaptionerProcessor
 from . import checkpoints
 from .data import TrainingData
 from .dev_scores import score_cider, score_loss

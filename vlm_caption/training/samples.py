@@ -4,8 +4,8 @@ from datasets import Dataset
 
 from ..captioning.generation import caption_rows
 from ..data.collator import CaptionCollator
-from ..model.processing_captioner import VectorProcessor
 from ..towers.captioner import CaptionerForConditionalGeneration
+from ..towers.processor import VectorProcessor
 from .dev_scores import row_name
 
 

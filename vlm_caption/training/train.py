@@ -18,9 +18,10 @@ from ..core.errors import ConfigError
 from ..core.interrupts import StopSignals
 from ..data.opening import each_question, each_text
 from ..model.freezing import set_policies
-from ..model.processing_captioner import CaptionerProcessor
+from ..model.projector_init import fit_scale
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.precision import choose_kernels, hold_frozen, use_bf16
+from ..towers.processor import CaptionerProcessor
 from .checkpoints import load_weights, writing_to
 from .data import CaptionSplits, TrainingData, prepare_data
 from .launch import check_launcher, check_tracker, join_processes, keep_threads, open_accelerator, use_all_cores
@@ -159,7 +160,8 @@ def _compose(
 def _fit_scale(config: RunConfig, model: CaptionerForConditionalGeneration, data: TrainingData) -> None:
     std = model.core.vocabulary().float().std().item()
     if data.images is not None:
-        model.core.multi_modal_projector.fit_scale(data.images.sample_features(), config.training.output_scale * std)
+        projector = model.core.multi_modal_projector
+        fit_scale(projector, data.images.sample_features(), config.training.output_scale * std)
 
 
 def _train_stage(
