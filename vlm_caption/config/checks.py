@@ -35,6 +35,7 @@ _POSITIVE = {
     "generation.repetition_penalty",
 }
 _NOT_NEGATIVE = {
+    "training.warmup_steps",
     "training.patience",
     "training.eval_captions",
     "training.samples",

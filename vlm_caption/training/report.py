@@ -45,7 +45,13 @@ def save_stage(loop: TrainingLoop) -> None:
     logger.info("Saved this stage's bridge to %s", loop.folder)
 
 
-def report(config: RunConfig, stages: list[Stage], loop: TrainingLoop, seconds: float | None) -> None:
+def report(
+    config: RunConfig,
+    stages: list[Stage],
+    loop: TrainingLoop,
+    seconds: float | None,
+    parent: dict[str, Any] | None = None,
+) -> None:
     """Writes all that a run leaves to its output folder, and says how good its model is.
 
     All processes call it. The first one writes; the others help if the model is sharded.
@@ -55,6 +61,7 @@ def report(config: RunConfig, stages: list[Stage], loop: TrainingLoop, seconds: 
         stages: The run's stages.
         loop: The last one's loop, which has ended; its model has the weights that are kept.
         seconds: How long all stages together took; None if that is not known.
+        parent: The checkpoint that the run started from; see `describe_parent`.
 
     Raises:
         ConfigError: The folder cannot be written to.
@@ -79,6 +86,7 @@ def report(config: RunConfig, stages: list[Stage], loop: TrainingLoop, seconds: 
         config,
         stages,
         model,
+        parent=parent,
         steps=state.global_step,
         best_step=state.best_global_step,
         epochs=state.epoch,

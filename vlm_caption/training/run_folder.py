@@ -204,4 +204,4 @@ def prepare_folder(config: RunConfig, data: dict[str, Any]) -> None:
             stage.folder.mkdir(parents=True, exist_ok=True)
         record = data | {"threads": torch.get_num_threads()}  # see `keep_threads`
         write_text(output_dir / RUN_DATA_NAME, json.dumps(record, indent=2) + "\n")
-        write_text(output_dir / RUN_CONFIG_NAME, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+        write_text(output_dir / RUN_CONFIG_NAME, yaml.safe_dump(config.to_dict(), sort_keys=False))
