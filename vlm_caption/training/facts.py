@@ -62,7 +62,6 @@ def training_facts(
         "learning_rate": settings.learning_rate,
         "learning_rates": _own_rates(stages[-1]) or None,
         "objective": None if settings.objective == "all" else settings.objective,
-        "schedule": f"{settings.warmup_steps} steps of warm-up, cosine decay",
         "weight_decay": settings.weight_decay or None,
         "max_grad_norm": settings.max_grad_norm,
         "seed": config.training.seed,

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 CURVES_NAME = "curves.png"
 SAMPLES_NAME = "samples.html"
+
+# A smaller relative difference between the dev losses with the right and with other images is no evidence.
+_LEAST_DIFFERENCE = 0.005
 
 Samples = list[dict[str, str]]
 
@@ -77,10 +81,10 @@ def report(
     with writing_to(output_dir):
         options = {"state_dict": gather_weights(model, keep=True)} if is_sharded(model) else {}
         save_captioner(model, loop.processor, output_dir, **options)
-    logger.info("Saved the bridge to %s", output_dir)
     samples = _sample_captions(loop)
     _write_pictures(output_dir, loop, samples)
-    dev_loss, shuffled = _measure_losses(loop)
+    _say_what_is_left(output_dir, has_vectors=model.config.feature_size is not None)
+    dev_loss, shuffled = _measure_losses(loop, advice=_advice(config))
     state, data = loop.state, loop.data
     facts = training_facts(
         config,
@@ -94,6 +98,7 @@ def report(
         train_images=len(data.train),
         train_captions=count_captions(data.train),
         dev_images=len(data.dev),
+        schedule=f"{loop.intervals.warmup} steps of warm-up, cosine decay",
         seconds=None if seconds is None else round(seconds),
         dev_loss=dev_loss,
         dev_loss_shuffled=shuffled,
@@ -108,8 +113,28 @@ def report(
         write_model_card(saved, output_dir)
 
 
-def _measure_losses(loop: TrainingLoop) -> tuple[float, float | None]:
-    """Returns the dev loss of the weights that are kept, and that with the images shuffled, if there are several."""
+def _say_what_is_left(output_dir: Path, has_vectors: bool) -> None:
+    """Names the files of a finished run that a person looks at, and the command that uses its captioner."""
+    pictures = [str(output_dir / name) for name in (CURVES_NAME, SAMPLES_NAME) if (output_dir / name).exists()]
+    logger.info("Saved the bridge to %s; see %s", output_dir, " and ".join(pictures))
+    if not has_vectors:
+        logger.info("To caption with it: python scripts/caption.py --checkpoint %s photo.jpg", shlex.quote(str(output_dir)))
+
+
+def _advice(config: RunConfig) -> str:
+    """Returns what to do if the captions do not depend on the images."""
+    if config.model.init_from is not None or config.data.features is not None:
+        return "train for more epochs or on more images"
+    return "train for more epochs, or start from a trained captioner with --init-from checkpoints/embedded"
+
+
+def _measure_losses(loop: TrainingLoop, advice: str = "") -> tuple[float, float | None]:
+    """Returns the dev loss of the weights that are kept, and that with the images shuffled, if there are several.
+
+    Args:
+        loop: The last stage's loop.
+        advice: What to do if the two do not differ.
+    """
     model, data, size = loop.model, loop.data, loop.settings.batch_size
     # An evaluation under autocast was rounded, so the loss is measured again.
     dev_loss = None if loop.autocast else loop.state.at_best("eval_loss")
@@ -119,7 +144,8 @@ def _measure_losses(loop: TrainingLoop) -> tuple[float, float | None]:
     shuffled = None
     if len(data.dev) > 1:
         shuffled = caption_nll(model, data.dev, data.dev_collator, size, shuffle_images=True)
-        verdict = "" if shuffled > dev_loss else " (the model does not look at the images)"
+        is_blind = shuffled - dev_loss < _LEAST_DIFFERENCE * dev_loss
+        verdict = f" (the captions hardly depend on the images: {advice})" if is_blind else ""
         logger.info("With the images shuffled among the captions: %.4f%s", shuffled, verdict)
     return dev_loss, shuffled
 

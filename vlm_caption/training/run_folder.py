@@ -19,7 +19,7 @@ from ..core.console import is_first_process
 from ..core.errors import ConfigError
 from ..core.files import write_text
 from .checkpoints import count_processes, find_checkpoints, remove_checkpoint, remove_leftovers, writing_to
-from .stages import STAGE_PATTERN, holds_progress, plan_stages
+from .stages import STAGE_PATTERN, holds_progress, holds_weights, plan_stages
 
 logger = logging.getLogger(__name__)
 
@@ -105,9 +105,14 @@ def check_same_run(config: RunConfig) -> None:
         ]
         changes += _changes_of_finished(before, config)
     if changes:
+        further = (
+            f" The run is finished: to train its captioner further with other settings, choose another "
+            f"training.output_dir and add --init-from {output_dir}."
+        )
         raise ConfigError(
             f"{output_dir} holds a run of another config ({'; '.join(changes)}): choose another "
             "training.output_dir, go back to its settings, or start afresh with training.resume false."
+            + (further if holds_weights(output_dir) else "")
         )
 
 
