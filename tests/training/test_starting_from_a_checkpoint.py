@@ -1,12 +1,13 @@
 """Runs that start from a checkpoint: they begin where it ended, and say what they cannot change."""
 
+import itertools
 import json
 import logging
 
 import pytest
 import torch
 from tiny_models import save_language_model, save_vision_tower
-from tiny_runs import history, projector, tiny_settings, weights, write_colours
+from tiny_runs import COLOURS, history, projector, tiny_settings, weights, write_colours
 
 from vlm_caption import Captioner
 from vlm_caption.config.run_config import RunConfig
@@ -91,7 +92,10 @@ def test_facts_and_card_name_the_parent_and_its_data(start, parent, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"model.projector": "linear"}, r"^model\.projector is 'linear', and the checkpoint .* has 'mlp', which cannot"),
+        (
+            {"model.projector": "linear"},
+            r"^model\.projector is 'linear', and the checkpoint .* has 'mlp', which cannot",
+        ),
         ({"model.image_tokens": "all"}, r"^model\.image_tokens is 'all'"),
         ({"model.language": "openai-community/gpt2"}, r"^model\.language is 'openai-community/gpt2'"),
         ({"model.vision": {"model_type": "vit"}}, r"^model\.vision is "),
@@ -114,7 +118,7 @@ def test_the_default_of_a_setting_is_refused_if_it_is_given(start):
 
 def test_the_parents_folder_is_never_overwritten(start, parent):
     before = weights(parent)
-    with pytest.raises(ConfigError, match="are both .* choose another"):
+    with pytest.raises(ConfigError, match=r"are both .* choose another"):
         start(**{"training.output_dir": str(parent)})
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(parent).items())
 
@@ -158,7 +162,9 @@ def test_a_full_checkpoint_can_be_started_from(start, parent, tmp_path):
     assert captions(tmp_path / "child", pictures) == captions(parent, pictures)
 
 
-@pytest.mark.parametrize(("policy", "stays"), [("frozen", True), ({"policy": "lora", "rank": 2}, True), ("full", False)])
+@pytest.mark.parametrize(
+    ("policy", "stays"), [("frozen", True), ({"policy": "lora", "rank": 2}, True), ("full", False)]
+)
 def test_an_adapter_of_the_parent_is_kept_or_merged(start, tmp_path, policy, stays):
     start(**{"training.train_language": {"policy": "lora", "rank": 2}})
     middle = {"model.init_from": str(tmp_path / "child"), "training.output_dir": str(tmp_path / "grandchild")}
@@ -183,7 +189,7 @@ class TestGoingOn:
         later = rates[8:]
         assert min(later) > 0
         assert max(later) == pytest.approx(1e-2)
-        assert max(abs(one - next_) for one, next_ in zip(later, later[1:], strict=False)) < 0.4e-2
+        assert max(abs(one - next_) for one, next_ in itertools.pairwise(later)) < 0.4e-2
 
     def test_a_run_that_was_taken_further_resumes_there(self, parent, tmp_path, monkeypatch):
         def run(name, steps):
@@ -212,3 +218,62 @@ class TestGoingOn:
         settings = tiny_settings(parent.parent) | {"training.output_dir": str(parent), "training.learning_rate": 1e-4}
         with pytest.raises(ConfigError, match=r"The run is finished: .* add --init-from .*parent\.$"):
             train(RunConfig.load(None, settings))
+
+
+class TestReplay:
+    """Images of another corpus that are mixed into each epoch."""
+
+    @pytest.fixture
+    def settings(self, tmp_path):
+        write_colours(tmp_path, COLOURS[:4])
+        other = write_colours(tmp_path / "other")
+        own = {"data.replay": str(other), "data.replay_share": 0.5, "training.batch_size": 2}
+        return tiny_settings(tmp_path) | own
+
+    @pytest.fixture
+    def seen(self, monkeypatch) -> list[set[str]]:
+        """The images of each step of a run."""
+        steps = []
+
+        class Loop(training.TrainingLoop):
+            def step(self, batches):
+                rows = [row for batch in batches for row in batch["rows"].tolist()]
+                steps.append({self.data.train[row]["image"] for row in rows})
+                super().step(batches)
+
+        monkeypatch.setattr(training, "TrainingLoop", Loop)
+        return steps
+
+    def test_an_epoch_has_all_own_images_and_others_that_change(self, settings, seen, tmp_path):
+        train(RunConfig.load(None, settings))
+        epochs = [set().union(*seen[:4]), set().union(*seen[4:])]
+        own = {str(tmp_path / f"train_{colour}.png") for colour in COLOURS[:4]}
+        replayed = [epoch - own for epoch in epochs]
+        assert all(own <= epoch for epoch in epochs)
+        assert [len(images) for images in replayed] == [4, 4]
+        assert all("/other/train_" in image for images in replayed for image in images)
+        assert replayed[0] != replayed[1]
+
+    def test_facts_and_card_name_the_replayed_corpus(self, settings, tmp_path):
+        train(RunConfig.load(None, settings | {"training.max_steps": 1}))
+        facts = json.loads((tmp_path / "run" / "model_card.json").read_text())["training"]
+        assert facts["replay"] == {"name": "other", "images_an_epoch": 4}
+        assert facts["data"]["train"]["images"] == 4
+        assert "4 images of `other` in each epoch" in (tmp_path / "run" / "README.md").read_text()
+
+    def test_a_stopped_run_resumes_with_the_same_images(self, settings, tmp_path, monkeypatch):
+        whole = train(RunConfig.load(None, settings | {"training.output_dir": str(tmp_path / "whole")}))
+
+        class Stopped(training.TrainingLoop):
+            def step(self, batches):
+                if self.state.global_step == 5:
+                    raise KeyboardInterrupt
+                super().step(batches)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "TrainingLoop", Stopped)
+            with pytest.raises(KeyboardInterrupt):
+                train(RunConfig.load(None, settings))
+        resumed = train(RunConfig.load(None, settings))
+        for name, tensor in projector(whole).items():
+            assert torch.equal(projector(resumed)[name], tensor), name

@@ -13,7 +13,7 @@ from .checks import SECTIONS, check_name, check_stages, check_value, field_types
 from .sections import DataSection, GenerationSection, ModelSection, ModuleSettings, TrainingSection
 
 # Settings that name a file or folder. In a config file, these may be relative to the repository of the file.
-_PATHS = ("model.init_from", "data.path", "data.images", "data.features")
+_PATHS = ("model.init_from", "data.path", "data.images", "data.replay", "data.features")
 
 
 @dataclass
@@ -46,8 +46,9 @@ class RunConfig:
     ) -> "RunConfig":
         """Loads a config from a YAML file and from settings by their full names, such as `training.max_steps`.
 
-        In the file, a relative `model.init_from`, `data.path`, `data.images` or `data.features` that does not exist in
-        the working directory is taken to be relative to the parent of the file's folder: the repository, for files in `configs/`.
+        In the file, a relative `model.init_from`, `data.path`, `data.images`, `data.replay` or `data.features` that
+        does not exist in the working directory is taken to be relative to the parent of the file's folder: the
+        repository, for files in `configs/`.
 
         Args:
             path: The YAML file. With None, only `overrides` and `defaults` are used.

@@ -85,6 +85,10 @@ class DataSection:
         caption_column: The column of captions, or of answers. With null, it is found by its name.
         question_column: The column of questions. With null, it is found by its name.
         subset: The subset of a Hub dataset that has several.
+        replay: The folder, file or Hub id of another corpus, such as the one that `model.init_from` was trained on.
+            Some of its images are mixed into each epoch, so that less of what was learned is forgotten. See
+            docs/training.md.
+        replay_share: The share of an epoch's images that comes from `replay`.
         features: A file of vectors to caption instead of images. See docs/data.md.
         feature_column: The column of vectors in a Parquet file that has several.
         train_split: The name of the training split in the corpus.
@@ -120,6 +124,8 @@ class DataSection:
     caption_column: str | None = None
     question_column: str | None = None
     subset: str | None = None
+    replay: str | None = None
+    replay_share: float = 0.5
     features: str | None = None
     feature_column: str | None = None
     train_split: str = "train"

@@ -82,11 +82,13 @@ class TrainingLoop:
         self.accelerator, self.device = accelerator, accelerator.device
         self.signals, self.autocast = signals or StopSignals(), autocast
         self.sampler = LengthBatchSampler(
-            len(data.train),
+            len(data.train) - data.pool,
             self.settings.batch_size,
             self.settings.accumulation * accelerator.num_processes,
             self._count_tokens,
             self.settings.seed,
+            pool=data.pool,
+            drawn=data.drawn,
         )
         self.loader = accelerator.prepare(
             DataLoader(
@@ -200,10 +202,11 @@ class TrainingLoop:
                 state.max_steps,
             )
         logger.info(
-            "Training on %d images with %d captions, %d steps of up to %d images (%.3g epochs) with %d of warm-up; "
+            "Training on %d images with %d captions%s, %d steps of up to %d images (%.3g epochs) with %d of warm-up; "
             "evaluating on %d images every %d steps, saving every %d; the time left is known after %d",
-            len(data.train),
-            count_captions(data.train),
+            len(data.own),
+            count_captions(data.own),
+            f" and on {self.sampler.drawn} replayed images an epoch" if self.sampler.drawn else "",
             state.max_steps - state.global_step,
             self.sampler.step_size,
             (state.max_steps - state.global_step) / self.steps_an_epoch,

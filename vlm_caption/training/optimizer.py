@@ -48,7 +48,8 @@ def create_schedule(
 
     Args:
         optimizer: The optimizer.
-        warmup_steps: The length of the warm-up. Behind another schedule, it is at most a tenth of the steps, and at least one.
+        warmup_steps: The length of the warm-up. Behind another schedule, it is at most a tenth of the steps, and at
+            least one.
         steps: The length of the schedule.
         is_first: Whether no schedule came before. The first one begins at 0, as that of transformers does. A later one
             begins above 0, where the one before would have gone to: a warm restart (Loshchilov and Hutter 2017,

@@ -96,8 +96,8 @@ def _check_given(config: RunConfig, own: dict[str, Any]) -> None:
             given, there = given.get("model_type"), there["model_type"]
         if given != there:
             raise ConfigError(
-                f"model.{name} is {given!r}, and the checkpoint {config.model.init_from} has {there!r}, which cannot be "
-                f"changed: leave out model.{name}, or leave out model.init_from to train a new model."
+                f"model.{name} is {given!r}, and the checkpoint {config.model.init_from} has {there!r}, which cannot "
+                f"be changed: leave out model.{name}, or leave out model.init_from to train a new model."
             )
 
 
@@ -133,11 +133,11 @@ def load_parent(
 
 
 def describe_parent(config: RunConfig, model: CaptionerForConditionalGeneration) -> dict[str, Any] | None:
-    """Returns what a run records about the checkpoint that it starts from: its name, weights and data; None without one.
+    """Returns what a run records about its parent: the name, the weights and the data; None without one.
 
     Args:
         config: The run's config.
-        model: The model, as it was loaded from the checkpoint.
+        model: The model, as it was loaded from the checkpoint to start from.
     """
     parent = config.model.init_from
     if parent is None:

@@ -13,7 +13,7 @@ from ..core.errors import ImageError
 from ..core.files import write_bytes
 from ..data.corpus import count_captions
 from ..hub.card import write_model_card
-from ..hub.facts import record_training
+from ..hub.facts import data_name, record_training
 from ..towers.captioner import CaptionerForConditionalGeneration
 from .checkpoints import find_checkpoints, remove_checkpoint, writing_to
 from .curves import draw_curves
@@ -95,8 +95,9 @@ def report(
         best_step=state.best_global_step,
         epochs=state.epoch,
         processes=loop.accelerator.num_processes,
-        train_images=len(data.train),
-        train_captions=count_captions(data.train),
+        train_images=len(data.own),
+        train_captions=count_captions(data.own),
+        replay=_describe_replay(config, loop),
         dev_images=len(data.dev),
         schedule=f"{loop.intervals.warmup} steps of warm-up, cosine decay",
         seconds=None if seconds is None else round(seconds),
@@ -118,7 +119,9 @@ def _say_what_is_left(output_dir: Path, has_vectors: bool) -> None:
     pictures = [str(output_dir / name) for name in (CURVES_NAME, SAMPLES_NAME) if (output_dir / name).exists()]
     logger.info("Saved the bridge to %s; see %s", output_dir, " and ".join(pictures))
     if not has_vectors:
-        logger.info("To caption with it: python scripts/caption.py --checkpoint %s photo.jpg", shlex.quote(str(output_dir)))
+        logger.info(
+            "To caption with it: python scripts/caption.py --checkpoint %s photo.jpg", shlex.quote(str(output_dir))
+        )
 
 
 def _advice(config: RunConfig) -> str:
@@ -126,6 +129,13 @@ def _advice(config: RunConfig) -> str:
     if config.model.init_from is not None or config.data.features is not None:
         return "train for more epochs or on more images"
     return "train for more epochs, or start from a trained captioner with --init-from checkpoints/embedded"
+
+
+def _describe_replay(config: RunConfig, loop: TrainingLoop) -> dict[str, Any] | None:
+    """Returns the name of the corpus that was replayed, and the number of its images in an epoch; None without one."""
+    if config.data.replay is None:
+        return None
+    return {"name": data_name(config.data.replay), "images_an_epoch": loop.sampler.drawn}
 
 
 def _measure_losses(loop: TrainingLoop, advice: str = "") -> tuple[float, float | None]:
