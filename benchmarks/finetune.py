@@ -93,11 +93,12 @@ def main() -> None:
         given = {"training.epochs": arguments.epochs, "training.learning_rate": arguments.learning_rate}
         overrides = {name: value for name, value in given.items() if value is not None}
         overrides |= {"data.path": str(table), "training.output_dir": f"{folder}/run", "training.samples": 0}
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         train(RunConfig.load(REPOSITORY / "configs" / "finetune.yaml", overrides))
-        seconds = time.perf_counter() - start
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - used
         cider_after, loss_after = measure(f"{folder}/run", kind, everything)
-    print(f"{PHOTOS} photos whose captions say {' and '.join(arguments.words)}; {seconds:.0f} s of training")
+    print(f"{PHOTOS} photos whose captions say {' and '.join(arguments.words)}")
+    print(f"training: {seconds:.0f} s, {cpu_seconds:.0f} CPU seconds")  # on a busy machine, the two differ
     print(
         f"CIDEr on {len(kind)} others: {100 * cider:.1f} -> {100 * cider_after:.1f} ({cider_after / cider - 1:+.1%})"
     )

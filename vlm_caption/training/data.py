@@ -194,7 +194,7 @@ def prepare_data(
         choice=choice,
         choose_targets=choose_targets,
         images=images,
-        pool=sum(row >= len(splits.train) for row in images.rows),
+        pool=0 if splits.replay is None else sum(row >= len(splits.train) for row in images.rows),
         drawn=splits.drawn,
     )
 

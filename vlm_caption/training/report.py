@@ -11,9 +11,8 @@ from ..captioning.nll import caption_nll
 from ..config.run_config import RunConfig
 from ..core.errors import ImageError
 from ..core.files import write_bytes
-from ..data.corpus import count_captions
 from ..hub.card import write_model_card
-from ..hub.facts import data_name, record_training
+from ..hub.facts import record_training
 from ..towers.captioner import CaptionerForConditionalGeneration
 from .checkpoints import find_checkpoints, remove_checkpoint, writing_to
 from .curves import draw_curves
@@ -95,10 +94,7 @@ def report(
         best_step=state.best_global_step,
         epochs=state.epoch,
         processes=loop.accelerator.num_processes,
-        train_images=len(data.own),
-        train_captions=count_captions(data.own),
-        replay=_describe_replay(config, loop),
-        dev_images=len(data.dev),
+        data=data,
         schedule=f"{loop.intervals.warmup} steps of warm-up, cosine decay",
         seconds=None if seconds is None else round(seconds),
         dev_loss=dev_loss,
@@ -129,13 +125,6 @@ def _advice(config: RunConfig) -> str:
     if config.model.init_from is not None or config.data.features is not None:
         return "train for more epochs or on more images"
     return "train for more epochs, or start from a trained captioner with --init-from checkpoints/embedded"
-
-
-def _describe_replay(config: RunConfig, loop: TrainingLoop) -> dict[str, Any] | None:
-    """Returns the name of the corpus that was replayed, and the number of its images in an epoch; None without one."""
-    if config.data.replay is None:
-        return None
-    return {"name": data_name(config.data.replay), "images_an_epoch": loop.sampler.drawn}
 
 
 def _measure_losses(loop: TrainingLoop, advice: str = "") -> tuple[float, float | None]:
