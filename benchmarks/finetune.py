@@ -51,7 +51,7 @@ def write_table(path: Path, rows: Dataset) -> None:
         writer.writerow(["image", "caption", "split"])
         for number, row in enumerate(rows.select(range(PHOTOS + WATCHED))):
             split = "train" if number < PHOTOS else "dev"
-            writer.writerows([row["image"], caption, split] for caption in row["captions"])
+            writer.writerows([Path(row["image"]).name, caption, split] for caption in row["captions"])
 
 
 def measure(checkpoint: str | Path, kind: Dataset, everything: Dataset) -> tuple[float, float]:
@@ -92,7 +92,8 @@ def main() -> None:
         cider, loss = measure(parent, kind, everything)
         given = {"training.epochs": arguments.epochs, "training.learning_rate": arguments.learning_rate}
         overrides = {name: value for name, value in given.items() if value is not None}
-        overrides |= {"data.path": str(table), "training.output_dir": f"{folder}/run", "training.samples": 0}
+        overrides |= {"data.path": str(table), "data.images": str(Path(kind[0]["image"]).parent)}
+        overrides |= {"training.output_dir": f"{folder}/run", "training.samples": 0}
         start, used = time.perf_counter(), time.process_time()
         train(RunConfig.load(REPOSITORY / "configs" / "finetune.yaml", overrides))
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - used

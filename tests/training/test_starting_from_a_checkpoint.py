@@ -225,10 +225,10 @@ class TestReplay:
 
     @pytest.fixture
     def settings(self, tmp_path):
-        write_colours(tmp_path, COLOURS[:4])
+        write_colours(tmp_path / "mine", COLOURS[:4])
         other = write_colours(tmp_path / "other")
         own = {"data.replay": str(other), "data.replay_share": 0.5, "training.batch_size": 2}
-        return tiny_settings(tmp_path) | own
+        return tiny_settings(tmp_path / "mine") | own
 
     @pytest.fixture
     def seen(self, monkeypatch) -> list[set[str]]:
@@ -247,7 +247,7 @@ class TestReplay:
     def test_an_epoch_has_all_own_images_and_others_that_change(self, settings, seen, tmp_path):
         train(RunConfig.load(None, settings))
         epochs = [set().union(*seen[:4]), set().union(*seen[4:])]
-        own = {str(tmp_path / f"train_{colour}.png") for colour in COLOURS[:4]}
+        own = {str(tmp_path / "mine" / f"train_{colour}.png") for colour in COLOURS[:4]}
         replayed = [epoch - own for epoch in epochs]
         assert all(own <= epoch for epoch in epochs)
         assert [len(images) for images in replayed] == [4, 4]
@@ -256,10 +256,10 @@ class TestReplay:
 
     def test_facts_and_card_name_the_replayed_corpus(self, settings, tmp_path):
         train(RunConfig.load(None, settings | {"training.max_steps": 1}))
-        facts = json.loads((tmp_path / "run" / "model_card.json").read_text())["training"]
+        facts = json.loads((tmp_path / "mine" / "run" / "model_card.json").read_text())["training"]
         assert facts["replay"] == {"name": "other", "images_an_epoch": 4}
         assert facts["data"]["train"]["images"] == 4
-        assert "4 images of `other` in each epoch" in (tmp_path / "run" / "README.md").read_text()
+        assert "4 images of `other` in each epoch" in (tmp_path / "mine" / "run" / "README.md").read_text()
 
     def test_a_stopped_run_resumes_with_the_same_images(self, settings, tmp_path, monkeypatch):
         whole = train(RunConfig.load(None, settings | {"training.output_dir": str(tmp_path / "whole")}))
