@@ -41,8 +41,7 @@ class RunState:
         Raises:
             OSError, ValueError, KeyError, TypeError: The file is damaged.
         """
-        content = json.loads(path.read_text(encoding="utf-8"))
-        content.setdefault("schedule_start", 0)
+        content = {"schedule_start": 0, **json.loads(path.read_text(encoding="utf-8"))}
         return cls(**{known.name: content[known.name] for known in dataclasses.fields(cls)})
 
     def save(self, path: Path) -> None:
