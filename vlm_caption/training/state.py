@@ -41,7 +41,7 @@ class RunState:
         Raises:
             OSError, ValueError, KeyError, TypeError: The file is damaged.
         """
-        content = {"schedule_start": 0, **json.loads(path.read_text(encoding="utf-8"))}
+        content: dict[str, Any] = {"schedule_start": 0, **json.loads(path.read_text(encoding="utf-8"))}
         return cls(**{known.name: content[known.name] for known in dataclasses.fields(cls)})
 
     def save(self, path: Path) -> None:
