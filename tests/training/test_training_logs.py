@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_models import tiny_model, tiny_processor
 from tiny_runs import step_values, tiny_settings, weights, write_colours
 
@@ -436,3 +437,31 @@ class TestEvalCaptions:
         right = [row | {"captions": [text]} for row, text in zip(rows, texts, strict=True)]
         wrong = [row | {"captions": [text]} for row, text in zip(rows, texts[1:] + texts[:1], strict=True)]
         assert score_cider(model, collator, right, 2) > 5 > 1 > score_cider(model, collator, wrong, 2)
+
+
+def test_captions_that_do_not_depend_on_the_images_get_advice(run, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "vlm_caption")
+    for picture in tmp_path.glob("dev_*.png"):
+        Image.new("RGB", (32, 32), "red").save(picture)
+    run(max_steps=1)
+    assert "hardly depend on the images: train for more epochs, or start from" in caplog.messages[-1]
+
+
+def test_one_line_before_the_first_step_says_what_will_happen(run, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "vlm_caption")
+    run(max_steps=3)
+    [line] = [message for message in caplog.messages if message.startswith("Training on ")]
+    assert line == (
+        "Training on 8 images with 8 captions, 3 steps of up to 4 images (1.5 epochs) with 2 of warm-up; evaluating "
+        "on 8 images every 100 steps, saving every 2; the time left is known after 1"
+    )
+
+
+def test_the_end_names_pictures_and_the_command_to_caption(run, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "vlm_caption")
+    run(max_steps=1, samples=1)
+    folder = tmp_path / "run"
+    assert (
+        f"Saved the bridge to {folder}; see {folder / 'curves.png'} and {folder / 'samples.html'}" in caplog.messages
+    )
+    assert f"To caption with it: python scripts/caption.py --checkpoint {folder} photo.jpg" in caplog.messages

@@ -35,12 +35,13 @@ _POSITIVE = {
     "generation.repetition_penalty",
 }
 _NOT_NEGATIVE = {
+    "training.warmup_steps",
     "training.patience",
     "training.eval_captions",
     "training.samples",
     "generation.no_repeat_ngram_size",
 }
-_SHARES = {"data.dev_share", "data.max_bad_share"}
+_SHARES = {"data.dev_share", "data.max_bad_share", "data.replay_share"}
 
 # The policy that a setting of a module belongs to.
 _POLICY_OF = {"layers": "last_n", "rank": "lora", "alpha": "lora", "dropout": "lora", "targets": "lora"}

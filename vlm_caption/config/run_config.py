@@ -13,7 +13,7 @@ from .checks import SECTIONS, check_name, check_stages, check_value, field_types
 from .sections import DataSection, GenerationSection, ModelSection, ModuleSettings, TrainingSection
 
 # Settings that name a file or folder. In a config file, these may be relative to the repository of the file.
-_PATHS = ("data.path", "data.images", "data.features")
+_PATHS = ("model.init_from", "data.path", "data.images", "data.replay", "data.features")
 
 
 @dataclass
@@ -27,6 +27,7 @@ class RunConfig:
         generation: How to generate captions.
         stages: The stages of the training, in order. Each has a `name` and the settings of `training` that it changes.
             With [], the training is one stage.
+        given: The full names of the settings that the file or the caller of `load` gave.
     """
 
     model: ModelSection = field(default_factory=ModelSection)
@@ -34,6 +35,7 @@ class RunConfig:
     training: TrainingSection = field(default_factory=TrainingSection)
     generation: GenerationSection = field(default_factory=GenerationSection)
     stages: list[dict[str, Any]] = field(default_factory=list)
+    given: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     @classmethod
     def load(
@@ -44,8 +46,9 @@ class RunConfig:
     ) -> "RunConfig":
         """Loads a config from a YAML file and from settings by their full names, such as `training.max_steps`.
 
-        In the file, a relative `data.path`, `data.images` or `data.features` that does not exist in the working
-        directory is taken to be relative to the parent of the file's folder: the repository, for files in `configs/`.
+        In the file, a relative `model.init_from`, `data.path`, `data.images`, `data.replay` or `data.features` that
+        does not exist in the working directory is taken to be relative to the parent of the file's folder: the
+        repository, for files in `configs/`.
 
         Args:
             path: The YAML file. With None, only `overrides` and `defaults` are used.
@@ -63,8 +66,15 @@ class RunConfig:
             section, _, attribute = name.partition(".")
             setattr(getattr(config, section), attribute, check_value(name, value))
         config.stages = check_stages(stages, overrides)
+        config.given = frozenset({**values, **overrides})
         config._check_policies()
         return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all settings as a config file holds them."""
+        settings = dataclasses.asdict(self)
+        del settings["given"]
+        return settings
 
     def stage_settings(self) -> list[TrainingSection]:
         """Returns the complete settings of each stage, in order. A training without stages has one entry."""

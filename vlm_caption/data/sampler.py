@@ -22,6 +22,8 @@ class LengthBatchSampler(Sampler[list[int]]):
             are cut from the same place, so how a step is divided does not change what is in it.
         lengths: gets row numbers and returns their lengths, for a window at a time.
         seed: of the shuffling.
+        pool: how many rows follow the `count` rows, of which each epoch takes only some.
+        drawn: how many rows of the pool an epoch takes, others in each epoch.
 
     Attributes:
         epoch: the epoch to draw for, from 0; the training loop sets it.
@@ -36,18 +38,24 @@ class LengthBatchSampler(Sampler[list[int]]):
         batches_a_step: int,
         lengths: Callable[[list[int]], Sequence[int]],
         seed: int = 0,
+        pool: int = 0,
+        drawn: int = 0,
     ):
         self.count, self.batch_size, self.step_size = count, batch_size, batch_size * batches_a_step
         self.lengths, self.seed = lengths, seed
+        self.pool, self.drawn = pool, min(drawn, pool)
         self.epoch = 0
 
     def __len__(self) -> int:
-        return -(-self.count // self.batch_size)
+        return -(-(self.count + self.drawn) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         draw = np.random.default_rng((self.seed, self.epoch))
         rows = draw.permutation(self.count)
-        for start in range(0, self.count, _STEPS_IN_A_WINDOW * self.step_size):
+        if self.drawn:
+            others = self.count + draw.choice(self.pool, self.drawn, replace=False)
+            rows = draw.permutation(np.concatenate([rows, others]))
+        for start in range(0, len(rows), _STEPS_IN_A_WINDOW * self.step_size):
             window = rows[start : start + _STEPS_IN_A_WINDOW * self.step_size]
             window = window[np.argsort(self.lengths(window.tolist()), kind="stable")]
             whole = len(window) // self.step_size

@@ -1,5 +1,6 @@
 """The data of a run: its config's splits, the images as the model gets them, and the choice of captions."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -7,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from ..config.run_config import RunConfig
 from ..config.sections import TrainingSection
 from ..core.console import is_first_process
-from ..core.errors import DataError
+from ..core.errors import ConfigError, DataError
 from ..data.bad_images import BAD_IMAGES_NAME
 from ..data.captions import CaptionChoice, TargetChoice
 from ..data.collator import CaptionCollator
@@ -24,6 +25,9 @@ from ..towers.processor import CaptionerProcessor
 
 logger = logging.getLogger(__name__)
 
+# How many times as many images are kept for replay as an epoch draws: each of them goes through the vision tower.
+_POOL = 4
+
 
 class CaptionSplits:
     """The rows of a run's two splits, before any picture is opened.
@@ -31,6 +35,7 @@ class CaptionSplits:
     Attributes:
         train, dev: Rows to train on and to evaluate on, with `image` and `captions`, and `questions` if the prompt
             asks them.
+        replay: Rows of another corpus that are mixed in, if the config names one; else None.
         bad: The bad images, if they are left out; else None.
         vectors: The vectors that are captioned instead of pictures, if there are any; `image` is then the name of one.
 
@@ -47,6 +52,7 @@ class CaptionSplits:
         path = Path(config.training.output_dir) / BAD_IMAGES_NAME if is_first_process() else None
         self.bad = bad_images(config.data, path)
         self.train, self.dev = load_splits(corpus, config.data, config.training.eval_images, self.bad)
+        self.replay = None if config.data.replay is None else self._load_replay()
         chosen = config.data.captions_per_image
         logger.info(
             "Data: %d images with %d captions to train on%s, %d images to watch the loss on",
@@ -55,6 +61,37 @@ class CaptionSplits:
             "" if chosen == "all" else f" ({chosen} of each image's)",
             len(self.dev),
         )
+
+    @property
+    def drawn(self) -> int:
+        """The number of replayed images in an epoch."""
+        if self.replay is None:
+            return 0
+        share = self.config.data.replay_share
+        return min(round(share / (1 - share) * len(self.train)), len(self.replay))
+
+    def _load_replay(self) -> Dataset:
+        """Loads the rows to replay: a random part of the other corpus, several times as many as an epoch draws.
+
+        Raises:
+            ConfigError: Vectors are captioned instead of images.
+            DataError: Something is wrong with the other corpus.
+        """
+        data = self.config.data
+        if self.vectors is not None:
+            raise ConfigError("data.replay is for images, and data.features gives vectors: leave one of them out.")
+        columns = ("format", "images", "image_column", "caption_column", "question_column", "subset")
+        settings = dataclasses.replace(data, path=data.replay, replay=None, **dict.fromkeys(columns))
+        found = open_data(settings).load(
+            data.train_split, on_missing=None if self.bad is None else self.bad.add_missing
+        )
+        share = data.replay_share
+        wanted = _POOL * round(share / (1 - share) * len(self.train))
+        pool = found.shuffle(seed=self.config.training.seed).select(range(min(wanted, len(found))))
+        if self.bad is not None:
+            self.bad.expect(len(self.train) + len(self.dev) + len(pool))
+        logger.info("Replay: %d of the %d images of %s", len(pool), len(found), data.replay)
+        return pool
 
     def describe(self) -> dict[str, Any]:
         """Returns what tells these rows from others: for each split the number of images and of captions, and a
@@ -65,7 +102,8 @@ class CaptionSplits:
                 "captions": count_captions(dataset),
                 "fingerprint": _fingerprint(dataset),
             }
-            for name, dataset in (("train", self.train), ("dev", self.dev))
+            for name, dataset in (("train", self.train), ("dev", self.dev), ("replay", self.replay))
+            if dataset is not None
         }
 
 
@@ -74,11 +112,14 @@ class TrainingData:
     """A run's two splits as a model gets them.
 
     Attributes:
-        train, dev: Rows whose images can be opened, with `image`, `captions` and `index`.
+        train, dev: Rows whose images can be opened, with `image`, `captions` and `index`. Replayed rows are the last
+            ones of `train`.
         collator, dev_collator: Make batches of the rows.
         choice: Which captions of an image are trained on.
         choose_targets: Which token of each is trained on; None: all.
         images: The images of the rows to train on.
+        pool: The number of rows of `train` that are for replay.
+        drawn: The number of these that an epoch takes.
     """
 
     train: Dataset
@@ -88,6 +129,13 @@ class TrainingData:
     choice: CaptionChoice
     choose_targets: TargetChoice | None = None
     images: ImageInputs | None = None
+    pool: int = 0
+    drawn: int = 0
+
+    @property
+    def own(self) -> Dataset:
+        """The rows of `train` that are not for replay."""
+        return self.train.select(range(len(self.train) - self.pool)) if self.pool else self.train
 
 
 def prepare_data(
@@ -118,10 +166,9 @@ def prepare_data(
         "bad": bad,
         "vectors": splits.vectors,
     }
-    images, dev_images = (
-        ImageInputs(model, processor, dataset["image"], **options) for dataset in (splits.train, splits.dev)
-    )
-    train, dev = images.keep(splits.train), dev_images.keep(splits.dev)
+    rows = splits.train if splits.replay is None else concatenate_datasets([splits.train, splits.replay])
+    images, dev_images = (ImageInputs(model, processor, dataset["image"], **options) for dataset in (rows, splits.dev))
+    train, dev = images.keep(rows), dev_images.keep(splits.dev)
     if bad is not None:
         bad.settle()
         if bad.reasons:
@@ -147,6 +194,8 @@ def prepare_data(
         choice=choice,
         choose_targets=choose_targets,
         images=images,
+        pool=0 if splits.replay is None else sum(row >= len(splits.train) for row in images.rows),
+        drawn=splits.drawn,
     )
 
 

@@ -7,9 +7,12 @@ import torch
 import transformers
 
 from ..config.run_config import RunConfig
+from ..config.sections import DataSection
+from ..data.corpus import count_captions
 from ..hub.facts import data_name
 from ..model.freezing import ModulePolicy, describe_policy, policies_of
 from ..towers.captioner import CaptionerForConditionalGeneration
+from .data import TrainingData
 from .stages import Stage
 
 
@@ -20,9 +23,7 @@ def training_facts(
     steps: int,
     epochs: float,
     processes: int,
-    train_images: int,
-    train_captions: int,
-    dev_images: int,
+    data: TrainingData,
     **facts: Any,
 ) -> dict[str, Any]:
     """Returns a training run's facts, without paths and names of the machine that it ran on.
@@ -35,34 +36,24 @@ def training_facts(
         model: The trained model.
         steps, epochs: How far the last stage went.
         processes: How many processes trained together.
-        train_images, train_captions: How many were trained on.
-        dev_images: How many images were evaluated on.
+        data: What was trained and evaluated on.
         **facts: More facts; None if one is not known.
     """
     settings = stages[-1].settings
     parts = {name: next(part.parameters()) for name, part in model.core.named_children()}
     device = model.device
     known = {
-        "data": {
-            "name": data_name(config.data.path),
-            "train": {
-                "split": config.data.train_split,
-                "images": train_images,
-                "captions": train_captions,
-            },
-            "dev": {"split": config.data.dev_split, "images": dev_images},
-        },
+        **_data_facts(config.data, data),
         "prompt": config.data.prompt or None,
         "chat": config.data.chat or None,
         "max_caption_tokens": config.data.max_caption_tokens,
         "steps": steps,
         "images_a_step": settings.batch_size * settings.accumulation * processes,
-        "images_seen": round(epochs * train_images),
+        "images_seen": round(epochs * len(data.own)),
         "optimiser": "AdamW",
         "learning_rate": settings.learning_rate,
         "learning_rates": _own_rates(stages[-1]) or None,
         "objective": None if settings.objective == "all" else settings.objective,
-        "schedule": f"{settings.warmup_steps} steps of warm-up, cosine decay",
         "weight_decay": settings.weight_decay or None,
         "max_grad_norm": settings.max_grad_norm,
         "seed": config.training.seed,
@@ -80,6 +71,25 @@ def training_facts(
         **facts,
     }
     return {name: fact for name, fact in known.items() if fact is not None}
+
+
+def _data_facts(settings: DataSection, data: TrainingData) -> dict[str, Any]:
+    """Returns the names and sizes of the corpora."""
+    replay = None
+    if settings.replay is not None:
+        replay = {"name": data_name(settings.replay), "images_an_epoch": min(data.drawn, data.pool)}
+    return {
+        "data": {
+            "name": data_name(settings.path),
+            "train": {
+                "split": settings.train_split,
+                "images": len(data.own),
+                "captions": count_captions(data.own),
+            },
+            "dev": {"split": settings.dev_split, "images": len(data.dev)},
+        },
+        "replay": replay,
+    }
 
 
 def _stage_facts(stage: Stage) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ..towers.composition import NO_TOWER
 from ..towers.precision import hold_frozen
 from .launch import join_processes
 from .model import compose_captioner
+from .parent import adopt_parent
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ def cache_features(config: RunConfig) -> dict[str, int]:
         DataError, ImageError, BackboneError: Captions, pictures or towers cannot be had, or the cache not written.
         Interrupted: SIGTERM or SIGINT arrived; what was computed is kept.
     """
+    config = adopt_parent(config)
     if config.data.features is not None or config.model.vision == NO_TOWER:
         raise ConfigError("The config has no vision tower, so there is nothing to compute: train with it.")
     with StopSignals() as signals:

@@ -21,6 +21,7 @@ from transformers import set_seed
 
 from ..core.files import move_folder
 from ..core.interrupts import StopSignals
+from ..data.corpus import count_captions
 from ..data.places import Place
 from ..data.sampler import LengthBatchSampler
 from ..model.loss import IGNORE_INDEX
@@ -29,8 +30,9 @@ from ..towers.processor import CaptionerProcessor
 from . import checkpoints
 from .data import TrainingData
 from .dev_scores import score_cider, score_loss
+from .intervals import choose_intervals
 from .metrics_log import append_metrics, write_metrics
-from .optimizer import create_optimizer, create_schedule
+from .optimizer import create_optimizer, create_schedule, move_schedule
 from .progress import Progress, open_progress
 from .samples import SampleCaptions
 from .sharding import gather_tensor, gather_weights, is_sharded, reshard
@@ -60,6 +62,7 @@ class TrainingLoop:
 
     Attributes:
         state: How far the run has come.
+        intervals: How often it logs, evaluates and saves.
         best_weights: The trained parameters at the best evaluation, on the CPU; {} before the first one.
     """
 
@@ -79,11 +82,13 @@ class TrainingLoop:
         self.accelerator, self.device = accelerator, accelerator.device
         self.signals, self.autocast = signals or StopSignals(), autocast
         self.sampler = LengthBatchSampler(
-            len(data.train),
+            len(data.train) - data.pool,
             self.settings.batch_size,
             self.settings.accumulation * accelerator.num_processes,
             self._count_tokens,
             self.settings.seed,
+            pool=data.pool,
+            drawn=data.drawn,
         )
         self.loader = accelerator.prepare(
             DataLoader(
@@ -96,11 +101,17 @@ class TrainingLoop:
         self.steps_an_epoch = math.ceil(len(self.loader) / self.settings.accumulation)
         self.checkpoint = stage.checkpoint
         self.state = RunState() if self.checkpoint is None else checkpoints.read_state(self.checkpoint)
+        planned = self.state.max_steps
         self.state.max_steps = (
             self.settings.max_steps
             if self.settings.max_steps > 0
             else math.ceil(self.settings.epochs * self.steps_an_epoch)
         )
+        # Whether the learning rate that the checkpoint holds is not that of the schedule from here on.
+        self.is_rescheduled = self.checkpoint is not None and planned != self.state.max_steps
+        if self.is_rescheduled and planned <= self.state.global_step < self.state.max_steps:
+            self.state.schedule_start = self.state.global_step
+        self.intervals = choose_intervals(self.settings, self.state.max_steps - self.state.schedule_start)
         self.best_weights: dict[str, torch.Tensor] = {}
         self.random_state_from = self.checkpoint
         self.progress: Progress | None = None
@@ -165,15 +176,46 @@ class TrainingLoop:
             self.prepared, self.optimizer = self.model, self.accelerator.prepare(optimizer)
         else:
             self.prepared, self.optimizer = self.accelerator.prepare(self.model, optimizer)
-        self.schedule = create_schedule(self.optimizer, self.settings, self.state.max_steps)
+        start = self.state.schedule_start
+        warmup = self.intervals.warmup
+        self.schedule = create_schedule(self.optimizer, warmup, self.state.max_steps - start, is_first=start == 0)
         if self.checkpoint is not None:
             checkpoints.load_optimizer(self.optimizer, self.schedule, self.checkpoint)
+        if self.is_rescheduled:
+            move_schedule(self.optimizer, self.schedule, self.state.global_step - start)
         if self.accelerator.is_main_process:
             with checkpoints.writing_to(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_metrics(self.folder, self.state.log_history)
+            self._announce()
             self.progress = open_progress(self.state)
         self.since_log = self.since_start = time.perf_counter()
+
+    def _announce(self) -> None:
+        """Says in one line what is about to happen."""
+        state, intervals, data = self.state, self.intervals, self.data
+        if state.schedule_start and state.schedule_start == state.global_step:
+            logger.info(
+                "%s was finished after %d steps: it goes on to step %d with a new warm-up and decay",
+                self.folder,
+                state.global_step,
+                state.max_steps,
+            )
+        logger.info(
+            "Training on %d images with %d captions%s, %d steps of up to %d images (%.3g epochs) with %d of warm-up; "
+            "evaluating on %d images every %d steps, saving every %d; the time left is known after %d",
+            len(data.own),
+            count_captions(data.own),
+            f" and on {self.sampler.drawn} replayed images an epoch" if self.sampler.drawn else "",
+            state.max_steps - state.global_step,
+            self.sampler.step_size,
+            (state.max_steps - state.global_step) / self.steps_an_epoch,
+            intervals.warmup,
+            len(data.dev),
+            intervals.evaluation,
+            intervals.saving,
+            intervals.logging,
+        )
 
     def _close(self) -> None:
         if self.progress is not None:
@@ -289,16 +331,16 @@ class TrainingLoop:
 
     def _report_step(self) -> bool:
         """Logs, evaluates and saves where it is time to, and returns whether the loop is over."""
-        step, settings = self.state.global_step, self.settings
+        step, intervals = self.state.global_step, self.intervals
         is_last = step >= self.state.max_steps
         if self.progress is not None:
             self.progress.advance(self.state)
-        if is_last or step % settings.logging_steps == 0:
+        if is_last or step % intervals.logging == 0:
             self._log_training()
-        if is_last or step % settings.eval_steps == 0:
+        if is_last or step % intervals.evaluation == 0:
             self.evaluate()
         is_over = self._is_stopped() or self._is_over()
-        if is_over or step % settings.save_steps == 0:
+        if is_over or step % intervals.saving == 0:
             self.save()
         return is_over
 

@@ -21,6 +21,7 @@ from ..towers.composition import compose
 from ..towers.precision import use_bf16
 from ..towers.processor import QUESTION, CaptionerProcessor
 from .checkpoints import PARTIAL_NAME
+from .parent import load_parent
 from .stages import Stage
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ def compose_captioner(
 ) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
     """Builds the captioner that a config describes, with a language model that is never trained in bfloat16.
 
+    If the config names a checkpoint to start from, the captioner is loaded from there instead.
+
     Args:
         config: The run's config.
         texts: What the language model will read. They are read only if the tokenizer is made of them.
@@ -39,12 +42,17 @@ def compose_captioner(
     Raises:
         ConfigError: The settings do not go together.
         BackboneError: A tower cannot be had.
+        CheckpointError: The checkpoint to start from is damaged.
     """
+    if config.model.init_from is not None:
+        return load_parent(config, vectors)
+    settings = dataclasses.asdict(config.model)
+    del settings["init_from"]
     sizes = {} if vectors is None else {"feature_tokens": vectors.shape[1], "feature_size": vectors.shape[2]}
     rounded = use_bf16(config.training.precision) and "language" not in config.changed_towers
     options = {"language_dtype": torch.bfloat16 if rounded else None, "captions": texts, **sizes}
     try:
-        return compose(**dataclasses.asdict(config.model), **options)
+        return compose(**settings, **options)
     except (ValueError, StrictDataclassError) as error:
         raise ConfigError(f"The settings in model do not go together: {' '.join(str(error).split())}") from error
 
@@ -66,7 +74,7 @@ def set_generation(model: CaptionerForConditionalGeneration, config: RunConfig) 
     if longest > DataSection.max_caption_tokens:
         own.max_new_tokens = max(longest, own.max_new_tokens or 0)
     settings = config.generation.settings()
-    if settings.get("length_penalty", 1) != 1 and settings.get("num_beams", 1) == 1:
+    if settings.get("length_penalty", 1) != 1 and settings.get("num_beams", own.num_beams or 1) == 1:
         raise ConfigError(  # transformers would refuse to save it
             "generation.length_penalty is of beam search: set generation.num_beams above 1, or leave it out."
         )

@@ -1,6 +1,7 @@
 """The optimizer and the learning rate schedule: AdamW, linear warm-up and cosine decay."""
 
 import logging
+import math
 import re
 from typing import Any
 
@@ -8,7 +9,6 @@ import torch
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
-from ..config.sections import TrainingSection
 from ..model.freezing import module_of
 
 logger = logging.getLogger(__name__)
@@ -35,20 +35,48 @@ def create_optimizer(model: nn.Module, rates: dict[str, tuple[float, float]]) ->
             groups.setdefault((module, decays), group)["params"].append(parameter)
     # The log shows the first group's learning rate: the projector's, where it is trained.
     ordered = sorted(groups.items(), key=lambda item: item[0][0] != "projector")
-    for (module, _), group in ordered:
-        logger.info(
-            "%s: %s parameters in %d tensors, learning rate %g, weight decay %g",
-            module,
-            f"{sum(parameter.numel() for parameter in group['params']):,}",
-            len(group["params"]),
-            group["lr"],
-            group["weight_decay"],
-        )
+    for module in dict.fromkeys(module for (module, _), _ in ordered):
+        rate, decay = rates[module]
+        logger.info("%s: learning rate %g, weight decay %g (norms and biases: 0)", module, rate, decay)
     return torch.optim.AdamW([group for _, group in ordered], betas=(0.9, 0.95), eps=1e-8, fused=True)
 
 
 def create_schedule(
-    optimizer: torch.optim.Optimizer, settings: TrainingSection, max_steps: int
+    optimizer: torch.optim.Optimizer, warmup_steps: int, steps: int, is_first: bool = True
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Creates the schedule: a linear rise over `warmup_steps`, then half a cosine down to 0 at `max_steps`."""
-    return get_cosine_schedule_with_warmup(optimizer, settings.warmup_steps, max_steps)
+    """Creates the schedule: a linear rise over `warmup_steps`, then half a cosine down to 0 at the end.
+
+    Args:
+        optimizer: The optimizer.
+        warmup_steps: The length of the warm-up. Behind another schedule, it is at most a tenth of the steps, and at
+            least one.
+        steps: The length of the schedule.
+        is_first: Whether no schedule came before. The first one begins at 0, as that of transformers does. A later one
+            begins above 0, where the one before would have gone to: a warm restart (Loshchilov and Hutter 2017,
+            "SGDR: Stochastic Gradient Descent with Warm Restarts").
+    """
+    if is_first:
+        return get_cosine_schedule_with_warmup(optimizer, warmup_steps, steps)
+    warmup = min(warmup_steps, max(1, steps // 10))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def move_schedule(optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR, step: int) -> None:
+    """Moves a schedule to one of its steps, and sets the optimizer's learning rates to those of that step.
+
+    Args:
+        optimizer: The optimizer, perhaps with the learning rates of another schedule.
+        schedule: Its schedule.
+        step: The number of steps of the schedule that have been made.
+    """
+    for group, base, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = base * factor(step)
+    schedule.load_state_dict(
+        {**schedule.state_dict(), "last_epoch": step, "_last_lr": [group["lr"] for group in optimizer.param_groups]}
+    )

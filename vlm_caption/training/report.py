@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from ..captioning.nll import caption_nll
 from ..config.run_config import RunConfig
 from ..core.errors import ImageError
 from ..core.files import write_bytes
-from ..data.corpus import count_captions
 from ..hub.card import write_model_card
 from ..hub.facts import record_training
 from ..towers.captioner import CaptionerForConditionalGeneration
@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 CURVES_NAME = "curves.png"
 SAMPLES_NAME = "samples.html"
+
+# A smaller relative difference between the dev losses with the right and with other images is no evidence.
+_LEAST_DIFFERENCE = 0.005
 
 Samples = list[dict[str, str]]
 
@@ -45,7 +48,13 @@ def save_stage(loop: TrainingLoop) -> None:
     logger.info("Saved this stage's bridge to %s", loop.folder)
 
 
-def report(config: RunConfig, stages: list[Stage], loop: TrainingLoop, seconds: float | None) -> None:
+def report(
+    config: RunConfig,
+    stages: list[Stage],
+    loop: TrainingLoop,
+    seconds: float | None,
+    parent: dict[str, Any] | None = None,
+) -> None:
     """Writes all that a run leaves to its output folder, and says how good its model is.
 
     All processes call it. The first one writes; the others help if the model is sharded.
@@ -55,6 +64,7 @@ def report(config: RunConfig, stages: list[Stage], loop: TrainingLoop, seconds: 
         stages: The run's stages.
         loop: The last one's loop, which has ended; its model has the weights that are kept.
         seconds: How long all stages together took; None if that is not known.
+        parent: The checkpoint that the run started from; see `describe_parent`.
 
     Raises:
         ConfigError: The folder cannot be written to.
@@ -70,22 +80,22 @@ def report(config: RunConfig, stages: list[Stage], loop: TrainingLoop, seconds: 
     with writing_to(output_dir):
         options = {"state_dict": gather_weights(model, keep=True)} if is_sharded(model) else {}
         save_captioner(model, loop.processor, output_dir, **options)
-    logger.info("Saved the bridge to %s", output_dir)
     samples = _sample_captions(loop)
     _write_pictures(output_dir, loop, samples)
-    dev_loss, shuffled = _measure_losses(loop)
+    _say_what_is_left(output_dir, has_vectors=model.config.feature_size is not None)
+    dev_loss, shuffled = _measure_losses(loop, advice=_advice(config))
     state, data = loop.state, loop.data
     facts = training_facts(
         config,
         stages,
         model,
+        parent=parent,
         steps=state.global_step,
         best_step=state.best_global_step,
         epochs=state.epoch,
         processes=loop.accelerator.num_processes,
-        train_images=len(data.train),
-        train_captions=count_captions(data.train),
-        dev_images=len(data.dev),
+        data=data,
+        schedule=f"{loop.intervals.warmup} steps of warm-up, cosine decay",
         seconds=None if seconds is None else round(seconds),
         dev_loss=dev_loss,
         dev_loss_shuffled=shuffled,
@@ -100,8 +110,30 @@ def report(config: RunConfig, stages: list[Stage], loop: TrainingLoop, seconds: 
         write_model_card(saved, output_dir)
 
 
-def _measure_losses(loop: TrainingLoop) -> tuple[float, float | None]:
-    """Returns the dev loss of the weights that are kept, and that with the images shuffled, if there are several."""
+def _say_what_is_left(output_dir: Path, has_vectors: bool) -> None:
+    """Names the files of a finished run that a person looks at, and the command that uses its captioner."""
+    pictures = [str(output_dir / name) for name in (CURVES_NAME, SAMPLES_NAME) if (output_dir / name).exists()]
+    logger.info("Saved the bridge to %s; see %s", output_dir, " and ".join(pictures))
+    if not has_vectors:
+        logger.info(
+            "To caption with it: python scripts/caption.py --checkpoint %s photo.jpg", shlex.quote(str(output_dir))
+        )
+
+
+def _advice(config: RunConfig) -> str:
+    """Returns what to do if the captions do not depend on the images."""
+    if config.model.init_from is not None or config.data.features is not None:
+        return "train for more epochs or on more images"
+    return "train for more epochs, or start from a trained captioner with --init-from checkpoints/embedded"
+
+
+def _measure_losses(loop: TrainingLoop, advice: str = "") -> tuple[float, float | None]:
+    """Returns the dev loss of the weights that are kept, and that with the images shuffled, if there are several.
+
+    Args:
+        loop: The last stage's loop.
+        advice: What to do if the two do not differ.
+    """
     model, data, size = loop.model, loop.data, loop.settings.batch_size
     # An evaluation under autocast was rounded, so the loss is measured again.
     dev_loss = None if loop.autocast else loop.state.at_best("eval_loss")
@@ -111,7 +143,8 @@ def _measure_losses(loop: TrainingLoop) -> tuple[float, float | None]:
     shuffled = None
     if len(data.dev) > 1:
         shuffled = caption_nll(model, data.dev, data.dev_collator, size, shuffle_images=True)
-        verdict = "" if shuffled > dev_loss else " (the model does not look at the images)"
+        is_blind = shuffled - dev_loss < _LEAST_DIFFERENCE * dev_loss
+        verdict = f" (the captions hardly depend on the images: {advice})" if is_blind else ""
         logger.info("With the images shuffled among the captions: %.4f%s", shuffled, verdict)
     return dev_loss, shuffled
 

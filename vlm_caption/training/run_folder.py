@@ -19,7 +19,7 @@ from ..core.console import is_first_process
 from ..core.errors import ConfigError
 from ..core.files import write_text
 from .checkpoints import count_processes, find_checkpoints, remove_checkpoint, remove_leftovers, writing_to
-from .stages import STAGE_PATTERN, holds_progress, plan_stages
+from .stages import STAGE_PATTERN, holds_progress, holds_weights, plan_stages
 
 logger = logging.getLogger(__name__)
 
@@ -105,9 +105,14 @@ def check_same_run(config: RunConfig) -> None:
         ]
         changes += _changes_of_finished(before, config)
     if changes:
+        further = (
+            f" The run is finished: to train its captioner further with other settings, choose another "
+            f"training.output_dir and add --init-from {output_dir}."
+        )
         raise ConfigError(
             f"{output_dir} holds a run of another config ({'; '.join(changes)}): choose another "
             "training.output_dir, go back to its settings, or start afresh with training.resume false."
+            + (further if holds_weights(output_dir) else "")
         )
 
 
@@ -204,4 +209,4 @@ def prepare_folder(config: RunConfig, data: dict[str, Any]) -> None:
             stage.folder.mkdir(parents=True, exist_ok=True)
         record = data | {"threads": torch.get_num_threads()}  # see `keep_threads`
         write_text(output_dir / RUN_DATA_NAME, json.dumps(record, indent=2) + "\n")
-        write_text(output_dir / RUN_CONFIG_NAME, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+        write_text(output_dir / RUN_CONFIG_NAME, yaml.safe_dump(config.to_dict(), sort_keys=False))

@@ -57,7 +57,7 @@ class Stage:
     @property
     def is_finished(self) -> bool:
         """Whether its result is there for the next stage to begin with. The last stage can always go further."""
-        return self.settings.resume and not self.is_last and _holds_weights(self.folder)
+        return self.settings.resume and not self.is_last and holds_weights(self.folder)
 
     @property
     def checkpoint(self) -> Path | None:
@@ -66,13 +66,14 @@ class Stage:
         return whole[-1] if whole else None
 
 
-def _holds_weights(folder: Path) -> bool:
+def holds_weights(folder: Path) -> bool:
+    """Returns whether a folder holds a captioner's weights."""
     return any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
 
 
 def holds_progress(folder: Path) -> bool:
     """Returns whether a stage's folder holds a checkpoint or its result."""
-    return bool(find_checkpoints(folder)) or _holds_weights(folder)
+    return bool(find_checkpoints(folder)) or holds_weights(folder)
 
 
 def plan_stages(config: RunConfig) -> list[Stage]:

@@ -17,6 +17,8 @@ class RunState:
         global_step: How many optimizer steps have been made.
         epoch: How many times the images have been gone through; a fraction inside an epoch.
         max_steps: The number of steps at which the run ends.
+        schedule_start: The step at which the learning rate schedule began: 0, or the step at which a finished run was
+            taken further.
         best_metric: The best value so far of what weights are chosen by: dev loss, or dev CIDEr; None before the
             first evaluation.
         best_global_step: The step with that value.
@@ -26,18 +28,20 @@ class RunState:
     global_step: int = 0
     epoch: float = 0.0
     max_steps: int = 0
+    schedule_start: int = 0
     best_metric: float | None = None
     best_global_step: int | None = None
     log_history: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def load(cls, path: Path) -> "RunState":
-        """Reads a state. Fields that only transformers' Trainer has are left out.
+        """Reads a state. Fields that only transformers' Trainer has are left out; earlier versions have no
+        `schedule_start`.
 
         Raises:
             OSError, ValueError, KeyError, TypeError: The file is damaged.
         """
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = {"schedule_start": 0, **json.loads(path.read_text(encoding="utf-8"))}
         return cls(**{known.name: content[known.name] for known in dataclasses.fields(cls)})
 
     def save(self, path: Path) -> None:

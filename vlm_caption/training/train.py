@@ -29,6 +29,7 @@ from .loop import TrainingLoop
 from .metrics_log import read_metrics, write_metrics
 from .model import check_stages, compose_captioner, log_parts, set_generation, set_prompt
 from .packing_check import check_packing
+from .parent import adopt_parent, describe_parent
 from .report import report, save_stage
 from .run_folder import (
     RUN_DATA_NAME,
@@ -66,6 +67,7 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
     use_all_cores()
     output_dir = Path(config.training.output_dir)
     check_tracker(config.training.report_to)
+    config = adopt_parent(config)
     _check_eval_captions(config)
     check_writable(output_dir)
     with StopSignals() as signals, holding(output_dir), hiding_fsdp() as is_sharding:
@@ -99,6 +101,7 @@ def _train(config: RunConfig, signals: StopSignals, is_sharding: bool) -> Captio
     if config.training.resume:
         keep_threads(output_dir / RUN_DATA_NAME)
     model, processor = _compose(config, splits, stages)
+    parent = describe_parent(config, model)
     signals.raise_if_received()
     if processes.num_processes > 1:
         logger.info("Training in %d processes, each with %d threads", processes.num_processes, torch.get_num_threads())
@@ -125,7 +128,7 @@ def _train(config: RunConfig, signals: StopSignals, is_sharding: bool) -> Captio
             check_processes(stage.checkpoint, processes.num_processes)
         log_parts(model)
         data = prepare_data(splits, stage.settings, model, processor)
-        if stage.number == 1 and stage.checkpoint is None:
+        if stage.number == 1 and stage.checkpoint is None and parent is None:
             _fit_scale(config, model, data)
         choose_kernels(model, stage.settings.compile)
         if is_sharding:
@@ -136,7 +139,7 @@ def _train(config: RunConfig, signals: StopSignals, is_sharding: bool) -> Captio
         loop = _train_stage(config, stage, model, processor, data, signals)
         seconds = _add(seconds, loop.state.seconds())
         if stage.is_last:
-            report(config, stages, loop, seconds)
+            report(config, stages, loop, seconds, parent)
         elif processes.is_main_process:
             save_stage(loop)
         processes.wait_for_everyone()

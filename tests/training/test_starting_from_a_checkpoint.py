@@ -1,0 +1,279 @@
+"""Runs that start from a checkpoint: they begin where it ended, and say what they cannot change."""
+
+import itertools
+import json
+import logging
+
+import pytest
+import torch
+from tiny_models import save_language_model, save_vision_tower
+from tiny_runs import COLOURS, history, projector, tiny_settings, weights, write_colours
+
+from vlm_caption import Captioner
+from vlm_caption.config.run_config import RunConfig
+from vlm_caption.core.errors import CheckpointError, ConfigError
+from vlm_caption.model.adapters import has_adapter
+from vlm_caption.training import train as training
+from vlm_caption.training.train import train
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+PROMPT = "This is "
+
+
+@pytest.fixture
+def parent(tmp_path):
+    """The folder of a bridge between two saved towers, with a prompt and generation settings of its own."""
+    write_colours(tmp_path)
+    towers = {
+        "model.vision": save_vision_tower(tmp_path / "vision"),
+        "model.language": save_language_model(tmp_path / "language"),
+    }
+    own = {
+        "training.output_dir": str(tmp_path / "parent"),
+        "data.prompt": PROMPT,
+        "generation.num_beams": 2,
+        "generation.max_new_tokens": 7,
+    }
+    train(RunConfig.load(None, tiny_settings(tmp_path) | towers | own))
+    return tmp_path / "parent"
+
+
+def child_settings(parent, **changes) -> dict:
+    settings = {name: value for name, value in tiny_settings(parent.parent).items() if not name.startswith("model.")}
+    own = {"model.init_from": str(parent), "training.output_dir": str(parent.parent / "child")}
+    return settings | own | changes
+
+
+@pytest.fixture
+def start(parent):
+    return lambda **changes: train(RunConfig.load(None, child_settings(parent, **changes)))
+
+
+def captions(folder, pictures) -> list[str]:
+    return [caption.text for caption in Captioner.from_pretrained(folder, device="cpu").caption(pictures)]
+
+
+def test_a_child_begins_with_its_parents_captions(start, parent, tmp_path):
+    start(**{"training.max_steps": 1, "training.learning_rate": 0.0})
+    pictures = sorted(tmp_path.glob("dev_*.png"))
+    expected = captions(parent, pictures)
+    assert len(set(expected)) > 1
+    assert captions(tmp_path / "child", pictures) == expected
+
+
+def test_a_child_trains_the_parents_projector(start, parent, tmp_path):
+    before = weights(parent)
+    model = start(**{"training.learning_rate": 1e-4})
+    for name, tensor in projector(model).items():
+        moved = (tensor - before[f"core.multi_modal_projector.{name}"]).abs().max()
+        assert 0 < moved < 5e-3
+
+
+def test_prompt_and_generation_settings_are_the_parents_unless_they_are_given(start, tmp_path):
+    start(**{"training.max_steps": 1, "generation.max_new_tokens": 9})
+    captioner = Captioner.from_pretrained(tmp_path / "child", device="cpu")
+    own = captioner.model.generation_config
+    assert (captioner.processor.prompt, own.num_beams, own.max_new_tokens) == (PROMPT, 2, 9)
+    start(**{"training.max_steps": 1, "data.prompt": "", "training.resume": False})
+    assert Captioner.from_pretrained(tmp_path / "child", device="cpu").processor.prompt == ""
+
+
+def test_facts_and_card_name_the_parent_and_its_data(start, parent, tmp_path):
+    start(**{"training.max_steps": 1})
+    facts = json.loads((tmp_path / "child" / "model_card.json").read_text())["training"]["parent"]
+    own = json.loads((parent / "model_card.json").read_text())
+    assert (facts["name"], facts["weights"], facts["data"]) == ("parent", own["weights"], own["training"]["data"])
+    card = (tmp_path / "child" / "README.md").read_text()
+    assert "- Started from `parent` (weights `sha256:" in card
+    assert f"was trained on `{tmp_path.name}`, split train: 8 images with 8 captions." in card
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"model.projector": "linear"},
+            r"^model\.projector is 'linear', and the checkpoint .* has 'mlp', which cannot",
+        ),
+        ({"model.image_tokens": "all"}, r"^model\.image_tokens is 'all'"),
+        ({"model.language": "openai-community/gpt2"}, r"^model\.language is 'openai-community/gpt2'"),
+        ({"model.vision": {"model_type": "vit"}}, r"^model\.vision is "),
+    ],
+)
+def test_another_model_is_refused(parent, tmp_path, changes, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        train(RunConfig.load(None, child_settings(parent, **changes)))
+    assert not (tmp_path / "child").exists()
+
+
+def test_a_setting_that_the_parent_has_too_may_be_given(start):
+    start(**{"model.projector": "mlp", "model.image_tokens": "patches", "training.max_steps": 1})
+
+
+def test_the_default_of_a_setting_is_refused_if_it_is_given(start):
+    with pytest.raises(ConfigError, match=r"model\.image_tokens is 'pooled', and the checkpoint .* has 'patches'"):
+        start(**{"model.image_tokens": "pooled"})
+
+
+def test_the_parents_folder_is_never_overwritten(start, parent):
+    before = weights(parent)
+    with pytest.raises(ConfigError, match=r"are both .* choose another"):
+        start(**{"training.output_dir": str(parent)})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(parent).items())
+
+
+def test_a_parent_that_is_not_there_is_refused(start, tmp_path):
+    with pytest.raises(CheckpointError, match="There is no checkpoint"):
+        start(**{"model.init_from": str(tmp_path / "nowhere")})
+
+
+def test_a_stopped_child_resumes_and_ends_with_the_same_weights(start, tmp_path, monkeypatch):
+    whole = start()
+
+    class Stopped(training.TrainingLoop):
+        def step(self, batches):
+            if self.state.global_step == 5:
+                raise KeyboardInterrupt
+            super().step(batches)
+
+    again = {"training.output_dir": str(tmp_path / "again")}
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "TrainingLoop", Stopped)
+        with pytest.raises(KeyboardInterrupt):
+            start(**again)
+    resumed = start(**again)
+    for name, tensor in projector(whole).items():
+        assert torch.equal(projector(resumed)[name], tensor), name
+
+
+def test_a_childs_own_settings_train_it_again(start, tmp_path):
+    start(**{"training.max_steps": 1})
+    train(RunConfig.load(tmp_path / "child" / "run_config.yaml", {"training.output_dir": str(tmp_path / "twin")}))
+    assert all(torch.equal(t, weights(tmp_path / "twin")[n]) for n, t in weights(tmp_path / "child").items())
+
+
+def test_a_full_checkpoint_can_be_started_from(start, parent, tmp_path):
+    captioner = Captioner.from_pretrained(parent, device="cpu")
+    captioner.model.save_pretrained(tmp_path / "full", full=True)
+    captioner.processor.save_pretrained(tmp_path / "full")
+    start(**{"model.init_from": str(tmp_path / "full"), "training.max_steps": 1, "training.learning_rate": 0.0})
+    pictures = sorted(tmp_path.glob("dev_*.png"))
+    assert captions(tmp_path / "child", pictures) == captions(parent, pictures)
+
+
+@pytest.mark.parametrize(
+    ("policy", "stays"), [("frozen", True), ({"policy": "lora", "rank": 2}, True), ("full", False)]
+)
+def test_an_adapter_of_the_parent_is_kept_or_merged(start, tmp_path, policy, stays):
+    start(**{"training.train_language": {"policy": "lora", "rank": 2}})
+    middle = {"model.init_from": str(tmp_path / "child"), "training.output_dir": str(tmp_path / "grandchild")}
+    still = {"training.max_steps": 1, "training.learning_rate": 0.0}
+    model = start(**middle, **still, **{"training.train_language": policy})
+    assert has_adapter(model.core.language_model) == stays
+    pictures = sorted(tmp_path.glob("dev_*.png"))
+    assert captions(tmp_path / "grandchild", pictures) == captions(tmp_path / "child", pictures)
+
+
+class TestGoingOn:
+    """A finished run that is taken further, or is given other settings."""
+
+    def test_more_steps_have_a_schedule_without_a_zero_or_a_jump(self, parent, tmp_path, caplog):
+        caplog.set_level(logging.INFO, "vlm_caption")
+        settings = child_settings(parent) | {"training.warmup_steps": 2}
+        train(RunConfig.load(None, settings))
+        train(RunConfig.load(None, settings | {"training.max_steps": 30}))
+        assert any("was finished after 8 steps: it goes on to step 30" in message for message in caplog.messages)
+        rates = [entry["learning_rate"] for entry in history(tmp_path / "child") if "loss" in entry]
+        assert len(rates) == 30
+        later = rates[8:]
+        assert min(later) > 0
+        assert max(later) == pytest.approx(1e-2)
+        assert max(abs(one - next_) for one, next_ in itertools.pairwise(later)) < 0.4e-2
+
+    def test_a_run_that_was_taken_further_resumes_there(self, parent, tmp_path, monkeypatch):
+        def run(name, steps):
+            changes = {"training.output_dir": str(tmp_path / name), "training.max_steps": steps}
+            return train(RunConfig.load(None, child_settings(parent, **changes)))
+
+        run("whole", 4)
+        whole = run("whole", 12)
+
+        class Stopped(training.TrainingLoop):
+            def step(self, batches):
+                if self.state.global_step == 9:
+                    raise KeyboardInterrupt
+                super().step(batches)
+
+        run("stopped", 4)
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "TrainingLoop", Stopped)
+            with pytest.raises(KeyboardInterrupt):
+                run("stopped", 12)
+        resumed = run("stopped", 12)
+        for name, tensor in projector(whole).items():
+            assert torch.equal(projector(resumed)[name], tensor), name
+
+    def test_another_learning_rate_is_refused_with_the_way_to_go_on(self, parent):
+        settings = tiny_settings(parent.parent) | {"training.output_dir": str(parent), "training.learning_rate": 1e-4}
+        with pytest.raises(ConfigError, match=r"The run is finished: .* add --init-from .*parent\.$"):
+            train(RunConfig.load(None, settings))
+
+
+class TestReplay:
+    """Images of another corpus that are mixed into each epoch."""
+
+    @pytest.fixture
+    def settings(self, tmp_path):
+        write_colours(tmp_path / "mine", COLOURS[:4])
+        other = write_colours(tmp_path / "other")
+        own = {"data.replay": str(other), "data.replay_share": 0.5, "training.batch_size": 2}
+        return tiny_settings(tmp_path / "mine") | own
+
+    @pytest.fixture
+    def seen(self, monkeypatch) -> list[set[str]]:
+        """The images of each step of a run."""
+        steps = []
+
+        class Loop(training.TrainingLoop):
+            def step(self, batches):
+                rows = [row for batch in batches for row in batch["rows"].tolist()]
+                steps.append({self.data.train[row]["image"] for row in rows})
+                super().step(batches)
+
+        monkeypatch.setattr(training, "TrainingLoop", Loop)
+        return steps
+
+    def test_an_epoch_has_all_own_images_and_others_that_change(self, settings, seen, tmp_path):
+        train(RunConfig.load(None, settings))
+        epochs = [set().union(*seen[:4]), set().union(*seen[4:])]
+        own = {str(tmp_path / "mine" / f"train_{colour}.png") for colour in COLOURS[:4]}
+        replayed = [epoch - own for epoch in epochs]
+        assert all(own <= epoch for epoch in epochs)
+        assert [len(images) for images in replayed] == [4, 4]
+        assert all("/other/train_" in image for images in replayed for image in images)
+        assert replayed[0] != replayed[1]
+
+    def test_facts_and_card_name_the_replayed_corpus(self, settings, tmp_path):
+        train(RunConfig.load(None, settings | {"training.max_steps": 1}))
+        facts = json.loads((tmp_path / "mine" / "run" / "model_card.json").read_text())["training"]
+        assert facts["replay"] == {"name": "other", "images_an_epoch": 4}
+        assert facts["data"]["train"]["images"] == 4
+        assert "4 images of `other` in each epoch" in (tmp_path / "mine" / "run" / "README.md").read_text()
+
+    def test_a_stopped_run_resumes_with_the_same_images(self, settings, tmp_path, monkeypatch):
+        whole = train(RunConfig.load(None, settings | {"training.output_dir": str(tmp_path / "whole")}))
+
+        class Stopped(training.TrainingLoop):
+            def step(self, batches):
+                if self.state.global_step == 5:
+                    raise KeyboardInterrupt
+                super().step(batches)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "TrainingLoop", Stopped)
+            with pytest.raises(KeyboardInterrupt):
+                train(RunConfig.load(None, settings))
+        resumed = train(RunConfig.load(None, settings))
+        for name, tensor in projector(whole).items():
+            assert torch.equal(projector(resumed)[name], tensor), name
