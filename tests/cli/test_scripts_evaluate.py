@@ -99,7 +99,9 @@ class TestOfACheckpoint:
         assert (found["data"], found["images"]) == ("captions.csv, train", 2)
         assert found["generation"] == {"max_new_tokens": 2, "num_beams": 2}
 
-    @pytest.mark.parametrize("folder", ["run", "run/checkpoint-8", "run/stage-1-align", "run/stage-1-align/checkpoint-8"])
+    @pytest.mark.parametrize(
+        "folder", ["run", "run/checkpoint-8", "run/stage-1-align", "run/stage-1-align/checkpoint-8"]
+    )
     def test_a_run_is_scored_on_its_own_data(self, command, options, tmp_path, folder, capsys):
         move_to_a_run(tmp_path, folder, "{path: captions.csv, dev_split: train, limit: 2, on_bad_image: skip}")
         (tmp_path / "train_red.png").write_bytes(b"no picture")

@@ -19,7 +19,7 @@ from typing import Any
 from datasets import Dataset
 
 from ..captioning.captioner import Captioner
-from ..captioning.nll import caption_nll
+from ..captioning.nll import paired_nll
 from ..core.errors import DataError
 from ..data.bad_images import BadImages, PictureOpener
 from ..data.collator import CaptionCollator
@@ -29,7 +29,7 @@ from ..data.vectors import Vectors
 from ..features.inputs import ImageInputs, with_index
 from ..metrics import read_results
 from ..metrics.coco_files import ImageId, pair_captions, read_file_names, read_references
-from .captions import BATCH_SIZE, write_captions
+from .captions import write_captions
 from .result import Comparison, Evaluation
 from .scoring import Captioned, OtherSystem, ScoringSettings, score_captions
 
@@ -109,9 +109,7 @@ def evaluate(
     )
     with write_captions(captioner, dataset, collator, generation, unfinished) as captions:
         captioned.captions.extend(captions)
-        losses = {"loss": caption_nll(captioner.model, dataset, collator, BATCH_SIZE)}
-        if len(set(captioned.sources)) > 1:
-            losses["shuffled_loss"] = caption_nll(captioner.model, dataset, collator, BATCH_SIZE, shuffle_images=True)
+        loss, shuffled_loss = paired_nll(captioner.model, dataset, collator)
         return score_captions(
             captioned,
             scoring,
@@ -121,7 +119,10 @@ def evaluate(
             data=data,
             bad_images={} if inputs.bad is None else inputs.bad.reasons,
             generation=generation,
-            **losses,
+            loss=loss,
+            shuffled_loss=shuffled_loss,
+            max_caption_tokens=inputs.max_caption_tokens,
+            cut_captions=collator.count_cut(list(dataset)),
         )
 
 

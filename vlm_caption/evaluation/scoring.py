@@ -116,7 +116,7 @@ def score_captions(
     for metric in COCO_METRICS:
         if metric not in scores.corpus and metric not in not_computed:
             not_computed[metric] = "it was not asked for"
-    diversity = measure_diversity(captioned.captions, settings.training_captions)
+    diversity = measure_diversity(captioned.captions, settings.training_captions, scores.tokenizer)
     intervals |= _diversity_intervals(diversity)
     if diversity.is_unseen is None:
         not_computed["unseen"] = "there are no training captions to look for them in"
@@ -128,7 +128,7 @@ def score_captions(
     shuffled_cider, cider_gain = None, None
     if "cider" in scores.corpus and len(set(captioned.sources)) > 1:
         references = [captioned.references[row] for row in rows_of_others(captioned.sources)]
-        shuffled = score(captioned.captions, references, ["cider"])
+        shuffled = score(captioned.captions, references, ["cider"], tokenizer=scores.tokenizer)
         shuffled_cider = shuffled.corpus["cider"]
         gains = scores.per_image["cider"] - shuffled.per_image["cider"]
         cider_gain = float(gains.mean()), mean_interval(gains)
@@ -174,7 +174,8 @@ def _compare(captioned: Captioned, scores: Scores, other: OtherSystem, settings:
     rows, other_captions, missing = other.pair(captioned, settings.allow_missing)
     references = [captioned.references[row] for row in rows]
     if missing:
-        scores = score([captioned.captions[row] for row in rows], references, settings.metrics)
-    other_scores = score(other_captions, references, settings.metrics)
+        captions = [captioned.captions[row] for row in rows]
+        scores = score(captions, references, settings.metrics, tokenizer=scores.tokenizer)
+    other_scores = score(other_captions, references, settings.metrics, tokenizer=scores.tokenizer)
     differences = compare(scores, other_scores)
     return Comparison(other.name, rows, other_captions, scores, other_scores, differences, missing)
