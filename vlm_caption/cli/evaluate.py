@@ -7,7 +7,9 @@ For example, with COMMAND for `vlm-caption evaluate` or `python scripts/evaluate
     COMMAND --results results.json --references captions_val2014.json
 
 Without --config or another --data.path, a run is scored on its own data, with the data settings that it was trained
-with. Options take precedence over them. The scores of a whole split are added to the model card of a checkpoint in a folder.
+with. Options take precedence over them.
+
+The scores of a whole split are added to the model card of a checkpoint in a folder.
 """
 
 import argparse

@@ -30,8 +30,8 @@ def tokenize_characters(captions: Sequence[str]) -> list[str]:
     """Returns the tokens of each caption in lowercase and without punctuation, separated by single spaces.
 
     A character of a script without spaces is a token, with the vowel and tone signs on it, and so is a word of any
-    other script. For Chinese these are the tokens of sacreBLEU's tokenizer `zh` (Post, "A Call for Clarity in Reporting
-    BLEU Scores", WMT 2018) without punctuation.
+    other script. For Chinese these are the tokens of sacreBLEU's tokenizer `zh` (Post, "A Call for Clarity in
+    Reporting BLEU Scores", WMT 2018), without punctuation.
 
     Args:
         captions: Captions in any language.
