@@ -78,6 +78,19 @@ class TestEvaluate:
         assert paired_nll(captioner.model, rows, collator) == pytest.approx(expected, rel=1e-5)
         assert paired_nll(captioner.model, rows.select([0]), collator)[1] is None
 
+    def test_answers_of_ten_people_give_vqa_accuracy(self, captioner, dataset, monkeypatch):
+        answers = [["red"] * 10, ["dog"] * 2 + ["cat"] * 8, ["c"] * 10]
+        rows = dataset.remove_columns("captions").add_column("captions", answers)
+        rows = rows.add_column("questions", [["What?"] * 10] * 3)
+        texts = iter(["Red", "A dog.", "d"])
+        monkeypatch.setattr(
+            "vlm_caption.evaluation.captions.caption_batch", lambda *_: [next(texts) for _ in range(3)]
+        )
+        result = run(captioner, rows, prompt="Q: {question} A:", metrics=["bleu"])
+        assert list(result.vqa_scores) == pytest.approx([1, 0.6, 0])
+        assert result.to_dict()["vqa_accuracy"] == pytest.approx(1.6 / 3)
+        assert "VQA accuracy" in evaluation_table(result)
+
     def test_says_how_many_references_were_cut(self, captioner, dataset):
         result = evaluate(
             captioner,

@@ -107,13 +107,12 @@ def paired_nll(
         del batch["labels"]
         inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
         logits = model(**inputs, use_cache=False).logits  # [B, M, V]
-        losses = nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(),
-            labels.flatten().to(logits.device),
-            ignore_index=IGNORE_INDEX,
-            reduction="none",
-        )
-        losses = losses.view(labels.shape).cpu()  # [B, M]
+        targets = labels.to(logits.device)
+        rows_losses = [  # one row at a time: float logits of a whole batch take hundreds of MB
+            nn.functional.cross_entropy(row.float(), target, ignore_index=IGNORE_INDEX, reduction="none")
+            for row, target in zip(logits, targets, strict=True)
+        ]
+        losses = torch.stack(rows_losses).cpu()  # [B, M]
         is_own = torch.arange(labels.shape[1]) < torch.tensor([[own_tokens[row]] for row in batch_rows])
         for kind, mask in enumerate((is_own, ~is_own)):
             sums[kind] += losses[mask].sum()

@@ -216,15 +216,16 @@ def _open_images(captioner: Captioner, dataset: Dataset, inputs: InputSettings) 
 
 def _without_captions(dataset: Dataset, inputs: InputSettings) -> Captioned:
     """Returns the images and references of a dataset whose captions are still to be written."""
+    asks = "questions" in dataset.column_names
     sources = list(dataset["image"])
     distinct = list(dict.fromkeys(sources))
     id_of = dict(zip(distinct, _image_ids(distinct) if inputs.vectors is None else distinct, strict=True))
     image_ids: list[ImageId] = [id_of[source] for source in sources]
-    if "questions" in dataset.column_names:
+    if asks:
         questions = [texts[0] for texts in dataset["questions"]]
         image_ids = [f"{image}: {question}" for image, question in zip(image_ids, questions, strict=True)]
     images = list(sources) if inputs.vectors is None else [None] * len(sources)
-    return Captioned(image_ids, sources, images, list(dataset["captions"]), [])
+    return Captioned(image_ids, sources, images, list(dataset["captions"]), [], asks)
 
 
 def _image_ids(images: Sequence[str]) -> list[ImageId]:

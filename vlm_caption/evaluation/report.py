@@ -65,6 +65,8 @@ def write_report(
 
 def _score_rows(evaluation: Evaluation) -> Iterator[dict[str, str]]:
     intervals, diversity = evaluation.intervals, evaluation.diversity
+    if evaluation.vqa_accuracy is not None:
+        yield _score_row("VQA accuracy", f"{100 * evaluation.vqa_accuracy:.2f}", intervals["vqa_accuracy"])
     for metric, value in evaluation.metrics.items():
         if value is not None:
             yield _score_row(METRIC_NAMES[metric], f"{100 * value:.2f}", intervals.get(metric))

@@ -92,6 +92,7 @@ class Evaluation:
         max_caption_tokens: Where references were cut for the loss; None for a results file.
         cut_captions: How many references were cut there.
         clip_scores: CLIPScore of each caption; None if not computed.
+        vqa_scores: VQA accuracy of each answer; None unless questions with ten answers each were asked.
         not_computed: Why a metric was not computed, by metric.
         missing, extra: The images left out because they have no caption, or no references.
         bad_images: Why pictures were left out, by file.
@@ -116,6 +117,7 @@ class Evaluation:
     max_caption_tokens: int | None = None
     cut_captions: int = 0
     clip_scores: np.ndarray | None = None
+    vqa_scores: np.ndarray | None = None
     not_computed: dict[str, str] = field(default_factory=dict)
     missing: list[ImageId] = field(default_factory=list)
     extra: list[ImageId] = field(default_factory=list)
@@ -128,6 +130,11 @@ class Evaluation:
         """COCO's metrics and CLIPScore as fractions; None if not computed."""
         found = {name: self.scores.corpus.get(name) for name in COCO_METRICS}
         return found | {"clip_score": None if self.clip_scores is None else float(self.clip_scores.mean())}
+
+    @property
+    def vqa_accuracy(self) -> float | None:
+        """VQA accuracy as a fraction; None if not computed."""
+        return None if self.vqa_scores is None else float(self.vqa_scores.mean())
 
     @property
     def counted(self) -> str:
@@ -202,6 +209,7 @@ class Evaluation:
             "data": self.data,
             "images": self.num_images,
             **self.metrics,
+            "vqa_accuracy": self.vqa_accuracy,
             "intervals": {name: list(interval) for name, interval in self.intervals.items()},
             "tokenizer": self.scores.tokenizer,
             "not_computed": self.not_computed,

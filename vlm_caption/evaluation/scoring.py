@@ -17,6 +17,7 @@ from ..metrics.coco_files import ImageId, pair_captions
 from ..metrics.diversity import Diversity, measure_diversity
 from ..metrics.names import COCO_METRICS
 from ..metrics.scoring import METRICS, Scores, score
+from ..metrics.vqa import ANSWERS_A_QUESTION, score_vqa
 from .result import Comparison, Evaluation
 
 
@@ -49,6 +50,7 @@ class Captioned:
         images: Where each picture is, as an entry of a dataset's column `image`; None where that is not known.
         references: The references of each image.
         captions: The caption of each image; empty before they are written.
+        asks: Whether captions and references are answers to questions.
     """
 
     image_ids: list[ImageId]
@@ -56,6 +58,7 @@ class Captioned:
     images: list[str | None]
     references: list[list[str]]
     captions: list[str]
+    asks: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,10 @@ def score_captions(
         not_computed["clip_score"], clip_scores = clip_scores, None
     else:
         intervals["clip_score"] = mean_interval(clip_scores)
+    vqa_scores = None
+    if captioned.asks and all(len(answers) == ANSWERS_A_QUESTION for answers in captioned.references):
+        vqa_scores = score_vqa(captioned.captions, captioned.references)
+        intervals["vqa_accuracy"] = mean_interval(vqa_scores)
     shuffled_cider, cider_gain = None, None
     if "cider" in scores.corpus and len(set(captioned.sources)) > 1:
         references = [captioned.references[row] for row in rows_of_others(captioned.sources)]
@@ -145,6 +152,7 @@ def score_captions(
         shuffled_cider=shuffled_cider,
         cider_gain=cider_gain,
         clip_scores=clip_scores,
+        vqa_scores=vqa_scores,
         not_computed=not_computed,
         comparison=None if other is None else _compare(captioned, scores, other, settings),
         **facts,

@@ -28,6 +28,8 @@ def _head(evaluation: Evaluation) -> Iterator[str]:
 
 def _scores(evaluation: Evaluation) -> Iterator[str]:
     yield f"{'x 100':23s}    value   95 % interval"
+    if evaluation.vqa_accuracy is not None:
+        yield _row("VQA accuracy", f"{100 * evaluation.vqa_accuracy:9.4f}", evaluation.intervals["vqa_accuracy"])
     for metric, value in evaluation.metrics.items():
         if value is not None:
             yield _row(METRIC_NAMES[metric], f"{100 * value:9.4f}", evaluation.intervals.get(metric))
