@@ -243,39 +243,25 @@ def inspect_data(
         found = tally.add_captions(split, dataset, tokenizer, separator, settings.max_caption_tokens)
         odd, cut = odd + found[0], cut + found[1]
     odd += _find_long(datasets, tallies)
-    errors: dict[str, ImageError] = {}
-    unreadable, small, elongated = [], [], []
-    readable = {}
-    for split, dataset in datasets.items():
-        failed, *shapes = _open_pictures(split, dataset, tallies[split], settings)
-        small, elongated = small + shapes[0], elongated + shapes[1]
-        for row, error in failed.items():
-            image = dataset[row]["image"]
-            errors[image] = error
-            unreadable.append(Finding(split, Place.parse(image).described, error.reason))
-        readable[split] = drop_rows(dataset, list(failed))
-
-    def facts(splits: list[str]) -> Facts:
-        lost = [sum(finding.split in splits for finding in findings) for findings in (missing, unreadable)]
-        return _facts([tallies[split] for split in splits], *lost, settings.max_caption_tokens)
-
+    pictures = _Pictures.open_all(datasets, tallies, settings)
     problems = list(corpus.problems())
-    refusals, changes = _find_refusals(corpus, settings, eval_images, errors)
+    refusals, changes = _find_refusals(corpus, settings, eval_images, pictures.errors)
+    lost = [missing, pictures.unreadable]
     return Inspection(
         path=settings.path or str(corpus.source.path),
         format=corpus.format,
-        splits={split: facts([split]) for split in tallies},
-        all=facts(list(tallies)),
+        splits={split: _facts({split: tally}, lost, settings) for split, tally in tallies.items()},
+        all=_facts(tallies, lost, settings),
         dropped=corpus.dropped,
         max_caption_tokens=settings.max_caption_tokens,
         no_tokens=no_tokens if tokenizer is None else None,
         problems=problems,
         missing=missing,
-        unreadable=unreadable,
+        unreadable=pictures.unreadable,
         same_bytes=_find_copies(datasets, tallies),
         common_captions=_find_common(datasets, tallies),
-        small=small,
-        elongated=elongated,
+        small=pictures.small,
+        elongated=pictures.elongated,
         odd_captions=odd,
         cut_captions=cut,
         without_caption=[] if settings.limit else _find_unmentioned(datasets, problems),
@@ -284,7 +270,7 @@ def inspect_data(
         refusal=refusals[0] if refusals else None,
         later_refusals=refusals[1:],
         changes=changes,
-        datasets=readable,
+        datasets=pictures.readable,
     )
 
 
@@ -405,9 +391,13 @@ class _Tally:
         return odd, cut
 
 
-def _facts(tallies: Sequence[_Tally], missing: int, unreadable: int, max_caption_tokens: int) -> Facts:
+def _facts(tallies: dict[str, _Tally], lost: Sequence[list[Finding]], settings: DataSection) -> Facts:
+    """Returns the numbers of some splits; `lost` are the missing and the unreadable images of all splits."""
+
     def join(name: str) -> np.ndarray:
-        return np.concatenate([np.asarray(getattr(tally, name)) for tally in tallies])
+        return np.concatenate([np.asarray(getattr(tally, name)) for tally in tallies.values()])
+
+    missing, unreadable = (sum(finding.split in tallies for finding in findings) for findings in lost)
 
     words, tokens, per_image, sizes = join("words"), join("tokens"), join("per_image"), join("sizes")
     sizes = sizes[sizes[:, 0] > 0]
@@ -421,10 +411,42 @@ def _facts(tallies: Sequence[_Tally], missing: int, unreadable: int, max_caption
         captions_per_image={int(count): int(number) for count, number in zip(counts, images, strict=True)},
         words=Spread.of(words),
         tokens=Spread.of(tokens),
-        too_long=int((tokens > max_caption_tokens).sum()) if tokens.size else None,
+        too_long=int((tokens > settings.max_caption_tokens).sum()) if tokens.size else None,
         width=Spread.of(sizes[:, 0]),
         height=Spread.of(sizes[:, 1]),
     )
+
+
+@dataclass
+class _Pictures:
+    """What opening all pictures has shown.
+
+    Attributes:
+        readable: The images of each split that can be opened.
+        errors: Why the others cannot be opened, by entry of the column `image`.
+        unreadable, small, elongated: See `Inspection`.
+    """
+
+    readable: dict[str, Dataset] = field(default_factory=dict)
+    errors: dict[str, ImageError] = field(default_factory=dict)
+    unreadable: list[Finding] = field(default_factory=list)
+    small: list[Finding] = field(default_factory=list)
+    elongated: list[Finding] = field(default_factory=list)
+
+    @classmethod
+    def open_all(cls, datasets: dict[str, Dataset], tallies: dict[str, _Tally], settings: DataSection) -> "_Pictures":
+        """Opens the pictures of all splits, and adds their sizes to the tallies."""
+        pictures = cls()
+        for split, dataset in datasets.items():
+            failed, small, elongated = _open_pictures(split, dataset, tallies[split], settings)
+            pictures.small += small
+            pictures.elongated += elongated
+            for row, error in failed.items():
+                image = dataset[row]["image"]
+                pictures.errors[image] = error
+                pictures.unreadable.append(Finding(split, Place.parse(image).described, error.reason))
+            pictures.readable[split] = drop_rows(dataset, list(failed))
+        return pictures
 
 
 def _open_pictures(
