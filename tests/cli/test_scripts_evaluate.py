@@ -43,6 +43,13 @@ def options(checkpoint, tmp_path):
     return ["--checkpoint", checkpoint, "--data.path", "captions.csv", "--limit", "3"]
 
 
+def move_to_a_run(tmp_path, folder, data):
+    """Moves the checkpoint into a folder of the run `run`, which was trained with these data settings."""
+    (tmp_path / folder).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "checkpoint").rename(tmp_path / folder)
+    (tmp_path / "run" / "run_config.yaml").write_text(f"data: {data}\n")
+
+
 def entry(image="image0", caption="a dog"):
     return {"image_id": image, "caption": caption}
 
@@ -91,6 +98,30 @@ class TestOfACheckpoint:
         found = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert (found["data"], found["images"]) == ("captions.csv, train", 2)
         assert found["generation"] == {"max_new_tokens": 2, "num_beams": 2}
+
+    @pytest.mark.parametrize(
+        "folder", ["run", "run/checkpoint-8", "run/stage-1-align", "run/stage-1-align/checkpoint-8"]
+    )
+    def test_a_run_is_scored_on_its_own_data(self, command, options, tmp_path, folder, capsys):
+        move_to_a_run(tmp_path, folder, "{path: captions.csv, dev_split: train, limit: 2, on_bad_image: skip}")
+        (tmp_path / "train_red.png").write_bytes(b"no picture")
+        changes = ["--max-bad-share", "0.5", "--json"]
+        assert command(["--checkpoint", folder, *changes]) == 0
+        found = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert (found["data"], found["images"]) == ("captions.csv, train", 1)
+        assert [bad["file"] for bad in found["bad_images"]] == ["train_red.png"]
+        assert command(["--checkpoint", folder, *changes, "--split", "dev", "--limit", "3"]) == 0
+        found = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert (found["data"], found["images"]) == ("captions.csv, dev", 3)
+
+    @pytest.mark.parametrize("settings", ["{path: mine.csv, dev_split: train, limit: 2}", "{pathh: mine.csv}"])
+    def test_data_from_another_place_is_read_without_the_settings_of_the_run(
+        self, command, options, tmp_path, settings, capsys
+    ):
+        move_to_a_run(tmp_path, "run", settings)
+        assert command(["--checkpoint", "run", "--data.path", "captions.csv", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert (found["data"], found["images"]) == ("captions.csv, dev", 8)
 
     def test_captions_are_cut_as_in_training_unless_that_is_said(self, command, options, tmp_path, capsys):
         def loss(*changes: str) -> float:

@@ -113,6 +113,16 @@ def write_vqa(folder, subset: str, kinds=("OpenEnded",), answer: str | None = "a
         (folder / f"mscoco_{subset}_annotations.json").write_text(json.dumps({"annotations": answered}))
 
 
+def test_vqa_is_read_with_all_answers_if_the_column_says_so(tmp_path):
+    write_vqa(tmp_path, "train2014")
+    annotations = tmp_path / "mscoco_train2014_annotations.json"
+    people = [{"answer": answer} for answer in ["a dog", "dog", "dog"]]
+    answered = [{"image_id": 9, "question_id": 1, "multiple_choice_answer": "dog", "answers": people}]
+    annotations.write_text(json.dumps({"annotations": answered}))
+    [row] = open_corpus(tmp_path, questions=True, caption_column="answers", dev_share=0.0).load("train")
+    assert (row["captions"], row["questions"]) == (["a dog", "dog", "dog"], ["OpenEnded?"] * 3)
+
+
 def test_vqas_test_questions_are_left_out_where_others_have_answers(tmp_path, caplog):
     caplog.set_level(logging.INFO, "vlm_caption")
     for subset, answer in (("train2014", "a dog"), ("val2014", "a cat"), ("test2015", None), ("test-dev2015", None)):

@@ -10,7 +10,7 @@ from tiny_models import picture, tiny_model, tiny_processor
 from tiny_runs import write_colours
 
 from vlm_caption.captioning.captioner import Captioner
-from vlm_caption.captioning.nll import caption_nll, rows_of_others
+from vlm_caption.captioning.nll import caption_nll, paired_nll, rows_of_others
 from vlm_caption.core.errors import ImageError
 from vlm_caption.data import BadImages, DataError, Place, load_captions, open_corpus
 from vlm_caption.data.collator import CaptionCollator
@@ -66,6 +66,43 @@ class TestEvaluate:
         expected = captioner.caption(list(dataset["image"]), max_new_tokens=4)
         assert result.captions == [caption.text for caption in expected]
         assert result.references == list(dataset["captions"])
+
+    @pytest.mark.parametrize("tokens", [1, 60, 2048])
+    def test_one_pass_gives_both_losses_whatever_the_batches(self, captioner, dataset, tokens, monkeypatch):
+        monkeypatch.setattr("vlm_caption.captioning.nll._TOKENS_A_BATCH", tokens)
+        texts = [["a dog"], ["a red thing on a red ground", "two"], ["b", "a cat sits", "c"]]
+        rows = with_index(dataset.remove_columns("captions").add_column("captions", texts))
+        images = ImageInputs(captioner.model, captioner.processor, rows["image"], cache=True)
+        collator = CaptionCollator(captioner.processor, images)
+        expected = [caption_nll(captioner.model, rows, collator, 3, shuffle_images=other) for other in (False, True)]
+        assert paired_nll(captioner.model, rows, collator) == pytest.approx(expected, rel=1e-5)
+        assert paired_nll(captioner.model, rows.select([0]), collator)[1] is None
+
+    def test_answers_of_ten_people_give_vqa_accuracy(self, captioner, dataset, monkeypatch):
+        answers = [["red"] * 10, ["dog"] * 2 + ["cat"] * 8, ["c"] * 10]
+        rows = dataset.remove_columns("captions").add_column("captions", answers)
+        rows = rows.add_column("questions", [["What?"] * 10] * 3)
+        texts = iter(["Red", "A dog.", "d"])
+        monkeypatch.setattr(
+            "vlm_caption.evaluation.captions.caption_batch", lambda *_: [next(texts) for _ in range(3)]
+        )
+        result = run(captioner, rows, prompt="Q: {question} A:", metrics=["bleu"])
+        assert list(result.vqa_scores) == pytest.approx([1, 0.6, 0])
+        assert result.to_dict()["vqa_accuracy"] == pytest.approx(1.6 / 3)
+        assert "VQA accuracy" in evaluation_table(result)
+
+    def test_says_how_many_references_were_cut(self, captioner, dataset):
+        result = evaluate(
+            captioner,
+            dataset,
+            generation={"max_new_tokens": 2},
+            inputs=InputSettings(max_caption_tokens=1),
+            scoring=ScoringSettings(metrics=["bleu"]),
+        )
+        assert result.cut_captions == 3
+        assert any(
+            note.startswith("3 of 3 references are longer than data.max_caption_tokens, 1") for note in result.notes
+        )
 
     def test_opens_every_picture_once_and_none_where_features_are_cached(self, captioner, dataset, monkeypatch):
         opened = []
@@ -238,6 +275,13 @@ class TestEvaluateFiles:
         assert note.startswith("Nothing shows that the captions depend on the images: CIDEr is ")
         assert note in evaluation_table(result)
         assert result.to_dict()["ignores_images"] is True
+
+    def test_draws_no_conclusion_from_captions_that_share_nothing_with_any_reference(self, tmp_path):
+        russian = {image: f"собака {number}" for number, image in enumerate(REFERENCES)}
+        result = evaluate_files(*write_files(tmp_path, russian, REFERENCES), metrics=NO_JAVA)
+        assert result.metrics["cider"] == result.shuffled_cider == 0
+        assert not result.ignores_images
+        assert result.to_dict()["tokenizer"] == "ptb"
 
     def test_scores_the_intersection_where_allowed_and_says_so(self, tmp_path):
         captions = {image: text for image, text in RIGHT.items() if image != "image0"} | {"other": "a dog"}

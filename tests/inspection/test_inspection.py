@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import shutil
 import tarfile
 from pathlib import Path
@@ -137,6 +138,42 @@ class TestInspection:
         assert Path(found.unreadable[0].file).name == "0.tar, 2.png"
 
 
+class TestFindings:
+    def test_texts_for_no_caption_and_captions_far_longer_than_the_rest(self, good):
+        write(good, [("0.png", "nan", "dev"), ("1.png", "a dog " * 30, "train"), ("2.png", "A nanny", "train")])
+        found = inspect(good).odd_captions
+        assert [(Path(odd.file).name, odd.reason) for odd in found] == [
+            ("0.png", "a text that stands for no caption"),
+            ("1.png", "a caption far longer than the rest, 60 words"),
+        ]
+
+    def test_pictures_without_a_caption_and_names_that_differ_by_case(self, good):
+        shutil.copy(good / "5.png", good / "06.PNG")
+        shutil.copy(good / "4.png", good / "06.png")
+        shutil.copy(good / "5.png", good / "7.jpg")
+        table = (good / "captions.csv").read_text()
+        (good / "captions.csv").write_text(table + "06.PNG,A,train\n06.png,B,train\n")
+        found = inspect(good)
+        assert found.without_caption == [str(good / "7.jpg")]
+        assert found.same_names == [[str(good / "06.PNG"), str(good / "06.png")]]
+
+    def test_a_text_that_two_pictures_share(self, good, tmp_path):
+        folder = tmp_path / "texts"
+        folder.mkdir()
+        for name in ("a.png", "a.jpg", "b.png"):
+            shutil.copy(good / "5.png", folder / name)
+        (folder / "a.txt").write_text("A dog")
+        (folder / "b.txt").write_text("A cat")
+        found = inspect(folder)
+        assert found.shared_texts == {str(folder / "a.txt"): [str(folder / "a.jpg"), str(folder / "a.png")]}
+
+    def test_captions_that_training_cuts(self, good):
+        settings = DataSection(path=str(good), max_caption_tokens=11)
+        found = inspect_data(open_corpus(good), settings, tokenizer=local_tokenizer({}))
+        assert [odd.caption for odd in found.cut_captions] == ["One long caption"]
+        assert "captions cut at 11 tokens: 1" in str(found)
+
+
 class TestRefusal:
     """The sentence is the one that training ends with."""
 
@@ -155,6 +192,28 @@ class TestRefusal:
     def test_of_a_split_that_is_not_there(self, good):
         refusal = inspect(good, dev_split="test").refusal
         assert refusal == f"{good}: no image is in the split 'test'; splits that are there: dev, train"
+
+    def test_all_are_named_with_the_settings_that_overcome_them(self, bad):
+        (bad / "captions.csv").write_text((bad / "captions.csv").read_text() + "5.png,,train\n")
+        found = inspect(bad)
+        assert found.refusal.startswith(f"{bad / 'captions.csv'}, row 13: ")
+        assert "1 of 7 images are missing" in found.later_refusals[0]
+        assert "more than data.max_bad_share 0.05 allows" in found.later_refusals[1]
+        assert found.changes["data.on_bad_record"] == found.changes["data.on_bad_image"] == "skip"
+        changes = {name.removeprefix("data."): value for name, value in found.changes.items()}
+        again = inspect_data(open_corpus(bad, on_bad_record="skip"), DataSection(path=str(bad), **changes))
+        assert (again.refusal, again.changes) == (None, {})
+
+    def test_another_split_may_be_watched(self, good):
+        table = (good / "captions.csv").read_text()
+        (good / "captions.csv").write_text(table.replace(",dev", ",test"))
+        assert inspect(good).changes == {"data.dev_split": "test"}
+
+    def test_no_setting_overcomes_a_split_that_no_other_can_stand_for(self, good):
+        (good / "captions.csv").write_text((good / "captions.csv").read_text().replace(",dev", ",train"))
+        found = inspect(good)
+        assert (found.changes, found.later_refusals) == (None, [])
+        assert "no image is in the split 'dev'" in found.refusal
 
     def test_not_for_a_split_that_training_leaves_alone(self, good):
         write(good, [("1.png", "A", "dev"), ("2.png", "B", "train"), ("3.png", "C", "test")])
@@ -220,6 +279,16 @@ class TestCommand:
         assert any(line.split() == ["images", "2", "4", "6"] for line in lines)
         assert lines[-2:] == ["Training would take this data.", f"Page: {tmp_path / 'sheet.html'}"]
         assert len(Page((tmp_path / "sheet.html").read_text()).images) == 2
+
+    def test_prints_the_command_that_trains_on_the_data_as_it_is(self, bad, capsys):
+        assert script.main([str(bad), "--max-bad-share", "0.1"]) == 1
+        out = capsys.readouterr().out
+        [line] = [line for line in out.splitlines() if line.startswith("To train on this data as it is: ")]
+        assert line.endswith(f"embedded.yaml --data.max_bad_share 0.5 --data.path {bad} --data.on_bad_image skip")
+        assert "python scripts/train.py --config" in line
+        assert f"The contact sheet is in {Path.cwd()}" in out
+        assert script.main([*shlex.split(line)[shlex.split(line).index("--config") :], "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["changes"] == {}
 
     def test_the_page_has_a_name_of_its_own(self, good, capsys):
         assert script.main([str(good)]) == 0

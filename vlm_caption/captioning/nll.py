@@ -4,6 +4,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from ..core.console import progress
 from ..data.collator import CaptionCollator
@@ -12,6 +13,9 @@ from ..towers.captioner import CaptionerForConditionalGeneration
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+# The most tokens of a batch of `paired_nll`, padding included. It bounds the logits, which are the most memory.
+_TOKENS_A_BATCH = 2048
 
 
 @torch.no_grad()
@@ -64,6 +68,72 @@ def caption_nll(
     what = "loss, images shuffled" if shuffle_images else "loss"
     total, count = sum_nll(model, map(collate, progress(range(0, len(dataset), batch_size), desc=what)))
     return total / count
+
+
+@torch.no_grad()
+def paired_nll(
+    model: CaptionerForConditionalGeneration, dataset: "Dataset", collator: CaptionCollator
+) -> tuple[float, float | None]:
+    """Returns both values of `caption_nll`, with the captions' own images and with other images, in one pass.
+
+    An image's own captions and those that `rows_of_others` gives it are packed behind one copy of its image tokens,
+    and rows of about the same length make a batch, so there is little padding.
+
+    Args:
+        model: The model, in any mode; it is evaluated in eval mode.
+        dataset: Rows with `image`, `captions` and `index`, their place; with `questions`, if the collator asks them.
+        collator: The dataset's collator, which takes all captions.
+
+    Returns:
+        The means over all tokens, in nats, end tokens included; the second is None if all rows have the same image.
+    """
+    rows = list(dataset)
+    others = rows_of_others(dataset["image"]) if len(set(dataset["image"])) > 1 else []
+    own_captions = [len(row["captions"]) for row in rows]
+    texts = [name for name in ("captions", "questions") if name in dataset.column_names]
+    paired = [{**row, **{name: list(row[name]) for name in texts}} for row in rows]
+    for row, other in zip(rows, others, strict=False):
+        for name in texts:
+            paired[other][name] += row[name]
+    lengths, own_tokens = [], []
+    for segments, count in zip(collator.encode_captions(paired), own_captions, strict=True):
+        lengths.append(len(collator.prefix) + sum(len(question) + len(caption) for question, caption in segments))
+        own_tokens.append(sum(len(caption) for _, caption in segments[:count]))
+    sums, counts = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.long)
+    training = model.training
+    model.eval()
+    for batch_rows in progress(_alike(lengths), desc="losses"):
+        batch = collator([paired[row] for row in batch_rows])
+        labels = batch.pop("shift_labels")
+        del batch["labels"]
+        inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        logits = model(**inputs, use_cache=False).logits  # [B, M, V]
+        targets = labels.to(logits.device)
+        rows_losses = [  # one row at a time: float logits of a whole batch take hundreds of MB
+            nn.functional.cross_entropy(row.float(), target, ignore_index=IGNORE_INDEX, reduction="none")
+            for row, target in zip(logits, targets, strict=True)
+        ]
+        losses = torch.stack(rows_losses).cpu()  # [B, M]
+        is_own = torch.arange(labels.shape[1]) < torch.tensor([[own_tokens[row]] for row in batch_rows])
+        for kind, mask in enumerate((is_own, ~is_own)):
+            sums[kind] += losses[mask].sum()
+            counts[kind] += (labels[mask] != IGNORE_INDEX).sum()
+    model.train(training)
+    own, other = (sums / counts).tolist()
+    return own, other if others else None
+
+
+def _alike(lengths: Sequence[int]) -> list[list[int]]:
+    """Returns the rows in batches of about the same length, the longest rows first."""
+    batches: list[list[int]] = []
+    room = 0
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if room < 1:
+            batches.append([])
+            room = max(1, _TOKENS_A_BATCH // lengths[row])
+        batches[-1].append(row)
+        room -= 1
+    return batches
 
 
 def rows_of_others(images: Sequence[Hashable]) -> list[int]:

@@ -2,15 +2,21 @@
 
 For example, with COMMAND for `vlm-caption evaluate` or `python scripts/evaluate.py`:
 
+    COMMAND --checkpoint runs/mine
     COMMAND --checkpoint runs/mine --data.path ../shared/flickr8k --split dev
     COMMAND --results results.json --references captions_val2014.json
+
+Without --config or another --data.path, a run is scored on its own data, with the data settings that it was trained
+with. Options take precedence over them.
 
 The scores of a whole split are added to the model card of a checkpoint in a folder.
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
+import logging
 import os
 import sys
 from collections.abc import Generator
@@ -29,6 +35,8 @@ if TYPE_CHECKING:
     from ..captioning.captioner import Captioner
     from ..evaluation.result import Evaluation
 
+logger = logging.getLogger(__name__)
+
 
 def main(argv: list[str] | None, prog: str) -> int:
     """Runs the command.
@@ -43,15 +51,16 @@ def main(argv: list[str] | None, prog: str) -> int:
     parser = _parser(prog)
     try:
         arguments, overrides = parse_arguments(parser, argv)
-        config = RunConfig.load(arguments.config, overrides)
-        _check(parser, arguments, config)
         setup_logging()
+        own = _run_settings(arguments, overrides)
+        config = RunConfig.load(arguments.config, overrides, own)
+        _check(parser, arguments, config)
         _check_outputs(arguments)
         with _writing_to(arguments.output_dir):
             arguments.output_dir.mkdir(parents=True, exist_ok=True)
         captioner = None
         if arguments.results is None:
-            captioner, config = _load(arguments, config, overrides)
+            captioner, config = _load(arguments, config, overrides, own)
             result = _evaluate(captioner, config, arguments)
         else:
             result = _evaluate_files(config, arguments)
@@ -89,8 +98,35 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
     check_outputs(evaluation_outputs(arguments.output_dir), [arguments.results, arguments.references, *other])
 
 
+def _run_settings(arguments: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Returns the data settings of the run that trained the checkpoint; {} if they are unknown or not to be used.
+
+    They describe the run's own data, so they are not used for data from another place.
+
+    Raises:
+        ConfigError: They cannot be read.
+    """
+    path = None if arguments.results or arguments.config else RunConfig.find(arguments.checkpoint)
+    if path is None:
+        return {}
+    try:
+        data = dataclasses.asdict(RunConfig.load(path).data)
+    except ConfigError:
+        if "data.path" in overrides:
+            return {}
+        raise
+    if not _same_place(overrides.get("data.path", data["path"]), data["path"]):
+        return {}
+    logger.info("The data settings are those of %s", path)
+    return {f"data.{name}": value for name, value in data.items()}
+
+
+def _same_place(path: str, other: str) -> bool:
+    return path == other or Path(path).resolve() == Path(other).resolve()
+
+
 def _load(
-    arguments: argparse.Namespace, config: RunConfig, overrides: dict[str, Any]
+    arguments: argparse.Namespace, config: RunConfig, overrides: dict[str, Any], own: dict[str, Any]
 ) -> "tuple[Captioner, RunConfig]":
     """Loads the checkpoint, and the config with the settings that the checkpoint was trained with."""
     with loading("PyTorch and transformers"):
@@ -101,7 +137,7 @@ def _load(
     disable_progress_bars()  # one for each selection of rows
     with loading(f"the checkpoint {arguments.checkpoint}"):
         captioner = Captioner.from_pretrained(arguments.checkpoint)
-    config = _as_trained(captioner, arguments, overrides)
+    config = _as_trained(captioner, arguments, overrides, own)
     hold_frozen(captioner.model, arguments.precision or config.training.precision)
     return captioner, config
 
@@ -143,7 +179,7 @@ def _parser(prog: str) -> ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="a folder or a Hub id")
-    parser.add_argument("--config", help="the YAML file of a training, for its sections data and generation")
+    parser.add_argument("--config", help="a YAML file, for its sections data and generation")
     parser.add_argument("--split", help="the split to score; by default data.dev_split")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="as in training")
     parser.add_argument("--results", type=Path, metavar="FILE", help="captions to score, in COCO's results format")
@@ -165,13 +201,15 @@ def _parser(prog: str) -> ArgumentParser:
     return parser
 
 
-def _as_trained(captioner: "Captioner", arguments: argparse.Namespace, overrides: dict[str, Any]) -> RunConfig:
+def _as_trained(
+    captioner: "Captioner", arguments: argparse.Namespace, overrides: dict[str, Any], run_settings: dict[str, Any]
+) -> RunConfig:
     """Returns the config; what neither the file nor the command line sets is as the checkpoint was trained."""
     from ..hub.facts import trained_caption_tokens
 
     chat = captioner.processor.chat
     own = {"data.chat": chat, "data.max_caption_tokens": trained_caption_tokens(captioner.model)}
-    defaults = {name: value for name, value in own.items() if value is not None}
+    defaults = run_settings | {name: value for name, value in own.items() if value is not None}
     config = RunConfig.load(arguments.config, overrides, defaults)
     if config.data.chat != chat:
         given, trained = str(config.data.chat).lower(), str(chat).lower()

@@ -2,15 +2,17 @@
 
 import argparse
 import json
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..config.command_line import add_arguments, parse_arguments
 from ..config.run_config import RunConfig
 from ..config.sections import ModelSection
-from ..core.console import ArgumentParser, loading, positive_int, setup_logging
+from ..core.console import ArgumentParser, loading, positive_int, printable, setup_logging
 from ..core.errors import BackboneError, ConfigError, DataError
 from ..core.outputs import PAGE, Output, check_outputs
+from ..core.shipped import shipped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,7 +49,11 @@ def main(argv: list[str] | None, prog: str) -> int:
     except ConfigError as error:
         parser.complain(error)
         return 2
-    print(json.dumps(inspection.to_dict()) if arguments.json else inspection)
+    command = _training_command(prog, arguments.config, overrides, inspection.changes)
+    if arguments.json:
+        print(json.dumps(inspection.to_dict() | {"command": command}))
+    else:
+        print(_text(inspection, command))
     try:
         _write_page(inspection, arguments, config)
     except (OSError, ValueError) as error:
@@ -84,6 +90,30 @@ def _check(parser: ArgumentParser, arguments: argparse.Namespace, config: RunCon
         parser.error(f"--html: there is no folder {arguments.html.parent}")
 
 
+def _training_command(
+    prog: str, config: str | None, overrides: dict[str, Any], changes: dict[str, Any] | None
+) -> str | None:
+    """Returns the command that trains on the data as it is; None if there is none."""
+    if changes is None:
+        return None
+    program = ["python", "scripts/train.py"] if prog.endswith(".py") else [prog.split()[0], "train"]
+    usual = Path("configs/embedded.yaml")
+    config = config or str(usual if usual.exists() else shipped(str(usual)))
+    options = [
+        word
+        for name, value in (overrides | changes).items()
+        for word in (f"--{name}", value if isinstance(value, str) else json.dumps(value))
+    ]
+    return shlex.join([*program, "--config", config, *options])
+
+
+def _text(inspection: "Inspection", command: str | None) -> str:
+    """Returns the findings, and before the verdict the command that trains on the data."""
+    *findings, verdict = str(inspection).split("\nTraining would ", 1)
+    lines = [] if command is None else [f"To train on this data as it is: {printable(command)}"]
+    return "\n".join([*findings, *lines, f"Training would {verdict}"])
+
+
 def _inspect(config: RunConfig, with_tokens: bool) -> "Inspection":
     with loading("PyTorch and transformers"):
         from ..data.opening import open_data
@@ -117,4 +147,6 @@ def _write_page(inspection: "Inspection", arguments: argparse.Namespace, config:
     limits = config.data.max_pixels, config.data.max_bytes
     write_contact_sheet(page, inspection, arguments.samples, arguments.seed, *limits)
     if not arguments.json:
+        if arguments.html is None:
+            print(f"The contact sheet is in {printable(str(Path.cwd()))}; --html gives it another place.")
         print(f"Page: {page}")

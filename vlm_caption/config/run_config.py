@@ -1,6 +1,7 @@
 """All settings of a run, and the YAML file that they are loaded from."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,9 @@ from ..core.files import is_file, is_folder
 from ..core.untrusted import load_yaml
 from .checks import SECTIONS, check_name, check_stages, check_value, field_types
 from .sections import DataSection, GenerationSection, ModelSection, ModuleSettings, TrainingSection
+
+# The settings of a run, in its folder.
+RUN_CONFIG_NAME = "run_config.yaml"
 
 # Settings that name a file or folder. In a config file, these may be relative to the repository of the file.
 _PATHS = ("model.init_from", "data.path", "data.images", "data.replay", "data.features")
@@ -75,6 +79,20 @@ class RunConfig:
         settings = dataclasses.asdict(self)
         del settings["given"]
         return settings
+
+    @classmethod
+    def find(cls, checkpoint: str | Path) -> Path | None:
+        """Returns the config file of the run that wrote a checkpoint; None if there is none.
+
+        Args:
+            checkpoint: The folder of a run, or of one of its checkpoints or stages.
+        """
+        folder = Path(checkpoint).absolute()
+        while not is_file(folder / RUN_CONFIG_NAME):
+            if not re.match(r"(checkpoint|stage)-", folder.name):
+                return None
+            folder = folder.parent
+        return folder / RUN_CONFIG_NAME
 
     def stage_settings(self) -> list[TrainingSection]:
         """Returns the complete settings of each stage, in order. A training without stages has one entry."""

@@ -16,7 +16,8 @@ import torch
 
 from ..core.errors import DataError
 from ..model.loss import IGNORE_INDEX
-from ..towers.processor import QUESTION, CaptionerProcessor
+from ..model.processing_captioner import QUESTION
+from ..towers.processor import CaptionerProcessor
 from .captions import CaptionChoice
 from .places import Place
 
@@ -86,17 +87,31 @@ class CaptionCollator:
         return self.prefix + question
 
     def count_tokens(self, rows: list[dict]) -> list[int]:
-        """How many tokens each row has behind the prefix: captions with their end tokens, and questions.
+        """Counts the tokens of each row behind the prefix: captions with their end tokens, and questions.
 
         Raises:
             DataError: See `__call__`.
         """
         return [
-            sum(len(question) + len(caption) for question, caption in segments) for segments in self._segments(rows)
+            sum(len(question) + len(caption) for question, caption in segments)
+            for segments in self.encode_captions(rows)
         ]
 
-    def _segments(self, rows: list[dict]) -> list[list[tuple[list[int], list[int]]]]:
-        """Of each row the ids of its captions, each behind the ids of its question, if there are questions."""
+    def count_cut(self, rows: list[dict]) -> int:
+        """Counts the captions that are cut at `max_caption_tokens`.
+
+        Raises:
+            DataError: See `__call__`.
+        """
+        captions = (caption for segments in self.encode_captions(rows) for _, caption in segments)
+        return sum(caption[-1] != self.end_token_id for caption in captions)
+
+    def encode_captions(self, rows: list[dict]) -> list[list[tuple[list[int], list[int]]]]:
+        """Returns the token ids of each row's captions, each behind the ids of its question; [] without questions.
+
+        Raises:
+            DataError: See `__call__`.
+        """
         if self.asks:
             rows = [{**row, "captions": list(zip(row["questions"], row["captions"], strict=True))} for row in rows]
         chosen = [self.choose(row) for row in rows]
@@ -141,7 +156,7 @@ class CaptionCollator:
             DataError: if a caption is empty, or exceeds the positions.
         """
         start = len(self.prefix)
-        packed = self._segments(rows)
+        packed = self.encode_captions(rows)
         width = max(sum(len(caption) for _, caption in segments) for segments in packed)  # M
         longest = max(sum(len(asked) + len(caption) for asked, caption in segments) for segments in packed)
         length = start + longest  # T

@@ -1,5 +1,6 @@
 """A corpus that has been read: its splits as memory-mapped datasets, and what was wrong with it."""
 
+import copy
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator
@@ -66,6 +67,12 @@ class Corpus:
                 next(self.problems()),
                 self._stored.problems_file,
             )
+
+    def skipping_bad_records(self) -> "Corpus":
+        """Returns the same corpus, with bad records left out as `on_bad_record="skip"` does, and nothing logged."""
+        skipping = copy.copy(self)
+        skipping._skips = True
+        return skipping
 
     @property
     def splits(self) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 from datasets import Dataset
 
 from ..captioning.captioner import Captioner
-from ..captioning.nll import caption_nll
+from ..captioning.nll import paired_nll
 from ..core.errors import DataError
 from ..data.bad_images import BadImages, PictureOpener
 from ..data.collator import CaptionCollator
@@ -29,7 +29,7 @@ from ..data.vectors import Vectors
 from ..features.inputs import ImageInputs, with_index
 from ..metrics import read_results
 from ..metrics.coco_files import ImageId, pair_captions, read_file_names, read_references
-from .captions import BATCH_SIZE, write_captions
+from .captions import write_captions
 from .result import Comparison, Evaluation
 from .scoring import Captioned, OtherSystem, ScoringSettings, score_captions
 
@@ -109,9 +109,7 @@ def evaluate(
     )
     with write_captions(captioner, dataset, collator, generation, unfinished) as captions:
         captioned.captions.extend(captions)
-        losses = {"loss": caption_nll(captioner.model, dataset, collator, BATCH_SIZE)}
-        if len(set(captioned.sources)) > 1:
-            losses["shuffled_loss"] = caption_nll(captioner.model, dataset, collator, BATCH_SIZE, shuffle_images=True)
+        loss, shuffled_loss = paired_nll(captioner.model, dataset, collator)
         return score_captions(
             captioned,
             scoring,
@@ -121,7 +119,10 @@ def evaluate(
             data=data,
             bad_images={} if inputs.bad is None else inputs.bad.reasons,
             generation=generation,
-            **losses,
+            loss=loss,
+            shuffled_loss=shuffled_loss,
+            max_caption_tokens=inputs.max_caption_tokens,
+            cut_captions=collator.count_cut(list(dataset)),
         )
 
 
@@ -215,15 +216,16 @@ def _open_images(captioner: Captioner, dataset: Dataset, inputs: InputSettings) 
 
 def _without_captions(dataset: Dataset, inputs: InputSettings) -> Captioned:
     """Returns the images and references of a dataset whose captions are still to be written."""
+    asks = "questions" in dataset.column_names
     sources = list(dataset["image"])
     distinct = list(dict.fromkeys(sources))
     id_of = dict(zip(distinct, _image_ids(distinct) if inputs.vectors is None else distinct, strict=True))
     image_ids: list[ImageId] = [id_of[source] for source in sources]
-    if "questions" in dataset.column_names:
+    if asks:
         questions = [texts[0] for texts in dataset["questions"]]
         image_ids = [f"{image}: {question}" for image, question in zip(image_ids, questions, strict=True)]
     images = list(sources) if inputs.vectors is None else [None] * len(sources)
-    return Captioned(image_ids, sources, images, list(dataset["captions"]), [])
+    return Captioned(image_ids, sources, images, list(dataset["captions"]), [], asks)
 
 
 def _image_ids(images: Sequence[str]) -> list[ImageId]:

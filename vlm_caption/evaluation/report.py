@@ -11,8 +11,7 @@ from ..core.errors import ImageError
 from ..data.bad_images import PictureOpener
 from ..images.limits import MAX_BYTES, MAX_PIXELS
 from ..metrics.bootstrap import Interval
-from ..metrics.names import METRIC_NAMES
-from ..metrics.ptb_tokens import tokenize
+from ..metrics.names import METRIC_NAMES, TOKEN_NAMES
 from ..pages.page import make_thumbnail, write_page
 from .result import Comparison, Evaluation
 
@@ -66,6 +65,8 @@ def write_report(
 
 def _score_rows(evaluation: Evaluation) -> Iterator[dict[str, str]]:
     intervals, diversity = evaluation.intervals, evaluation.diversity
+    if evaluation.vqa_accuracy is not None:
+        yield _score_row("VQA accuracy", f"{100 * evaluation.vqa_accuracy:.2f}", intervals["vqa_accuracy"])
     for metric, value in evaluation.metrics.items():
         if value is not None:
             yield _score_row(METRIC_NAMES[metric], f"{100 * value:.2f}", intervals.get(metric))
@@ -82,8 +83,9 @@ def _score_rows(evaluation: Evaluation) -> Iterator[dict[str, str]]:
     yield _score_row("repeated 4-grams, %", f"{100 * diversity.repeated_4grams:.2f}", repeated)
     yield _score_row("distinct-1", f"{100 * diversity.distinct_1:.2f}")
     yield _score_row("distinct-2", f"{100 * diversity.distinct_2:.2f}")
-    yield _score_row("vocabulary, words", f"{diversity.vocabulary:,}")
-    yield _score_row("mean length, words", f"{diversity.mean_length:.2f}", intervals["mean_length"], scale=1)
+    words = TOKEN_NAMES[evaluation.scores.tokenizer]
+    yield _score_row(f"vocabulary, {words}", f"{diversity.vocabulary:,}")
+    yield _score_row(f"mean length, {words}", f"{diversity.mean_length:.2f}", intervals["mean_length"], scale=1)
 
 
 def _score_row(name: str, value: str, interval: Interval | None = None, scale: int = 100) -> dict[str, str]:
@@ -92,15 +94,15 @@ def _score_row(name: str, value: str, interval: Interval | None = None, scale: i
 
 
 def _lengths(evaluation: Evaluation) -> dict[str, Any]:
-    """Returns how many captions and references have each number of words, as bars in percent of the highest bar."""
+    """Returns how many captions and references have each length, as bars in percent of the highest bar."""
     captions = evaluation.diversity.lengths
-    tokens = tokenize([text for texts in evaluation.references for text in texts])
-    references = np.array([len(text.split()) for text in tokens])
+    references = np.array([len(text.split()) for texts in evaluation.scores.reference_tokens for text in texts])
     # The few longest texts share the last bar, so that they do not squeeze the other bars.
     last = max(int(np.quantile(np.concatenate([captions, references]), 0.995)), 1)
     shares = [np.bincount(np.minimum(each, last), minlength=last + 1) / len(each) for each in (captions, references)]
     heights = 100 * np.array(shares) / np.max(shares)
     return {
+        "words": TOKEN_NAMES[evaluation.scores.tokenizer],
         "caption_mean": captions.mean(),
         "reference_mean": references.mean(),
         "bars": [{"captions": round(own, 1), "references": round(other, 1)} for own, other in heights.T.tolist()],

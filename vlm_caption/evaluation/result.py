@@ -89,7 +89,10 @@ class Evaluation:
         cider_gain: How much of CIDEr is due to an image's own references, and the ends of its interval.
         loss: Nats per token of the references, end tokens included; None for a results file.
         shuffled_loss: The same with every reference beside another image; None also for a single image.
+        max_caption_tokens: Where references were cut for the loss; None for a results file.
+        cut_captions: How many references were cut there.
         clip_scores: CLIPScore of each caption; None if not computed.
+        vqa_scores: VQA accuracy of each answer; None unless questions with ten answers each were asked.
         not_computed: Why a metric was not computed, by metric.
         missing, extra: The images left out because they have no caption, or no references.
         bad_images: Why pictures were left out, by file.
@@ -111,7 +114,10 @@ class Evaluation:
     cider_gain: tuple[float, Interval] | None
     loss: float | None = None
     shuffled_loss: float | None = None
+    max_caption_tokens: int | None = None
+    cut_captions: int = 0
     clip_scores: np.ndarray | None = None
+    vqa_scores: np.ndarray | None = None
     not_computed: dict[str, str] = field(default_factory=dict)
     missing: list[ImageId] = field(default_factory=list)
     extra: list[ImageId] = field(default_factory=list)
@@ -126,6 +132,11 @@ class Evaluation:
         return found | {"clip_score": None if self.clip_scores is None else float(self.clip_scores.mean())}
 
     @property
+    def vqa_accuracy(self) -> float | None:
+        """VQA accuracy as a fraction; None if not computed."""
+        return None if self.vqa_scores is None else float(self.vqa_scores.mean())
+
+    @property
     def counted(self) -> str:
         """The number of images that were captioned, or of questions asked, in words."""
         count = len(self.image_ids)
@@ -136,7 +147,9 @@ class Evaluation:
     def ignores_images(self) -> bool:
         """Whether nothing shows that the captions, or the loss, depend on the images."""
         by_loss = self.loss is not None and self.shuffled_loss is not None and self.shuffled_loss <= self.loss
-        return by_loss or (self.cider_gain is not None and self.cider_gain[1].low <= 0)
+        # Captions that share nothing with any references, as those in another language, say nothing by CIDEr.
+        says = bool(self.shuffled_cider) or bool(self.scores.corpus.get("cider"))
+        return by_loss or (says and self.cider_gain is not None and self.cider_gain[1].low <= 0)
 
     @property
     def notes(self) -> list[str]:
@@ -154,6 +167,11 @@ class Evaluation:
             )
         for file, reason in list(self.bad_images.items())[:1]:
             notes.append(f"{len(self.bad_images):,} bad images were left out, first: {file}: {reason}.")
+        if self.cut_captions:
+            notes.append(
+                f"{self.cut_captions:,} of {sum(map(len, self.references)):,} references are longer than "
+                f"data.max_caption_tokens, {self.max_caption_tokens}, and were cut there for the loss."
+            )
         if empty := [image for image, text in zip(self.image_ids, self.captions, strict=True) if not text.strip()]:
             notes.append(_empty_sentence(self.name, empty))
         if other := self.comparison:
@@ -191,7 +209,9 @@ class Evaluation:
             "data": self.data,
             "images": self.num_images,
             **self.metrics,
+            "vqa_accuracy": self.vqa_accuracy,
             "intervals": {name: list(interval) for name, interval in self.intervals.items()},
+            "tokenizer": self.scores.tokenizer,
             "not_computed": self.not_computed,
             "loss": self.loss,
             "shuffled_loss": self.shuffled_loss,
@@ -204,6 +224,7 @@ class Evaluation:
             "unseen": self.diversity.unseen,
             "repeated_4grams": self.diversity.repeated_4grams,
             "generation": self.generation,
+            "cut_captions": self.cut_captions,
             "missing": len(self.missing),
             "extra": len(self.extra),
             "bad_images": [{"file": file, "reason": reason} for file, reason in self.bad_images.items()],

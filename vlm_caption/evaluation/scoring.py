@@ -17,6 +17,7 @@ from ..metrics.coco_files import ImageId, pair_captions
 from ..metrics.diversity import Diversity, measure_diversity
 from ..metrics.names import COCO_METRICS
 from ..metrics.scoring import METRICS, Scores, score
+from ..metrics.vqa import ANSWERS_A_QUESTION, score_vqa
 from .result import Comparison, Evaluation
 
 
@@ -49,6 +50,7 @@ class Captioned:
         images: Where each picture is, as an entry of a dataset's column `image`; None where that is not known.
         references: The references of each image.
         captions: The caption of each image; empty before they are written.
+        asks: Whether captions and references are answers to questions.
     """
 
     image_ids: list[ImageId]
@@ -56,6 +58,7 @@ class Captioned:
     images: list[str | None]
     references: list[list[str]]
     captions: list[str]
+    asks: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def score_captions(
     for metric in COCO_METRICS:
         if metric not in scores.corpus and metric not in not_computed:
             not_computed[metric] = "it was not asked for"
-    diversity = measure_diversity(captioned.captions, settings.training_captions)
+    diversity = measure_diversity(captioned.captions, settings.training_captions, scores.tokenizer)
     intervals |= _diversity_intervals(diversity)
     if diversity.is_unseen is None:
         not_computed["unseen"] = "there are no training captions to look for them in"
@@ -125,10 +128,14 @@ def score_captions(
         not_computed["clip_score"], clip_scores = clip_scores, None
     else:
         intervals["clip_score"] = mean_interval(clip_scores)
+    vqa_scores = None
+    if captioned.asks and all(len(answers) == ANSWERS_A_QUESTION for answers in captioned.references):
+        vqa_scores = score_vqa(captioned.captions, captioned.references)
+        intervals["vqa_accuracy"] = mean_interval(vqa_scores)
     shuffled_cider, cider_gain = None, None
     if "cider" in scores.corpus and len(set(captioned.sources)) > 1:
         references = [captioned.references[row] for row in rows_of_others(captioned.sources)]
-        shuffled = score(captioned.captions, references, ["cider"])
+        shuffled = score(captioned.captions, references, ["cider"], tokenizer=scores.tokenizer)
         shuffled_cider = shuffled.corpus["cider"]
         gains = scores.per_image["cider"] - shuffled.per_image["cider"]
         cider_gain = float(gains.mean()), mean_interval(gains)
@@ -145,6 +152,7 @@ def score_captions(
         shuffled_cider=shuffled_cider,
         cider_gain=cider_gain,
         clip_scores=clip_scores,
+        vqa_scores=vqa_scores,
         not_computed=not_computed,
         comparison=None if other is None else _compare(captioned, scores, other, settings),
         **facts,
@@ -174,7 +182,8 @@ def _compare(captioned: Captioned, scores: Scores, other: OtherSystem, settings:
     rows, other_captions, missing = other.pair(captioned, settings.allow_missing)
     references = [captioned.references[row] for row in rows]
     if missing:
-        scores = score([captioned.captions[row] for row in rows], references, settings.metrics)
-    other_scores = score(other_captions, references, settings.metrics)
+        captions = [captioned.captions[row] for row in rows]
+        scores = score(captions, references, settings.metrics, tokenizer=scores.tokenizer)
+    other_scores = score(other_captions, references, settings.metrics, tokenizer=scores.tokenizer)
     differences = compare(scores, other_scores)
     return Comparison(other.name, rows, other_captions, scores, other_scores, differences, missing)

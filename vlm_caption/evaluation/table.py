@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ..core.console import printable
 from ..metrics.bootstrap import Interval
-from ..metrics.names import METRIC_NAMES
+from ..metrics.names import METRIC_NAMES, TOKEN_NAMES
 from .result import Comparison, Evaluation
 
 _NAMES = METRIC_NAMES | {"unseen": "not a training caption"}
@@ -28,6 +28,8 @@ def _head(evaluation: Evaluation) -> Iterator[str]:
 
 def _scores(evaluation: Evaluation) -> Iterator[str]:
     yield f"{'x 100':23s}    value   95 % interval"
+    if evaluation.vqa_accuracy is not None:
+        yield _row("VQA accuracy", f"{100 * evaluation.vqa_accuracy:9.4f}", evaluation.intervals["vqa_accuracy"])
     for metric, value in evaluation.metrics.items():
         if value is not None:
             yield _row(METRIC_NAMES[metric], f"{100 * value:9.4f}", evaluation.intervals.get(metric))
@@ -44,8 +46,9 @@ def _diversity(evaluation: Evaluation) -> Iterator[str]:
     yield _row("repeated 4-grams", f"{100 * diversity.repeated_4grams:9.2f}", repeated)
     yield _row("distinct-1", f"{100 * diversity.distinct_1:9.2f}")
     yield _row("distinct-2", f"{100 * diversity.distinct_2:9.2f}")
-    yield _row("mean length, words", f"{diversity.mean_length:9.2f}", evaluation.intervals["mean_length"], scale=1)
-    yield _row("vocabulary, words", f"{diversity.vocabulary:9,}")
+    words = TOKEN_NAMES[evaluation.scores.tokenizer]
+    yield _row(f"mean length, {words}", f"{diversity.mean_length:9.2f}", evaluation.intervals["mean_length"], scale=1)
+    yield _row(f"vocabulary, {words}", f"{diversity.vocabulary:9,}")
     if evaluation.loss is not None:
         yield _row("loss, nats a token", f"{evaluation.loss:9.4f}")
     if evaluation.shuffled_loss is not None:

@@ -31,9 +31,10 @@ from ..data.captions import count_words
 from ..data.corpus import Corpus, drop_rows
 from ..data.opening import bad_images, check_left, load_splits
 from ..data.places import NamedBytes, Place, open_place
+from ..data.readers.text_files import shared_texts
 from ..data.records import Problem
 from ..images.limits import MAX_BYTES, MAX_PIXELS
-from ..images.opening import ImageSource, open_image
+from ..images.opening import IMAGE_SUFFIXES, ImageSource, open_image
 from ..pages.gallery import write_gallery
 from ..towers.sources import resolve_backbone
 from ..towers.tokenizers import new_tokenizer
@@ -43,6 +44,13 @@ SMALL_SIDE = 64
 LONG_SIDES = 4
 
 _TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*")
+
+# Captions of so many words are listed if they are also so many times as long as the median.
+_LONG_WORDS = 40
+_LONG_MEDIANS = 5
+
+# Texts that tools write where there is no caption.
+_NO_CAPTION = {"nan", "null", "none", "n/a", "undefined"}
 
 _ROWS_A_BATCH = 1000
 _NAMED = 3  # of each kind of finding, in the text
@@ -136,8 +144,16 @@ class Inspection:
         same_bytes: Groups of images that are copies of each other, byte for byte; each a list of split and file.
         common_captions: The captions that occur most often, if more than once.
         small, elongated: Images with a side below `SMALL_SIDE` pixels, or one above `LONG_SIDES` times the other.
-        odd_captions: Captions without a letter, with broken characters, or with markup or a web address.
+        odd_captions: Captions without a letter, with broken characters, or with markup or a web address; texts such as
+            "nan"; and captions far longer than the rest.
+        cut_captions: Captions that `data.max_caption_tokens` would cut, if tokens were counted.
+        without_caption: Pictures in the corpus's folders that it does not mention.
+        same_names: Groups of images whose names differ only by case; each a list of files.
+        shared_texts: Groups of pictures that have their captions from one text file, by that file.
         refusal: The sentence with which training would refuse the data; None if it would not.
+        later_refusals: The sentences with which training would refuse the data next, once each one before is mended.
+        changes: The settings, by their full names, with which training would take the data as it is; {} if it takes
+            it now, and None if no setting is enough.
         datasets: The images of each split that can be opened, as `Corpus.load` gives them.
     """
 
@@ -156,7 +172,13 @@ class Inspection:
     small: list[Finding]
     elongated: list[Finding]
     odd_captions: list[Finding]
+    cut_captions: list[Finding]
+    without_caption: list[str]
+    same_names: list[list[str]]
+    shared_texts: dict[str, list[str]]
     refusal: str | None
+    later_refusals: list[str]
+    changes: dict[str, Any] | None
     datasets: dict[str, Dataset] = field(repr=False)
 
     @property
@@ -181,16 +203,16 @@ def inspect_data(
     tokenizer: PreTrainedTokenizerBase | None = None,
     no_tokens: str = "no tokenizer was given",
 ) -> Inspection:
-    """Look at every caption and open every picture of a corpus.
+    """Looks at every caption and opens every picture of a corpus.
 
-    The time is that of opening the pictures, on all cores; the memory is that of a picture a core, and some 100 bytes
-    an image.
+    Opening the pictures takes most of the time, on all cores. The memory is that of one picture for each core, and
+    about 100 bytes for each image.
 
     Args:
-        corpus: As of `open_corpus`.
-        settings: As of training: limits, splits, what to do with bad pictures.
-        eval_images: Of the dev split, so many are used in training.
-        tokenizer: The language model's, as of `local_tokenizer`.
+        corpus: The corpus; see `open_corpus`.
+        settings: The settings of training: limits, splits, what to do with bad pictures.
+        eval_images: How many images of the dev split training uses.
+        tokenizer: The language model's tokenizer; see `local_tokenizer`.
         no_tokens: Why there is no tokenizer.
 
     Raises:
@@ -215,44 +237,40 @@ def inspect_data(
     }
     prompt = settings.prompt.rstrip()
     separator = " " if prompt and not prompt.endswith("<image>") else ""  # as of CaptionCollator
-    tallies, odd = {}, []
+    tallies, odd, cut = {}, [], []
     for split, dataset in datasets.items():
         tallies[split] = tally = _Tally(len(dataset))
-        odd += tally.add_captions(split, dataset, tokenizer, separator)
-    errors: dict[str, ImageError] = {}
-    unreadable, small, elongated = [], [], []
-    readable = {}
-    for split, dataset in datasets.items():
-        failed, *shapes = _open_pictures(split, dataset, tallies[split], settings)
-        small, elongated = small + shapes[0], elongated + shapes[1]
-        for row, error in failed.items():
-            image = dataset[row]["image"]
-            errors[image] = error
-            unreadable.append(Finding(split, Place.parse(image).described, error.reason))
-        readable[split] = drop_rows(dataset, list(failed))
-
-    def facts(splits: list[str]) -> Facts:
-        lost = [sum(finding.split in splits for finding in findings) for findings in (missing, unreadable)]
-        return _facts([tallies[split] for split in splits], *lost, settings.max_caption_tokens)
-
+        found = tally.add_captions(split, dataset, tokenizer, separator, settings.max_caption_tokens)
+        odd, cut = odd + found[0], cut + found[1]
+    odd += _find_long(datasets, tallies)
+    pictures = _Pictures.open_all(datasets, tallies, settings)
+    problems = list(corpus.problems())
+    refusals, changes = _find_refusals(corpus, settings, eval_images, pictures.errors)
+    lost = [missing, pictures.unreadable]
     return Inspection(
         path=settings.path or str(corpus.source.path),
         format=corpus.format,
-        splits={split: facts([split]) for split in tallies},
-        all=facts(list(tallies)),
+        splits={split: _facts({split: tally}, lost, settings) for split, tally in tallies.items()},
+        all=_facts(tallies, lost, settings),
         dropped=corpus.dropped,
         max_caption_tokens=settings.max_caption_tokens,
         no_tokens=no_tokens if tokenizer is None else None,
-        problems=list(corpus.problems()),
+        problems=problems,
         missing=missing,
-        unreadable=unreadable,
+        unreadable=pictures.unreadable,
         same_bytes=_find_copies(datasets, tallies),
         common_captions=_find_common(datasets, tallies),
-        small=small,
-        elongated=elongated,
+        small=pictures.small,
+        elongated=pictures.elongated,
         odd_captions=odd,
-        refusal=_find_refusal(corpus, settings, eval_images, errors),
-        datasets=readable,
+        cut_captions=cut,
+        without_caption=[] if settings.limit else _find_unmentioned(datasets, problems),
+        same_names=_find_same_names(datasets),
+        shared_texts=_find_shared_texts(corpus),
+        refusal=refusals[0] if refusals else None,
+        later_refusals=refusals[1:],
+        changes=changes,
+        datasets=pictures.readable,
     )
 
 
@@ -342,10 +360,15 @@ class _Tally:
         self.sizes = np.zeros((images, 2), np.int64)
 
     def add_captions(
-        self, split: str, dataset: Dataset, tokenizer: PreTrainedTokenizerBase | None, separator: str
-    ) -> list[Finding]:
-        """Measure the captions; returns the odd ones."""
-        odd = []
+        self,
+        split: str,
+        dataset: Dataset,
+        tokenizer: PreTrainedTokenizerBase | None,
+        separator: str,
+        max_tokens: int,
+    ) -> tuple[list[Finding], list[Finding]]:
+        """Measures the captions. Returns the odd ones, and those of more than `max_tokens` tokens."""
+        odd, cut = [], []
         for start in range(0, len(dataset), _ROWS_A_BATCH):
             rows = dataset[start : start + _ROWS_A_BATCH]
             for image, captions in zip(rows["image"], rows["captions"], strict=True):
@@ -358,13 +381,23 @@ class _Tally:
             texts = [separator + caption for captions in rows["captions"] for caption in captions]
             if tokenizer is not None and texts:
                 encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
-                self.tokens.extend(len(ids) + 1 for ids in encoded.input_ids)
-        return odd
+                counts = [len(ids) + 1 for ids in encoded.input_ids]
+                self.tokens.extend(counts)
+                pairs = zip(rows["image"], rows["captions"], strict=True)
+                named = ((image, caption) for image, captions in pairs for caption in captions)
+                for (image, caption), count in zip(named, counts, strict=True):
+                    if count > max_tokens:
+                        cut.append(Finding(split, Place.parse(image).described, f"{count:,} tokens", caption))
+        return odd, cut
 
 
-def _facts(tallies: Sequence[_Tally], missing: int, unreadable: int, max_caption_tokens: int) -> Facts:
+def _facts(tallies: dict[str, _Tally], lost: Sequence[list[Finding]], settings: DataSection) -> Facts:
+    """Returns the numbers of some splits; `lost` are the missing and the unreadable images of all splits."""
+
     def join(name: str) -> np.ndarray:
-        return np.concatenate([np.asarray(getattr(tally, name)) for tally in tallies])
+        return np.concatenate([np.asarray(getattr(tally, name)) for tally in tallies.values()])
+
+    missing, unreadable = (sum(finding.split in tallies for finding in findings) for findings in lost)
 
     words, tokens, per_image, sizes = join("words"), join("tokens"), join("per_image"), join("sizes")
     sizes = sizes[sizes[:, 0] > 0]
@@ -378,10 +411,42 @@ def _facts(tallies: Sequence[_Tally], missing: int, unreadable: int, max_caption
         captions_per_image={int(count): int(number) for count, number in zip(counts, images, strict=True)},
         words=Spread.of(words),
         tokens=Spread.of(tokens),
-        too_long=int((tokens > max_caption_tokens).sum()) if tokens.size else None,
+        too_long=int((tokens > settings.max_caption_tokens).sum()) if tokens.size else None,
         width=Spread.of(sizes[:, 0]),
         height=Spread.of(sizes[:, 1]),
     )
+
+
+@dataclass
+class _Pictures:
+    """What opening all pictures has shown.
+
+    Attributes:
+        readable: The images of each split that can be opened.
+        errors: Why the others cannot be opened, by entry of the column `image`.
+        unreadable, small, elongated: See `Inspection`.
+    """
+
+    readable: dict[str, Dataset] = field(default_factory=dict)
+    errors: dict[str, ImageError] = field(default_factory=dict)
+    unreadable: list[Finding] = field(default_factory=list)
+    small: list[Finding] = field(default_factory=list)
+    elongated: list[Finding] = field(default_factory=list)
+
+    @classmethod
+    def open_all(cls, datasets: dict[str, Dataset], tallies: dict[str, _Tally], settings: DataSection) -> "_Pictures":
+        """Opens the pictures of all splits, and adds their sizes to the tallies."""
+        pictures = cls()
+        for split, dataset in datasets.items():
+            failed, small, elongated = _open_pictures(split, dataset, tallies[split], settings)
+            pictures.small += small
+            pictures.elongated += elongated
+            for row, error in failed.items():
+                image = dataset[row]["image"]
+                pictures.errors[image] = error
+                pictures.unreadable.append(Finding(split, Place.parse(image).described, error.reason))
+            pictures.readable[split] = drop_rows(dataset, list(failed))
+        return pictures
 
 
 def _open_pictures(
@@ -423,6 +488,8 @@ def _hash(content: bytes) -> int:
 
 
 def _find_oddity(caption: str) -> str | None:
+    if caption.strip().lower() in _NO_CAPTION:
+        return "a text that stands for no caption"
     categories = {unicodedata.category(character) for character in caption}
     if not any(category.startswith("L") for category in categories):
         return "a caption without a letter"
@@ -460,6 +527,100 @@ def _find_common(datasets: dict[str, Dataset], tallies: dict[str, _Tally]) -> li
             caption = datasets[split][row]["captions"][int(first[found] - (ends[index] - per_image[index]))]
             common.append((caption, int(counts[found])))
     return common
+
+
+def _find_long(datasets: dict[str, Dataset], tallies: dict[str, _Tally]) -> list[Finding]:
+    """Returns the captions that are far longer than the rest."""
+    words = np.concatenate([np.asarray(tally.words) for tally in tallies.values()])
+    least = max(_LONG_WORDS, _LONG_MEDIANS * float(np.median(words))) if words.size else 0
+    found = []
+    for split, dataset in datasets.items():
+        tally = tallies[split]
+        ends = np.cumsum(np.asarray(tally.per_image))
+        for index in np.flatnonzero(np.asarray(tally.words) > least).tolist():
+            row = int(np.searchsorted(ends, index, side="right"))
+            caption = dataset[row]["captions"][index - int(ends[row]) + tally.per_image[row]]
+            reason = f"a caption far longer than the rest, {tally.words[index]:,} words"
+            found.append(Finding(split, Place.parse(dataset[row]["image"]).described, reason, caption))
+    return found
+
+
+def _find_unmentioned(datasets: dict[str, Dataset], problems: list[Problem]) -> list[str]:
+    """Returns the pictures beside those of the corpus that no record is about."""
+    images = [image for dataset in datasets.values() for image in dataset["image"]]
+    images += [problem.image for problem in problems if problem.image]
+    places = [place for place in map(Place.parse, images) if place.is_whole_file]
+    mentioned = {Path(place.path) for place in places}
+    found = []
+    for folder in sorted({path.parent for path in mentioned}):
+        if folder.is_dir():
+            pictures = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+            found += sorted(str(path) for path in pictures if path not in mentioned and path.name[0] != ".")
+    return found
+
+
+def _find_same_names(datasets: dict[str, Dataset]) -> list[list[str]]:
+    groups: dict[str, list[str]] = {}
+    for dataset in datasets.values():
+        for image in dataset["image"]:
+            file = Place.parse(image).described
+            groups.setdefault(file.casefold(), []).append(file)
+    return [sorted(files) for files in groups.values() if len(set(files)) > 1]
+
+
+def _find_shared_texts(corpus: Corpus) -> dict[str, list[str]]:
+    if corpus.format != "text_files":
+        return {}
+    return {str(text): list(map(str, images)) for text, images in shared_texts(corpus.source.path)}
+
+
+def _find_refusals(
+    corpus: Corpus, settings: DataSection, eval_images: int, errors: dict[str, ImageError]
+) -> tuple[list[str], dict[str, Any] | None]:
+    """Returns all sentences with which training would refuse the data, and the settings with which it would take it.
+
+    Args:
+        corpus: The corpus.
+        settings: The settings of training.
+        eval_images: How many images of the dev split training uses.
+        errors: The errors of the images that cannot be opened.
+    """
+    trial, refusals = settings, []
+    refusal = _find_refusal(corpus, trial, eval_images, errors)
+    for name, value in _remedies(corpus, settings):
+        if refusal is None:
+            break
+        if refusal not in refusals:
+            refusals.append(refusal)
+        changed = dataclasses.replace(trial, **{name: value})
+        tried = corpus.skipping_bad_records() if changed.on_bad_record == "skip" else corpus
+        after = _find_refusal(tried, changed, eval_images, errors)
+        if after != refusal:
+            trial, refusal = changed, after
+    if refusal is not None:
+        return [*refusals, *([refusal] if refusal not in refusals else [])], None
+    changes = {
+        f"data.{item.name}": getattr(trial, item.name)
+        for item in dataclasses.fields(trial)
+        if getattr(trial, item.name) != getattr(settings, item.name)
+    }
+    return refusals, changes
+
+
+def _remedies(corpus: Corpus, settings: DataSection) -> Iterator[tuple[str, Any]]:
+    """Yields settings that may each overcome a refusal, in the order in which training meets these."""
+    if settings.on_bad_record == "error":
+        yield "on_bad_record", "skip"
+    others = [split for split in corpus.splits if split not in (settings.train_split, settings.dev_split)]
+    if settings.train_split in corpus.splits:
+        yield from (("dev_split", split) for split in others)
+    else:
+        yield from (("train_split", split) for split in others)
+    if settings.on_bad_image == "error":
+        yield "on_bad_image", "skip"
+    yield from (
+        ("max_bad_share", share / 100) for share in (10, 25, 50, 75, 99) if share / 100 > settings.max_bad_share
+    )
 
 
 def _find_refusal(
@@ -531,7 +692,14 @@ def _lines(inspection: Inspection) -> Iterator[str]:
         ("images with copies in two splits", across),
         (f"images with a side below {SMALL_SIDE} pixels", inspection.small),
         (f"images more than {LONG_SIDES} times as long as wide", inspection.elongated),
+        ("pictures that the corpus does not mention", inspection.without_caption),
+        ("images whose names differ only by case", [" = ".join(files) for files in inspection.same_names]),
+        (
+            "texts that several pictures share",
+            [f"{text}: {', '.join(images)}" for text, images in inspection.shared_texts.items()],
+        ),
         ("odd captions", inspection.odd_captions),
+        (f"captions cut at {inspection.max_caption_tokens} tokens", inspection.cut_captions),
         ("captions that occur often", [f"{count:,} x {caption}" for caption, count in inspection.common_captions]),
     ):
         if what != "captions that occur often":
@@ -544,6 +712,7 @@ def _lines(inspection: Inspection) -> Iterator[str]:
         yield "Training would take this data."
     else:
         yield f"Training would refuse this data: {inspection.refusal}"
+        yield from (f"    and then: {refusal}" for refusal in inspection.later_refusals)
 
 
 def _show(value: Spread | int | None) -> str:

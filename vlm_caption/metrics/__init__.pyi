@@ -4,6 +4,7 @@ from .diversity import Diversity, measure_diversity
 from .names import COCO_METRICS, METRIC_NAMES
 from .ptb_tokens import tokenize
 from .scoring import METRICS, ScorerMissingError, Scores, score
+from .tokens import choose_tokenizer, tokenize_characters
 
 __all__ = [
     "COCO_METRICS",
@@ -16,6 +17,7 @@ __all__ = [
     "Interval",
     "ScorerMissingError",
     "Scores",
+    "choose_tokenizer",
     "compare",
     "confidence_intervals",
     "mean_interval",
@@ -26,4 +28,5 @@ __all__ = [
     "read_results",
     "score",
     "tokenize",
+    "tokenize_characters",
 ]

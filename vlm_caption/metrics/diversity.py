@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from .ptb_tokens import tokenize
+from .tokens import Tokenizer, tokenize_with
 
 # "on top of a hat on top of a hat" (salesforce/LAVIS#713) repeats runs of four words; good captions hardly ever do.
 REPEATED_ORDER = 4
@@ -43,19 +43,22 @@ class Diversity:
     is_unseen: np.ndarray | None
 
 
-def measure_diversity(captions: Sequence[str], training_captions: Iterable[str] | None = None) -> Diversity:
-    """Measures captions on their tokens, as `tokenize` makes them.
+def measure_diversity(
+    captions: Sequence[str], training_captions: Iterable[str] | None = None, tokenizer: Tokenizer = "ptb"
+) -> Diversity:
+    """Measures captions by their tokens.
 
     Args:
-        captions: one for each image.
-        training_captions: everything the captioner was trained on.
+        captions: One for each image.
+        training_captions: Everything that the captioner was trained on.
+        tokenizer: What makes the tokens; see [`score`].
 
     Raises:
-        ValueError: if there are no captions.
+        ValueError: There are no captions.
     """
     if not captions:
         raise ValueError("there are no captions to measure")
-    tokens = tokenize(captions)
+    tokens = tokenize_with(tokenizer, captions)
     sentences = [caption.split() for caption in tokens]
     lengths = np.array([len(words) for words in sentences])
     words = max(int(lengths.sum()), 1)  # captions without any words have nothing distinct
@@ -64,7 +67,7 @@ def measure_diversity(captions: Sequence[str], training_captions: Iterable[str] 
     repetitions = np.array([_repetition(sentence) for sentence in sentences])
     is_unseen = None
     if training_captions is not None:
-        seen = set(tokenize(list(training_captions)))
+        seen = set(tokenize_with(tokenizer, list(training_captions)))
         is_unseen = np.array([caption not in seen for caption in tokens])
     return Diversity(
         distinct_1=vocabulary / words,

@@ -13,3 +13,6 @@ METRIC_NAMES = {
     "spice": "SPICE",
     "clip_score": "CLIPScore",
 }
+
+# What tokens are called in tables, by `Scores.tokenizer`.
+TOKEN_NAMES = {"ptb": "words", "characters": "characters"}

@@ -11,26 +11,30 @@ import numpy as np
 from ..core.errors import ScorerMissingError
 from . import java_scores, ngram_scores
 from .ngram_scores import CiderProcess
-from .ptb_tokens import tokenize
+from .tokens import Tokenizer, choose_tokenizer, tokenize_with
 
 METRICS = ("bleu", "rouge_l", "cider", "meteor", "spice")
 
 # From so many references on, a process for CIDEr is worth its start.
 _REFERENCES_FOR_TWO_PROCESSES = 10_000
 
+# METEOR's stems and synonyms and SPICE's parser are those of English.
+_ENGLISH_METRICS = {"meteor": "METEOR", "spice": "SPICE"}
+
 
 @dataclass(frozen=True)
 class Scores:
-    """What some captions are worth. All values are fractions, which papers print × 100.
+    """The scores of captions. All values are fractions, which papers print × 100.
 
     Attributes:
         corpus: `bleu_1` … `bleu_4`, `rouge_l`, `cider`, `meteor`, `spice`: those that were computed.
-        per_image: the same names, a value for each image [N]. The mean is the corpus value for `rouge_l`, `cider` and
+        per_image: The same names, a value for each image [N]. The mean is the corpus value for `rouge_l`, `cider` and
             `spice` only.
-        not_computed: for the other metrics that were asked for, a sentence why not.
-        caption_tokens, reference_tokens: what was scored, tokens separated by spaces.
-        counts: sums over images of these counts [N, K] give the corpus value: `bleu`.
-        notes: what has to be known beside the values, a sentence each.
+        not_computed: For each other metric that was asked for, why it was not computed.
+        caption_tokens, reference_tokens: What was scored, tokens separated by spaces.
+        tokenizer: What made the tokens: "ptb", words of the Penn Treebank, or "characters".
+        counts: Sums over images of these counts [N, K] give the corpus value: `bleu`.
+        notes: What a reader of the values has to know, a sentence each.
     """
 
     corpus: dict[str, float]
@@ -38,6 +42,7 @@ class Scores:
     not_computed: dict[str, str]
     caption_tokens: list[str]
     reference_tokens: list[list[str]]
+    tokenizer: Tokenizer = "ptb"
     counts: dict[str, np.ndarray] = field(repr=False, default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -47,31 +52,36 @@ def score(
     references: Sequence[Sequence[str]],
     metrics: Collection[str] = METRICS,
     java_timeout: float = 1800.0,
+    tokenizer: Tokenizer | None = None,
 ) -> Scores:
     """Scores captions as pycocoevalcap does, tokenization included.
 
     BLEU, ROUGE-L and CIDEr need no Java. METEOR and SPICE do; where it, or whatever a metric needs, is missing or
     fails, the metric is not computed and the result says why. CIDEr's document frequencies are those of these
-    references, so a part of a corpus has other values than the whole. Of much text CIDEr is computed in a second
-    process, beside BLEU and ROUGE-L, if there is a second core.
+    references, so a part of a corpus has other values than the whole. If there is much text and a second core, CIDEr
+    is computed in a second process, beside BLEU and ROUGE-L.
 
     Args:
-        captions: one for each image.
-        references: for each image one or more.
-        metrics: of `METRICS`, those to compute.
-        java_timeout: seconds that METEOR and SPICE may take each.
+        captions: One for each image.
+        references: One or more for each image.
+        metrics: The metrics to compute, some of `METRICS`.
+        java_timeout: The seconds that METEOR and SPICE may take each.
+        tokenizer: What makes the tokens; by default [`choose_tokenizer`] chooses by the references. METEOR and SPICE
+            are not computed from characters.
 
     Raises:
-        ValueError: if there are no images, numbers differ, an image has no reference, or a metric is not known.
+        ValueError: There are no images, numbers differ, an image has no reference, or a metric is unknown.
     """
     _check(captions, references, metrics)
+    all_references = [text for texts in references for text in texts]
+    tokenizer = tokenizer or choose_tokenizer(all_references)
     with CiderProcess() if _two_processes_pay(references, metrics) else nullcontext() as cider_process:
-        tokens = tokenize(captions)
-        flat = iter(tokenize([text for texts in references for text in texts]))
+        tokens = tokenize_with(tokenizer, captions)
+        flat = iter(tokenize_with(tokenizer, all_references))
         reference_tokens = [[next(flat) for _ in texts] for texts in references]
         if cider_process is not None:
             cider_process.begin(tokens, reference_tokens)
-        scores = Scores({}, {}, {}, tokens, reference_tokens)
+        scores = Scores({}, {}, {}, tokens, reference_tokens, tokenizer)
         for metric in METRICS:
             if metric in metrics:
                 try:
@@ -110,6 +120,8 @@ def _check(captions: Sequence[str], references: Sequence[Sequence[str]], metrics
 def _add(scores: Scores, metric: str, java_timeout: float, cider_process: CiderProcess | None) -> None:
     if importlib.util.find_spec("pycocoevalcap") is None:
         raise ScorerMissingError(f"{metric} needs pycocoevalcap: pip install pycocoevalcap")
+    if scores.tokenizer == "characters" and metric in _ENGLISH_METRICS:
+        raise ScorerMissingError(f"{_ENGLISH_METRICS[metric]} is for English, and the references are not")
     captions, references = scores.caption_tokens, scores.reference_tokens
     if metric == "bleu":
         corpus, per_image, scores.counts["bleu"] = ngram_scores.score_bleu(captions, references)
@@ -131,6 +143,10 @@ def _add(scores: Scores, metric: str, java_timeout: float, cider_process: CiderP
 
 def _find_notes(scores: Scores) -> list[str]:
     notes = []
+    if scores.tokenizer == "characters":
+        notes.append(
+            "The references are mostly of a script without spaces, so scores and lengths count characters, not words."
+        )
     if "cider" in scores.corpus and len(scores.caption_tokens) == 1:
         notes.append("CIDEr of a single image is always 0: it weighs words by how few of the images have them.")
     if "meteor" in scores.corpus:

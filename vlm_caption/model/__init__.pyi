@@ -8,7 +8,7 @@ from .modeling_captioner import (
     CaptionerModelOutputWithPast,
 )
 from .processing_captioner import CaptionerProcessor, VectorProcessor
-from .projectors import PROJECTORS, Projector, build_projector
+from .projectors import PROJECTORS, build_projector
 
 __all__ = [
     "PROJECTORS",
@@ -19,7 +19,6 @@ __all__ = [
     "CaptionerModelOutputWithPast",
     "CaptionerProcessor",
     "ModulePolicy",
-    "Projector",
     "VectorProcessor",
     "build_projector",
     "caption_loss",

@@ -16,10 +16,11 @@ from ..core.errors import ConfigError
 from ..core.files import writing_files
 from ..data.vectors import Vectors
 from ..model.freezing import check_policies
+from ..model.processing_captioner import QUESTION
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.composition import compose
 from ..towers.precision import use_bf16
-from ..towers.processor import QUESTION, CaptionerProcessor
+from ..towers.processor import CaptionerProcessor
 from .checkpoints import PARTIAL_NAME
 from .parent import load_parent
 from .stages import Stage

@@ -16,12 +16,12 @@ from ..core.errors import CheckpointError, ConfigError
 from ..core.hub_ids import is_hub_id
 from ..data.vectors import Vectors
 from ..hub.facts import read_facts
-from ..model.configuration_captioner import CaptionerConfig
-from ..model.processing_captioner import CaptionerProcessor
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.checks import check_checkpoint, load_config
 from ..towers.composition import NO_TOWER
+from ..towers.configuration import CaptionerConfig
 from ..towers.fingerprints import weights_fingerprint
+from ..towers.processor import CaptionerProcessor
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
-from ..config.run_config import RunConfig
+from ..config.run_config import RUN_CONFIG_NAME, RunConfig
 from ..core.console import is_first_process
 from ..core.errors import ConfigError
 from ..core.files import write_text
@@ -23,7 +23,6 @@ from .stages import STAGE_PATTERN, holds_progress, holds_weights, plan_stages
 
 logger = logging.getLogger(__name__)
 
-RUN_CONFIG_NAME = "run_config.yaml"
 RUN_DATA_NAME = "run_data.json"
 LOCK_NAME = ".lock"
 

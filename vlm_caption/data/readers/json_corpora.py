@@ -201,6 +201,8 @@ def list_vqa_files(source: Source) -> list[Path]:
 def read_vqa(source: Source) -> Iterator[Record | Problem]:
     """Yields each question of VQA and VQAv2 with its most common answer, `multiple_choice_answer`.
 
+    If the caption column is "answers", a question has the answers of all ten people instead, as for VQA accuracy.
+
     `v2_OpenEnded_mscoco_train2014_questions.json` stands beside `v2_mscoco_train2014_annotations.json`; pictures are
     `train2014/COCO_train2014_000000000009.jpg`, as COCO names them. Of a folder, questions without annotations are
     left out, as the test's are, and so are VQA's `MultipleChoice` files beside their `OpenEnded` ones: they hold the
@@ -235,15 +237,28 @@ def read_vqa(source: Source) -> Iterator[Record | Problem]:
                 yield replace(annotation, split=split)
                 continue
             question = asked.get(_as_id(annotation.get("question_id")))
-            answer = annotation.get("multiple_choice_answer")
+            answers = _vqa_answers(annotation, source.caption_column)
             image_id = annotation.get("image_id")
             if not isinstance(question, str):
                 yield Problem(where, f"{file.name} has no question for it", split=split)
-            elif not isinstance(answer, str) or not isinstance(image_id, int) or image_id < 0:
-                yield Problem(where, "it must have an image_id and, in text, a multiple_choice_answer", split=split)
+            elif not answers or not isinstance(image_id, int) or image_id < 0:
+                wanted = "answers" if source.caption_column == "answers" else "a multiple_choice_answer"
+                yield Problem(where, f"it must have an image_id and, in text, {wanted}", split=split)
             else:
-                yield folder.record(f"COCO_{subset}_{image_id:012d}.jpg", [answer], where, split, [question])
+                name, questions = f"COCO_{subset}_{image_id:012d}.jpg", [question] * len(answers)
+                yield folder.record(name, answers, where, split, questions)
         folder.check()
+
+
+def _vqa_answers(annotation: dict, column: str | None) -> list[str]:
+    """Returns the answers to a question: the most common one, or all if `column` is "answers"; [] if malformed."""
+    if column != "answers":
+        answer = annotation.get("multiple_choice_answer")
+        return [answer] if isinstance(answer, str) else []
+    answers = annotation.get("answers")
+    if not isinstance(answers, list) or not all(isinstance(entry, dict) for entry in answers):
+        return []
+    return as_captions([entry.get("answer") for entry in answers])
 
 
 def _vqa_annotations(questions: Path) -> Path:

@@ -39,6 +39,17 @@ def list_text_files(source: Source) -> Iterator[Path]:
             yield text
 
 
+def shared_texts(path: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Yields the texts that are the caption of several pictures, such as those of `NAME.jpg` and `NAME.png`."""
+    pictures: dict[Path, list[Path]] = {}
+    for image, text in _walk(path):
+        if text is not None:
+            pictures.setdefault(text, []).append(image)
+    for text, images in pictures.items():
+        if len(images) > 1:
+            yield text, images
+
+
 def read_text_files(source: Source) -> Iterator[Record | Problem]:
     """Yields every picture below the folder, in sorted order, with its captions: one in each line that is not empty.
 
