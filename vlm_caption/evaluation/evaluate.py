@@ -91,22 +91,11 @@ def evaluate(
     """
     inputs, scoring, generation = inputs or InputSettings(), scoring or ScoringSettings(), dict(generation or {})
     other = OtherSystem.read(scoring.compare_with)
-    if "questions" in dataset.column_names:
-        dataset = ask_one_by_one(dataset)
-    images = _open_images(captioner, dataset, inputs)
-    dataset = with_index(images.keep(dataset))
-    if len(dataset) == 0:
-        raise DataError(f"{data}: none of the images can be opened")
+    dataset, images = _open_rows(captioner, dataset, inputs, data)
     captioned = _without_captions(dataset, inputs)
     if other is not None:
         other.pair(captioned, scoring.allow_missing)  # what is wrong with them, before the work
-    collator = CaptionCollator(
-        captioner.processor,
-        images,
-        prompt=inputs.prompt,
-        max_caption_tokens=inputs.max_caption_tokens,
-        positions=captioner.model.config.text_positions,
-    )
+    collator = _collator(captioner, images, inputs)
     with write_captions(captioner, dataset, collator, generation, unfinished) as captions:
         captioned.captions.extend(captions)
         loss, shuffled_loss = paired_nll(captioner.model, dataset, collator)
@@ -188,6 +177,23 @@ def training_captions(corpus: Corpus, split: str) -> list[str] | None:
     return [caption for texts in dataset["captions"] for caption in texts] or None
 
 
+def _open_rows(
+    captioner: Captioner, dataset: Dataset, inputs: InputSettings, data: str
+) -> tuple[Dataset, ImageInputs]:
+    """Returns the rows whose images can be opened, one row for each question if there are any, and the features.
+
+    Raises:
+        ImageError, DataError, ValueError: See `evaluate`.
+    """
+    if "questions" in dataset.column_names:
+        dataset = ask_one_by_one(dataset)
+    images = _open_images(captioner, dataset, inputs)
+    dataset = with_index(images.keep(dataset))
+    if len(dataset) == 0:
+        raise DataError(f"{data}: none of the images can be opened")
+    return dataset, images
+
+
 def _open_images(captioner: Captioner, dataset: Dataset, inputs: InputSettings) -> ImageInputs:
     """Returns the images' features.
 
@@ -212,6 +218,17 @@ def _open_images(captioner: Captioner, dataset: Dataset, inputs: InputSettings) 
     if isinstance(images.features, Vectors):
         captioner.check_vectors(images.features)
     return images
+
+
+def _collator(captioner: Captioner, images: ImageInputs, inputs: InputSettings) -> CaptionCollator:
+    """Returns the collator that shows the captioner images and references."""
+    return CaptionCollator(
+        captioner.processor,
+        images,
+        prompt=inputs.prompt,
+        max_caption_tokens=inputs.max_caption_tokens,
+        positions=captioner.model.config.text_positions,
+    )
 
 
 def _without_captions(dataset: Dataset, inputs: InputSettings) -> Captioned:

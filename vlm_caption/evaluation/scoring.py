@@ -134,12 +134,7 @@ def score_captions(
         intervals["vqa_accuracy"] = mean_interval(vqa_scores)
     shuffled_cider, cider_gain = None, None
     if "cider" in scores.corpus and len(set(captioned.sources)) > 1:
-        references = [captioned.references[row] for row in rows_of_others(captioned.sources)]
-        shuffled = score(captioned.captions, references, ["cider"], tokenizer=scores.tokenizer)
-        shuffled_cider = shuffled.corpus["cider"]
-        gains = scores.per_image["cider"] - shuffled.per_image["cider"]
-        cider_gain = float(gains.mean()), mean_interval(gains)
-        intervals["shuffled_cider"] = mean_interval(shuffled.per_image["cider"])
+        shuffled_cider, intervals["shuffled_cider"], cider_gain = _shuffled_cider(captioned, scores)
     return Evaluation(
         num_images=len(set(captioned.sources)),
         image_ids=captioned.image_ids,
@@ -164,6 +159,15 @@ def _diversity_intervals(diversity: Diversity) -> dict[str, Interval]:
     if diversity.is_unseen is not None:
         means["unseen"] = diversity.is_unseen
     return {name: mean_interval(values) for name, values in means.items()}
+
+
+def _shuffled_cider(captioned: Captioned, scores: Scores) -> tuple[float, Interval, tuple[float, Interval]]:
+    """Returns the CIDEr of captions given to other images, its interval, and what the right images add to it."""
+    references = [captioned.references[row] for row in rows_of_others(captioned.sources)]
+    shuffled = score(captioned.captions, references, ["cider"], tokenizer=scores.tokenizer)
+    gains = scores.per_image["cider"] - shuffled.per_image["cider"]
+    interval = mean_interval(shuffled.per_image["cider"])
+    return shuffled.corpus["cider"], interval, (float(gains.mean()), mean_interval(gains))
 
 
 def _clip_scores(captioned: Captioned, model: str | None, open_picture: PictureOpener) -> np.ndarray | str:

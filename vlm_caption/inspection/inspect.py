@@ -219,30 +219,8 @@ def inspect_data(
         DataError: The corpus cannot be read at all.
     """
     settings = settings or DataSection()
-    if corpus.source.features is not None:
-        raise DataError(
-            f"{corpus.source.features}: its rows are vectors, and this looks at pictures: training checks every "
-            "number before it begins"
-        )
-    if not corpus.splits:
-        corpus.load(settings.train_split)  # says what is wrong
-    missing: list[Finding] = []
-
-    def miss(problem: Problem) -> None:
-        missing.append(Finding(problem.split or "", problem.where, problem.reason))
-
-    datasets = {
-        split: corpus.load(split, settings.limit, on_problem=lambda problem: None, on_missing=miss)
-        for split in corpus.splits
-    }
-    prompt = settings.prompt.rstrip()
-    separator = " " if prompt and not prompt.endswith("<image>") else ""  # as of CaptionCollator
-    tallies, odd, cut = {}, [], []
-    for split, dataset in datasets.items():
-        tallies[split] = tally = _Tally(len(dataset))
-        found = tally.add_captions(split, dataset, tokenizer, separator, settings.max_caption_tokens)
-        odd, cut = odd + found[0], cut + found[1]
-    odd += _find_long(datasets, tallies)
+    datasets, missing = _load_splits(corpus, settings)
+    tallies, odd, cut = _measure_captions(datasets, settings, tokenizer)
     pictures = _Pictures.open_all(datasets, tallies, settings)
     problems = list(corpus.problems())
     refusals, changes = _find_refusals(corpus, settings, eval_images, pictures.errors)
@@ -415,6 +393,45 @@ def _facts(tallies: dict[str, _Tally], lost: Sequence[list[Finding]], settings: 
         width=Spread.of(sizes[:, 0]),
         height=Spread.of(sizes[:, 1]),
     )
+
+
+def _load_splits(corpus: Corpus, settings: DataSection) -> tuple[dict[str, Dataset], list[Finding]]:
+    """Loads all splits of a corpus of pictures. Returns them and the missing images.
+
+    Raises:
+        DataError: The corpus has vectors instead of pictures, or cannot be read at all.
+    """
+    if corpus.source.features is not None:
+        raise DataError(
+            f"{corpus.source.features}: its rows are vectors, and this looks at pictures: training checks every "
+            "number before it begins"
+        )
+    if not corpus.splits:
+        corpus.load(settings.train_split)  # says what is wrong
+    missing: list[Finding] = []
+
+    def miss(problem: Problem) -> None:
+        missing.append(Finding(problem.split or "", problem.where, problem.reason))
+
+    datasets = {
+        split: corpus.load(split, settings.limit, on_problem=lambda problem: None, on_missing=miss)
+        for split in corpus.splits
+    }
+    return datasets, missing
+
+
+def _measure_captions(
+    datasets: dict[str, Dataset], settings: DataSection, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[dict[str, _Tally], list[Finding], list[Finding]]:
+    """Measures the captions of all splits. Returns the tallies, the odd captions and those that would be cut."""
+    prompt = settings.prompt.rstrip()
+    separator = " " if prompt and not prompt.endswith("<image>") else ""  # the same as in CaptionCollator
+    tallies, odd, cut = {}, [], []
+    for split, dataset in datasets.items():
+        tallies[split] = tally = _Tally(len(dataset))
+        found = tally.add_captions(split, dataset, tokenizer, separator, settings.max_caption_tokens)
+        odd, cut = odd + found[0], cut + found[1]
+    return tallies, odd + _find_long(datasets, tallies), cut
 
 
 @dataclass
@@ -652,11 +669,30 @@ def _plain(value: Any) -> Any:
 
 
 def _lines(inspection: Inspection) -> Iterator[str]:
+    """Yields the lines of the text for people."""
+    yield f"{inspection.path} ({inspection.format})"
+    yield ""
+    yield from _table_lines(inspection)
+    if inspection.no_tokens:
+        yield f"tokens: not counted: {inspection.no_tokens}"
+    for what, count in inspection.dropped.items():
+        if count:
+            yield f"left out by the settings: {count:,} {what}"
+    yield ""
+    yield from _finding_lines(inspection)
+    yield ""
+    if inspection.refusal is None:
+        yield "Training would take this data."
+    else:
+        yield f"Training would refuse this data: {inspection.refusal}"
+        yield from (f"    and then: {refusal}" for refusal in inspection.later_refusals)
+
+
+def _table_lines(inspection: Inspection) -> Iterator[str]:
+    """Yields a table of the numbers, with a column for each split."""
     columns = dict(inspection.splits)
     if len(columns) != 1:
         columns["all"] = inspection.all
-    yield f"{inspection.path} ({inspection.format})"
-    yield ""
     rows = [("", *columns)]
     for name, show in (
         ("images", lambda facts: f"{facts.images:,}"),
@@ -676,12 +712,10 @@ def _lines(inspection: Inspection) -> Iterator[str]:
     for name, *cells in rows:
         yield "  ".join([name.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(cells, widths[1:], strict=True))])
     yield "least / mean / greatest; width and height in pixels"
-    if inspection.no_tokens:
-        yield f"tokens: not counted: {inspection.no_tokens}"
-    for what, count in inspection.dropped.items():
-        if count:
-            yield f"left out by the settings: {count:,} {what}"
-    yield ""
+
+
+def _finding_lines(inspection: Inspection) -> Iterator[str]:
+    """Yields how many findings of each kind there are, and the first of them."""
     copies = [" = ".join(f"{file} ({split})" for split, file in group) for group in inspection.same_bytes]
     across = [" = ".join(f"{file} ({split})" for split, file in group) for group in inspection.in_two_splits]
     for what, found in (
@@ -707,12 +741,6 @@ def _lines(inspection: Inspection) -> Iterator[str]:
         elif found:
             yield f"{what}:"
         yield from (f"    {entry}" for entry in found[:_NAMED])
-    yield ""
-    if inspection.refusal is None:
-        yield "Training would take this data."
-    else:
-        yield f"Training would refuse this data: {inspection.refusal}"
-        yield from (f"    and then: {refusal}" for refusal in inspection.later_refusals)
 
 
 def _show(value: Spread | int | None) -> str:
