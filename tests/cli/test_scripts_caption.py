@@ -395,6 +395,13 @@ class TestOutputs:
         assert run(*options, "--overwrite")[0] == 0
         assert text.read_text() == f"my, {caption}!\n"
 
+    def test_a_repeated_command_appends_no_caption_twice(self, run, photo, tmp_path):
+        options = [photo, "--sidecars", "--append", "--output", tmp_path / "kept.jsonl"]
+        assert run(*options)[0] == 0
+        text = Path(photo).with_suffix(".txt").read_text()
+        assert run(*options)[0] == 0
+        assert Path(photo).with_suffix(".txt").read_text() == text
+
     def test_pictures_that_share_a_sidecar_are_told(self, run, photo, tmp_path):
         with Image.open(photo) as image:
             image.save(tmp_path / "an officer.png")

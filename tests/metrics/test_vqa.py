@@ -42,6 +42,7 @@ def test_peoples_punctuation_counts_only_where_they_agree():
     assert list(score_vqa(["t-shirt"], [["t-shirt"] * 9 + ["shirt"]])) == [1]
     assert list(score_vqa(["t-shirt"], [["t-shirt"] * 10])) == [0]
     assert list(score_vqa(["yes."], [["yes"] * 10])) == [1]
+    assert list(score_vqa(["yes"], [["Yes"] * 10])) == [1]
 
 
 def test_other_numbers_of_answers_are_refused():

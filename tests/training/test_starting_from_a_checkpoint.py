@@ -14,6 +14,7 @@ from vlm_caption.config.run_config import RunConfig
 from vlm_caption.core.errors import CheckpointError, ConfigError
 from vlm_caption.model.adapters import has_adapter
 from vlm_caption.training import train as training
+from vlm_caption.training.data import CaptionSplits
 from vlm_caption.training.train import train
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -118,8 +119,11 @@ def test_the_default_of_a_setting_is_refused_if_it_is_given(start):
 
 def test_the_parents_folder_is_never_overwritten(start, parent):
     before = weights(parent)
-    with pytest.raises(ConfigError, match=r"are both .* choose another"):
-        start(**{"training.output_dir": str(parent)})
+    inside = sorted(parent.glob("checkpoint-*"))[-1]
+    for settings in ({}, {"model.init_from": str(inside), "training.resume": False}):
+        with pytest.raises(ConfigError, match=r"is in .* choose another"):
+            start(**{"training.output_dir": str(parent)} | settings)
+    assert inside.exists()
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(parent).items())
 
 
@@ -253,6 +257,15 @@ class TestReplay:
         assert [len(images) for images in replayed] == [4, 4]
         assert all("/other/train_" in image for images in replayed for image in images)
         assert replayed[0] != replayed[1]
+
+    def test_missing_images_of_the_other_corpus_are_a_share_of_all(self, settings, tmp_path):
+        for picture in sorted((tmp_path / "other").glob("train_*.png"))[:2]:
+            picture.unlink()
+        splits = CaptionSplits(
+            RunConfig.load(None, settings | {"data.on_bad_image": "skip", "data.max_bad_share": 0.2})
+        )
+        assert len(splits.bad.reasons) == 2
+        assert len(splits.replay) > 0
 
     def test_facts_and_card_name_the_replayed_corpus(self, settings, tmp_path):
         train(RunConfig.load(None, settings | {"training.max_steps": 1}))

@@ -34,7 +34,9 @@ class CaptionJob:
 
     def __init__(self, inputs: "Sequence[ImageSource] | Vectors", writers: Sequence[Writer], batch_size: int) -> None:
         self.inputs, self.writers, self.batch_size = inputs, writers, batch_size
-        self._left = [row for row, name in enumerate(self._names()) if not all(w.has(name) for w in writers)]
+        # A writer that adds to what is there cannot tell what it has written, so another one decides if there is one.
+        deciding = [writer for writer in writers if writer.resumes] or writers
+        self._left = [row for row, name in enumerate(self._names()) if not all(w.has(name) for w in deciding)]
         self.num_left = len(self._left)
         self.num_done = len(inputs) - self.num_left
 
@@ -87,7 +89,8 @@ class CaptionJob:
         if is_vectors_file(self.inputs):
             names = [self.inputs.name(row) for row in self._left]
             captions = captioner.caption_vectors(self.inputs.select(names), batch_size=self.batch_size, **settings)
-            count = settings.get("num_return_sequences") or 1
+            own = captioner.model.generation_config.num_return_sequences
+            count = settings.get("num_return_sequences") or own or 1
             for batch in batches.values():
                 yield [list(islice(captions, count)) for _ in batch]
             return

@@ -28,9 +28,11 @@ class Writer(Protocol):
 
     Attributes:
         needs_checkpoint: Whether captions need their `checkpoint`, the identifier of the weights.
+        resumes: Whether `has` tells what an earlier job has written.
     """
 
     needs_checkpoint: bool
+    resumes: bool
 
     def has(self, name: str) -> bool:
         """Returns whether a picture, or a row of vectors, has its captions already.
@@ -69,6 +71,7 @@ class StandardOutput:
     def __init__(self, output_format: str, named: bool, file: TextIO | None = None) -> None:
         self.format, self.named, self.file = output_format, named, file or sys.stdout
         self.needs_checkpoint = output_format != "text"
+        self.resumes = False
         if output_format == "csv":
             print(csv_lines([], head=True), end="", file=self.file, flush=True)
 
@@ -107,6 +110,7 @@ class OutputFile:
     """
 
     needs_checkpoint = True
+    resumes = True
 
     def __init__(self, path: Path, output_format: str) -> None:
         self.path, self.format = path, output_format
@@ -165,9 +169,10 @@ class Sidecars:
 
     def __init__(self, prefix: str = "", suffix: str = "", append: bool = False, overwrite: bool = False) -> None:
         self.prefix, self.suffix, self.append, self.overwrite = prefix, suffix, append, overwrite
+        self.resumes = not (append or overwrite)
 
     def has(self, name: str) -> bool:
-        return not (self.append or self.overwrite) and exists(_sidecar(name))
+        return self.resumes and exists(_sidecar(name))
 
     def add(self, captions: "Sequence[Caption]") -> None:
         texts: dict[Path, str] = {}

@@ -128,9 +128,10 @@ def score_captions(
         not_computed["clip_score"], clip_scores = clip_scores, None
     else:
         intervals["clip_score"] = mean_interval(clip_scores)
-    vqa_scores = None
-    if captioned.asks and all(len(answers) == ANSWERS_A_QUESTION for answers in captioned.references):
-        vqa_scores = score_vqa(captioned.captions, captioned.references)
+    vqa_scores = _vqa_scores(captioned)
+    if isinstance(vqa_scores, str):
+        not_computed["vqa_accuracy"], vqa_scores = vqa_scores, None
+    elif vqa_scores is not None:
         intervals["vqa_accuracy"] = mean_interval(vqa_scores)
     shuffled_cider, cider_gain = None, None
     if "cider" in scores.corpus and len(set(captioned.sources)) > 1:
@@ -168,6 +169,16 @@ def _shuffled_cider(captioned: Captioned, scores: Scores) -> tuple[float, Interv
     gains = scores.per_image["cider"] - shuffled.per_image["cider"]
     interval = mean_interval(shuffled.per_image["cider"])
     return shuffled.corpus["cider"], interval, (float(gains.mean()), mean_interval(gains))
+
+
+def _vqa_scores(captioned: Captioned) -> np.ndarray | str | None:
+    """Returns the VQA accuracy of each answer, or why there is none; None if no question has ten answers."""
+    others = sum(len(answers) != ANSWERS_A_QUESTION for answers in captioned.references)
+    if not captioned.asks or others == len(captioned.references):
+        return None
+    if others:
+        return f"{others:,} of {len(captioned.references):,} questions do not have {ANSWERS_A_QUESTION} answers"
+    return score_vqa(captioned.captions, captioned.references)
 
 
 def _clip_scores(captioned: Captioned, model: str | None, open_picture: PictureOpener) -> np.ndarray | str:

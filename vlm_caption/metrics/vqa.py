@@ -75,7 +75,9 @@ def score_vqa(answers: Sequence[str], references: Sequence[Sequence[str]]) -> np
     for answer, people in zip(answers, references, strict=True):
         if len(people) != ANSWERS_A_QUESTION:
             raise ValueError(f"VQA accuracy needs {ANSWERS_A_QUESTION} answers to a question, not {len(people)}.")
-        theirs = [_strip_punctuation(text) for text in people] if len(set(people)) > 1 else people
+        theirs = [text.lower() for text in people]  # as the released answers are already
+        if len(set(theirs)) > 1:
+            theirs = [_strip_punctuation(text) for text in theirs]
         given = normalize_answer(answer)
         agrees = np.array([text == given for text in theirs])
         scores.append(np.minimum((agrees.sum() - agrees) / _AGREEING, 1).mean())

@@ -19,6 +19,7 @@ from ..data.captions import CaptionChoice, TargetChoice
 from ..data.collator import CaptionCollator
 from ..data.corpus import count_captions
 from ..data.opening import bad_images, check_left, load_splits, open_data, open_features, picture_opener
+from ..data.records import Problem
 from ..features.inputs import ImageInputs, with_index
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.processor import CaptionerProcessor
@@ -82,14 +83,16 @@ class CaptionSplits:
             raise ConfigError("data.replay is for images, and data.features gives vectors: leave one of them out.")
         columns = ("format", "images", "image_column", "caption_column", "question_column", "subset")
         settings = dataclasses.replace(data, path=data.replay, replay=None, **dict.fromkeys(columns))
-        found = open_data(settings).load(
-            data.train_split, on_missing=None if self.bad is None else self.bad.add_missing
-        )
+        missing: list[Problem] = []
+        found = open_data(settings).load(data.train_split, on_missing=None if self.bad is None else missing.append)
         share = data.replay_share
         wanted = _POOL * round(share / (1 - share) * len(self.train))
         pool = found.shuffle(seed=self.config.training.seed).select(range(min(wanted, len(found))))
         if self.bad is not None:
-            self.bad.expect(len(self.train) + len(self.dev) + len(pool))
+            # The share of bad images is one of all images that were looked for.
+            self.bad.expect(len(self.train) + len(self.dev) + len(found) + len(missing))
+            for problem in missing:
+                self.bad.add_missing(problem)
         logger.info("Replay: %d of the %d images of %s", len(pool), len(found), data.replay)
         return pool
 

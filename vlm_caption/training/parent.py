@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,13 @@ def adopt_parent(config: RunConfig) -> RunConfig:
     if parent is None:
         return config
     folder = find_checkpoint(parent)
-    if folder.resolve() == Path(config.training.output_dir).resolve():
+    run = folder.resolve()
+    while re.match(r"(checkpoint|stage)-", run.name) and run != Path(config.training.output_dir).resolve():
+        run = run.parent
+    if run == Path(config.training.output_dir).resolve():
         raise ConfigError(
-            f"model.init_from and training.output_dir are both {parent}: choose another training.output_dir, since a "
-            "run never overwrites the checkpoint that it starts from."
+            f"model.init_from {parent} is in training.output_dir {config.training.output_dir}: choose another "
+            "training.output_dir, since a run never overwrites the checkpoint that it starts from."
         )
     check_checkpoint(folder)
     own = _model_settings(load_config(folder))

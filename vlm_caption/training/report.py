@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from ..captioning.checkpoints import DEFAULT_CHECKPOINT
 from ..captioning.nll import caption_nll
 from ..config.run_config import RunConfig
 from ..core.errors import ImageError
@@ -124,7 +125,8 @@ def _advice(config: RunConfig) -> str:
     """Returns what to do if the captions do not depend on the images."""
     if config.model.init_from is not None or config.data.features is not None:
         return "train for more epochs or on more images"
-    return "train for more epochs, or start from a trained captioner with --init-from checkpoints/embedded"
+    shipped = shlex.quote(str(DEFAULT_CHECKPOINT))
+    return f"train for more epochs, or start from a trained captioner with --init-from {shipped}"
 
 
 def _measure_losses(loop: TrainingLoop, advice: str = "") -> tuple[float, float | None]:
