@@ -1,4 +1,5 @@
-from .captioning.captioner import Caption, Captioner
+from .captioning.caption import Caption
+from .captioning.captioner import Captioner
 from .config.run_config import RunConfig
 from .core.errors import BackboneError, CheckpointError, ConfigError, DataError, ImageError
 from .data.formats import load_captions

@@ -1,5 +1,6 @@
+from .caption import Caption
 from .caption_file import CaptionFile
-from .captioner import Caption, Captioner
+from .captioner import Captioner
 from .checkpoints import DEFAULT_CHECKPOINT, find_checkpoint, find_device
 from .generation import Generation, GenerationSettings, generate, score
 from .inputs import find_pictures

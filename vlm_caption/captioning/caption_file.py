@@ -15,7 +15,7 @@ from ..core.errors import DataError
 from ..core.text import readable
 
 if TYPE_CHECKING:
-    from .captioner import Caption
+    from .caption import Caption
 
 # How a line begins, and what follows its image.
 _START, _NEXT = b'{"image": "', b', "caption": "'

@@ -29,36 +29,14 @@ from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.checks import check_checkpoint, check_processor, load_config
 from ..towers.fingerprints import weights_fingerprint
 from ..towers.processor import CaptionerProcessor
+from .caption import Caption, is_vectors_file
 from .checkpoints import DEFAULT_CHECKPOINT, find_checkpoint, find_device
 from .generation import GenerationSettings, generate, score
 
 if TYPE_CHECKING:
     import huggingface_hub
-    from typing_extensions import TypeIs
 
     from ..data.vectors import Vectors
-
-
-@dataclass(frozen=True)
-class Caption:
-    """One caption of a picture.
-
-    Attributes:
-        image: The picture's path, or a description of a picture without one; for vectors, the row's name.
-        text: The caption in one line, without the prompt before it.
-        score: The mean log-probability, in nats and at most 0, that the model gives the caption's tokens, the end
-            token included if there is one. It depends only on the model, the picture, the prompt and the tokens: not
-            on the number of beams, on sampling or on the rest of the batch.
-        finished: Whether the caption came to its end. False if it was cut at the maximum length.
-        checkpoint: An identifier of the weights; see `Captioner.checkpoint`. Only jobs of `scripts/caption.py` fill it
-            in, because identifying the weights may take as long as reading them.
-    """
-
-    image: str
-    text: str
-    score: float
-    finished: bool = True
-    checkpoint: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,6 +120,11 @@ class Captioner:
     def checkpoint(self) -> str:
         """An identifier of the trained weights: "sha256:" and 12 hex digits of their fingerprint."""
         return weights_fingerprint(self.model)[: len("sha256:") + 12]
+
+    @property
+    def prompt(self) -> str:
+        """The default prompt."""
+        return self.processor.prompt
 
     def push_to_hub(
         self,
@@ -479,11 +462,6 @@ def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 def _flatten(results: Iterable[list[Caption] | ImageError]) -> Iterator[Any]:
     for result in results:
         yield from [result] if isinstance(result, ImageError) else result
-
-
-def is_vectors_file(vectors: object) -> "TypeIs[Vectors]":
-    """Returns whether inputs are the vectors of a file, a `Vectors`, without importing that class and pyarrow."""
-    return hasattr(vectors, "path")
 
 
 __all__ = ["DEFAULT_CHECKPOINT", "Caption", "Captioner"]

@@ -1,7 +1,7 @@
 """Writes captions: the one place that calls `generate` and decodes what it returns."""
 
 import contextlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..model.loss import IGNORE_INDEX
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.composition import MAX_NEW_TOKENS
 from ..towers.processor import CaptionerProcessor
+from .caption import cut, first_place
 
 _AT_LEAST_1 = ("num_beams", "max_new_tokens", "num_return_sequences", "max_words")
 
@@ -120,11 +121,13 @@ def generate(
         lengths = range(1, new_ids.shape[1] + 1)
         starts = [processor.decode(new_ids[row, :length], skip_special_tokens=True) for length in lengths]
         # After a stop string comes padding, which may look like an end token.
-        is_caption[row, 1 + _first(starts, lambda start: any(stop in start for stop in stop_strings)) :] = False
+        is_caption[row, 1 + first_place(starts, lambda start: any(stop in start for stop in stop_strings)) :] = False
         finished[row] |= any(stop in texts[row] for stop in stop_strings)
-        if cut := _cut(texts[row], settings):
-            texts[row], finished[row] = cut
-            is_caption[row, _first(starts, lambda start: _cut(start, settings) is not None) :] = False
+        if shortened := cut(texts[row], settings.stop, settings.max_words):
+            texts[row], finished[row] = shortened
+            is_caption[
+                row, first_place(starts, lambda start: cut(start, settings.stop, settings.max_words) is not None) :
+            ] = False
     return Generation(token_ids, mask, is_caption, [" ".join(text.split()) for text in texts], finished)
 
 
@@ -257,23 +260,3 @@ def _find_ends(
     if pad_id is not None and pad_id not in end_ids:
         is_caption &= new_ids != pad_id
     return is_end, is_caption
-
-
-def _first(starts: Sequence[str], is_reached: Callable[[str], bool]) -> int:
-    """Returns the index of the first token at which a text meets a condition, or the number of tokens if none does.
-
-    Args:
-        starts: The text up to and including each token.
-        is_reached: The condition.
-    """
-    return next((place for place, start in enumerate(starts) if is_reached(start)), len(starts))
-
-
-def _cut(text: str, settings: GenerationSettings) -> tuple[str, bool] | None:
-    """Returns a caption cut by `stop` and `max_words`, and whether it is finished there; None if it is not cut."""
-    stops = [place for stop in settings.stop if (place := text.find(stop)) >= 0]
-    before = text[: min(stops)] if stops else text
-    words = before.split()
-    if settings.max_words is not None and len(words) > settings.max_words:
-        return " ".join(words[: settings.max_words]), False
-    return (before, True) if stops else None

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ImageError
 from ..images.opening import ImageSource, describe
-from .captioner import Caption, Captioner, is_vectors_file
+from .caption import Caption, is_vectors_file
 from .writers import OutputFile, Writer
 
 if TYPE_CHECKING:
     from ..data.vectors import Vectors
+    from .captioner import Captioner
 
 Result = list[Caption] | ImageError
 
@@ -40,7 +41,7 @@ class CaptionJob:
         self.num_left = len(self._left)
         self.num_done = len(inputs) - self.num_left
 
-    def run(self, captioner: Captioner, on_error: Callable[[ImageError], None], **settings: Any) -> Iterator[None]:
+    def run(self, captioner: "Captioner", on_error: Callable[[ImageError], None], **settings: Any) -> Iterator[None]:
         """Captions what is left, and yields after each input.
 
         Args:
@@ -82,7 +83,7 @@ class CaptionJob:
             return map(self.inputs.name, range(len(self.inputs)))
         return map(describe, self.inputs)
 
-    def _results(self, captioner: Captioner, settings: dict[str, Any]) -> Iterator[list[Result]]:
+    def _results(self, captioner: "Captioner", settings: dict[str, Any]) -> Iterator[list[Result]]:
         batches: dict[int, list[int]] = {}
         for row in self._left:
             batches.setdefault(row // self.batch_size, []).append(row)

@@ -17,7 +17,7 @@ from .places import place_of
 from .tables import csv_lines, read_table, write_table
 
 if TYPE_CHECKING:
-    from .captioner import Caption
+    from .caption import Caption
 
 TABLE_FORMATS = ("csv", "parquet", "coco")
 FORMATS = ("text", "json", *TABLE_FORMATS)

@@ -31,12 +31,16 @@ from ..core.console import (
     setup_logging,
 )
 from ..core.errors import ConfigError, ImageError
+from ..core.extras import require
 from ..core.files import exists
 from ..core.hub_ids import is_hub_id
 from ..core.outputs import check_outputs
+from ..core.prompts import QUESTION
 from ..images.limits import MAX_BYTES, MAX_PIXELS
+from ..runtime.files import is_export
 
 if TYPE_CHECKING:
+    from .. import runtime
     from ..captioning.captioner import Captioner
     from ..data.vectors import Vectors
     from ..images.opening import ImageSource
@@ -92,19 +96,23 @@ def _caption(parser: ArgumentParser, arguments: argparse.Namespace, stack: ExitS
         return 1
     if arguments.features is None and _all_missing(cast(list[Any], inputs), refuse):
         return 1
+    exported = is_export(arguments.checkpoint)
+    if exported:
+        _check_exported(arguments)
     may_be_done = arguments.sidecars or (arguments.output is not None and exists(arguments.output))
-    if not may_be_done and not is_hub_id(str(arguments.checkpoint)):
+    if not (may_be_done or exported or is_hub_id(str(arguments.checkpoint))):
         find_checkpoint(arguments.checkpoint)  # before the slow imports; a job that is done needs no checkpoint
-    with loading("PyTorch and transformers"):
-        from ..captioning.job import CaptionJob
+    from ..captioning.job import CaptionJob
+
     writers = _writers(arguments, stack, named=len(inputs) > 1 or len(arguments.images) > 1)
     job = CaptionJob(inputs, writers, arguments.batch_size)
     if job.num_done:
         holder = f"{arguments.output} has" if arguments.output else "the files beside the pictures have"
         parser.complain(f"{holder} {job.num_done} of these captions", stderr)
     if job.num_left:
-        captioner = _load(arguments)
-        stack.enter_context(quiet_transformers())
+        captioner = _load_exported(arguments) if exported else _load(arguments)
+        if not exported:
+            stack.enter_context(quiet_transformers())
         steps = job.run(captioner, refuse, **_settings(captioner, arguments))
         if not isinstance(writers[0], StandardOutput):
             steps = progress(steps, job.num_left, "captions", stderr)
@@ -114,10 +122,31 @@ def _caption(parser: ArgumentParser, arguments: argparse.Namespace, stack: ExitS
     return int(bool(errors))
 
 
-def _load(arguments: argparse.Namespace) -> "Captioner":
-    import torch
+def _check_exported(arguments: argparse.Namespace) -> None:
+    """Checks that the options are those of an exported captioner.
 
-    from ..captioning.captioner import Captioner
+    Raises:
+        ConfigError: One of them needs torch.
+    """
+    for option in ("device", "dtype", "features"):
+        if getattr(arguments, option) is not None:
+            raise ConfigError(
+                f"--{option}: {arguments.checkpoint} is an export, which has no such option: leave it out."
+            )
+
+
+def _load_exported(arguments: argparse.Namespace) -> "runtime.Captioner":
+    require("onnxruntime", "An exported captioner")
+    from ..runtime.captioner import Captioner
+
+    with loading(f"the export {arguments.checkpoint}"):
+        return Captioner.from_pretrained(arguments.checkpoint)
+
+
+def _load(arguments: argparse.Namespace) -> "Captioner":
+    with loading("PyTorch and transformers"):
+        torch = require("torch", "A checkpoint that is not exported")
+        from ..captioning.captioner import Captioner
 
     dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
     with loading(f"the checkpoint {arguments.checkpoint}"):
@@ -187,15 +216,13 @@ def _writers(arguments: argparse.Namespace, stack: ExitStack, named: bool) -> li
     return writers
 
 
-def _settings(captioner: "Captioner", arguments: argparse.Namespace) -> dict[str, Any]:
+def _settings(captioner: "Captioner | runtime.Captioner", arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns the arguments of `caption_each` that the options give.
 
     Raises:
         ConfigError: A question is asked of a checkpoint that was not trained on questions.
     """
-    from ..model.processing_captioner import QUESTION
-
-    if arguments.question is not None and QUESTION not in (arguments.prompt or captioner.processor.prompt):
+    if arguments.question is not None and QUESTION not in (arguments.prompt or captioner.prompt):
         raise ConfigError(
             f"--question: {arguments.checkpoint} was not trained on questions: leave it out, or give a --prompt with "
             f"{QUESTION}."

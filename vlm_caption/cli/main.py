@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train a captioner",
     "evaluate": "score a checkpoint on captioned images, or captions against references",
     "inspect": "look at captioned images before training",
+    "export": "export a checkpoint to ONNX, for captioning without torch",
     "cache": "compute image features ahead of training",
     "demo": "caption three photos and write a page of them",
 }

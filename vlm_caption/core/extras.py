@@ -11,6 +11,8 @@ _EXTRAS = {
     "pyarrow": "train",
     "gguf": "wheels",
     "onnx": "wheels",
+    "onnxruntime": "runtime",
+    "onnxscript": "onnx",
     "peft": "lora",
     "timm": "timm",
     "torchmetrics": "clip",

@@ -37,6 +37,7 @@ MARK = "<!-- Written by vlm_caption. Without this line, vlm_caption leaves the c
 _TRANSFORMERS_MARK = "This model card has been automatically generated."
 
 _TEMPLATE = Path(__file__).with_name("templates") / "card.md.jinja"
+_EXPORTED_TEMPLATE = _TEMPLATE.with_name("exported.md.jinja")
 
 _NOT_STATED = "not stated"
 
@@ -207,6 +208,27 @@ def model_card(
         sample_table=_sample_table,
         evaluated_splits=splits,
     )
+
+
+def exported_card(model: CaptionerPreTrainedModel, facts: dict[str, Any], precision: str) -> str:
+    """Returns the card of an exported captioner.
+
+    Args:
+        model: The model that was exported, as it was loaded from its checkpoint.
+        facts: The content of the checkpoint's `model_card.json`.
+        precision: "float32" or "int8".
+    """
+    title = Path(model.config.name_or_path or "captioner").name
+    card = ModelCard.from_template(
+        ModelCardData(library_name="onnx", pipeline_tag="image-to-text", tags=["image-captioning", "onnx"]),
+        template_path=str(_EXPORTED_TEMPLATE),
+        title=title,
+        precision=precision,
+        input_label=_input_label(model.config),
+        language_label=_tower_label(model.config, "language_model"),
+        parts=_parts(model, facts),
+    )
+    return str(card)
 
 
 def _metadata(config: CaptionerConfig, title: str, facts: dict[str, Any], tags: Iterable[str]) -> ModelCardData:

@@ -1,0 +1,3 @@
+from .folder import export_onnx
+
+__all__ = ["export_onnx"]

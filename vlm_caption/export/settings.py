@@ -1,0 +1,97 @@
+"""What an exported folder says beside its graphs: pixels, prompts and generation, as JSON for the runtime."""
+
+from dataclasses import asdict, fields
+from typing import Any
+
+from ..captioning.captioner import Captioner
+from ..core.errors import ConfigError
+from ..core.prompts import QUESTION
+from ..runtime.files import FORMAT
+from ..runtime.pixels import PixelSettings
+from ..runtime.rules import DecodingSettings
+from ..towers.processor import CaptionerProcessor
+
+# Settings of `generate` that are not of decoding, or that the runtime needs no number for.
+_LEFT_OUT = {
+    "_from_model_config",
+    "bos_token_id",
+    "cache_implementation",
+    "eos_token_id",
+    "output_attentions",
+    "output_hidden_states",
+    "pad_token_id",
+    "transformers_version",
+    "use_cache",
+}
+
+_SLOT = "\ue000"  # for a question; Unicode keeps this character for private use
+
+
+def export_settings(captioner: Captioner, cache: dict[str, int], int8: bool) -> dict[str, Any]:
+    """Returns the content of `captioner.json`.
+
+    Args:
+        captioner: The captioner that is exported.
+        cache: "layers", "heads" and "width" of the language model's cache.
+        int8: Whether it is quantised.
+
+    Raises:
+        ConfigError: The image processor, the tokenizer or a setting of generation cannot be carried over.
+    """
+    config = captioner.model.config
+    return {
+        "format": FORMAT,
+        "checkpoint": captioner.checkpoint + ("-int8" if int8 else ""),
+        "pixels": asdict(_pixel_settings(captioner.processor.image_processor)),
+        "prompt": _prompt_settings(captioner.processor),
+        "cache": cache,
+        "embedding_size": config.text_embedding_size,
+        "positions": config.text_positions,
+        "generation": _decoding_settings(captioner),
+    }
+
+
+def _pixel_settings(processor: Any) -> PixelSettings:
+    size, crop = processor.size or {}, processor.crop_size or {}
+    lengths: list[int] | None = None
+    if processor.do_resize:
+        lengths = [size[name] for name in ("height", "width", "shortest_edge") if size.get(name)]
+        if size.get("longest_edge") or not lengths:
+            raise ConfigError(f"An image processor that resizes to {dict(size)} cannot be exported.")
+    if getattr(processor, "do_pad", None):
+        raise ConfigError("An image processor that pads pictures cannot be exported.")
+    return PixelSettings(
+        size=lengths,
+        resample=int(processor.resample) if lengths else 0,
+        crop=[crop["height"], crop["width"]] if getattr(processor, "do_center_crop", None) else None,
+        factor=processor.rescale_factor if processor.do_rescale else 1,
+        mean=list(processor.image_mean) if processor.do_normalize else [0.0] * 3,
+        std=list(processor.image_std) if processor.do_normalize else [1.0] * 3,
+    )
+
+
+def _prompt_settings(processor: CaptionerProcessor) -> dict[str, Any]:
+    if not hasattr(processor.tokenizer, "backend_tokenizer"):
+        raise ConfigError("A tokenizer that is not of the library `tokenizers` cannot be exported.")
+    asks = QUESTION in processor.prompt
+    return {
+        "markup": processor.render_prompt(_SLOT if asks else None).split(_SLOT),
+        "is_chat": processor.chat,
+        "start_token": processor.start_token,
+        "image_token": processor.image_token,
+        "image_token_id": processor.image_token_id,
+        "image_seq_length": processor.image_seq_length,
+    }
+
+
+def _decoding_settings(captioner: Captioner) -> dict[str, Any]:
+    config = captioner.model.generation_config
+    given = {name: value for name, value in config.to_diff_dict().items() if value is not None}
+    ends = config.eos_token_id
+    known = {field.name for field in fields(DecodingSettings)}
+    settings = {name: value for name, value in given.items() if name not in _LEFT_OUT}
+    if unknown := sorted(settings.keys() - known):
+        raise ConfigError(f"The setting {unknown[0]} of generation_config.json cannot be exported: remove it there.")
+    settings["eos_token_id"] = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    DecodingSettings(**settings)  # checks them
+    return settings

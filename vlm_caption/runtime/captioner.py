@@ -1,0 +1,265 @@
+"""Captions pictures with an exported captioner.
+
+captioner = Captioner.from_pretrained("exported")
+[caption] = captioner.caption("photo.jpg")
+print(caption.text, caption.score)
+"""
+
+import itertools
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from PIL import Image
+from tokenizers import Tokenizer
+
+from ..captioning.caption import Caption, cut, first_place
+from ..core.console import first_line_of
+from ..core.errors import CheckpointError, ImageError
+from ..core.prompts import QUESTION
+from ..images.limits import MAX_BYTES, MAX_PIXELS
+from ..images.opening import ImageSource, describe, open_image
+from .decoding import Written, write
+from .files import LANGUAGE, TOKENIZER, VISION, ExportSettings, read_settings
+from .graphs import LanguageGraph, VisionGraph
+from .pixels import PixelSettings, to_pixels
+from .prompts import PromptEncoder, PromptSettings
+from .rules import DecodingSettings
+
+# A picture and its caption; or a picture, a question about it, and the answer.
+Example = tuple[ImageSource, str] | tuple[ImageSource, str, str]
+
+_NOT_AS_MANY = "There are not as many questions as inputs: give one for all, or one for each."
+
+
+@dataclass(frozen=True)
+class _Input:
+    """A picture: its prompt's token ids, and `pixel_values` float [1, 3, H, W]."""
+
+    image: str
+    input_ids: list[int]
+    pixel_values: np.ndarray
+
+
+class Captioner:
+    """An exported captioner. It has the methods of `vlm_caption.Captioner` that caption pictures.
+
+    Args:
+        folder: The folder that `vlm-caption export` wrote.
+        settings: Its `captioner.json`.
+        threads: The number of threads; by default one a core.
+
+    Attributes:
+        checkpoint: An identifier of the weights and their precision.
+        prompt: The default prompt.
+    """
+
+    def __init__(self, folder: Path, settings: ExportSettings, threads: int | None = None) -> None:
+        self.checkpoint = settings.checkpoint
+        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        self._pixels = PixelSettings(**settings.pixels)
+        self._prompts = PromptEncoder(self._tokenizer, PromptSettings(**settings.prompt))
+        self._decoding = DecodingSettings(**settings.generation)
+        self._positions = settings.positions
+        self._vision = VisionGraph(folder / VISION, threads)
+        self._language = LanguageGraph(folder / LANGUAGE, threads, settings.cache, settings.embedding_size)
+        self.prompt = QUESTION.join(self._prompts.settings.markup)
+
+    @classmethod
+    def from_pretrained(cls, checkpoint: str | os.PathLike, threads: int | None = None) -> "Captioner":
+        """Loads an exported captioner.
+
+        Args:
+            checkpoint: Its folder.
+            threads: The number of threads; by default one a core.
+
+        Raises:
+            CheckpointError: The folder is no export, or is damaged.
+        """
+        folder = Path(checkpoint).expanduser()
+        settings = read_settings(folder)
+        try:
+            return cls(folder, settings, threads)
+        except CheckpointError:
+            raise
+        except Exception as error:  # files of unknown origin, read by several libraries: errors of every kind
+            raise CheckpointError(f"The export {str(folder)!r} cannot be loaded: {first_line_of(error)}") from error
+
+    def caption(self, images: ImageSource | Iterable[ImageSource], **settings: Any) -> list[Caption]:
+        """Captions one or several pictures, and raises the error of the first one that cannot be opened.
+
+        Args:
+            images: What `open_image` takes, or an iterable of such.
+            **settings: The other arguments of [`caption_each`].
+
+        Returns:
+            One caption for each picture, in order; a list also for a single one. With `num_return_sequences`, that
+            many for each picture, one after the other.
+
+        Raises:
+            ImageError: A picture cannot be opened.
+            ValueError: See `caption_each`.
+        """
+        captions = []
+        for result in self.caption_each(images, **settings):
+            if isinstance(result, ImageError):
+                raise result
+            captions.append(result)
+        return captions
+
+    def caption_each(
+        self, images: ImageSource | Iterable[ImageSource], *, batch_size: int = 8, **settings: Any
+    ) -> Iterator[Caption | ImageError]:
+        """Captions pictures one batch after the other, in order, with the memory of one batch.
+
+        Args:
+            images: What `open_image` takes, or an iterable of such, which is read only as far as needed.
+            batch_size: The number of pictures at a time.
+            **settings: The other arguments of [`caption_batches`].
+
+        Yields:
+            A picture's caption, or the ImageError that says why it has none. With `num_return_sequences`, that many
+            captions for each picture, one after the other.
+
+        Raises:
+            ImageError, ValueError: See `caption_batches`.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        is_one = isinstance(images, (str, os.PathLike, bytes, Image.Image, np.ndarray)) or hasattr(images, "read")
+        remaining = iter(cast(Iterable[ImageSource], [images] if is_one else images))
+        batches = iter(lambda: list(itertools.islice(remaining, batch_size)), [])
+        results = self.caption_batches(batches, **settings)
+        return itertools.chain.from_iterable(
+            [result] if isinstance(result, ImageError) else result for batch in results for result in batch
+        )
+
+    def caption_batches(
+        self,
+        batches: Iterable[Sequence[ImageSource]],
+        *,
+        prompt: str = "",
+        question: str | Sequence[str] | None = None,
+        examples: Sequence[Example] = (),
+        max_pixels: int = MAX_PIXELS,
+        max_bytes: int = MAX_BYTES,
+        **generation: Any,
+    ) -> Iterator[list[list[Caption] | ImageError]]:
+        """Captions batches of pictures that the caller has formed.
+
+        Args:
+            batches: The pictures that are captioned together, each batch a sequence.
+            prompt: The text around the picture, which the caption continues; by default the prompt of training.
+            question: The text for the prompt's `{question}`: one for all pictures, or one for each.
+            examples: Pictures with their captions that the model sees before each picture; if the prompt asks a
+                question, pictures with a question and an answer.
+            max_pixels, max_bytes: The limits of `open_image`.
+            **generation: Settings of [`DecodingSettings`], in place of those of the checkpoint.
+
+        Yields:
+            For each batch a list with an entry for each picture: its captions, or the ImageError that says why it has
+            none.
+
+        Raises:
+            ImageError: An example's picture cannot be opened.
+            ValueError: A setting is unknown or out of range, the prompt is wrong or lacks its question, or the number
+                of questions is not that of the pictures.
+        """
+        for name, limit in (("max_pixels", max_pixels), ("max_bytes", max_bytes)):
+            if limit < 1:
+                raise ValueError(f"{name} must be at least 1, got {limit}.")
+        settings = self._complete(generation)
+        if any(len(example) not in (2, 3) for example in examples):
+            raise ValueError("An example is a picture and its caption, or a picture, a question and its answer.")
+        turns = [(rest[0] if len(rest) == 2 else None, rest[-1]) for _, *rest in examples]
+        one_for_all = question is None or isinstance(question, str)
+        questions = [question] if one_for_all else list(cast(Sequence[str], question))
+        prompts = [self._prompts.encode(cast("str | None", asked), prompt, turns) for asked in questions]
+        for ids in prompts:
+            self._check_length(len(ids), settings)
+        limits = (max_pixels, max_bytes)
+        shown = [to_pixels(open_image(image, *limits), self._pixels) for image, *_ in examples]
+        shown_embeds = self._vision.run(np.concatenate(shown)) if shown else None
+        left = itertools.repeat(prompts[0]) if one_for_all else iter(prompts)
+        return self._caption_batches(batches, left, shown_embeds, limits, settings)
+
+    def _complete(self, generation: dict[str, Any]) -> DecodingSettings:
+        """Returns the settings of a call, with the tokens of banned words."""
+        settings = self._decoding.updated(generation)
+        spellings = [spelling for word in settings.ban for spelling in (word.strip(), " " + word.strip())]
+        banned = [self._tokenizer.encode(spelling, add_special_tokens=False).ids for spelling in spellings]
+        return replace(settings, bad_words_ids=[*settings.bad_words_ids, *filter(None, banned)])
+
+    def _check_length(self, length: int, settings: DecodingSettings) -> None:
+        if self._positions is not None and length + settings.max_new_tokens > self._positions:
+            raise ValueError(
+                f"{length} prompt tokens (image tokens included) and up to {settings.max_new_tokens} new ones exceed "
+                f"the {self._positions} positions of the language model: lower max_new_tokens or shorten the prompt."
+            )
+
+    def _caption_batches(
+        self,
+        batches: Iterable[Sequence[ImageSource]],
+        prompts: Iterator[list[int]],
+        shown: np.ndarray | None,
+        limits: tuple[int, int],
+        settings: DecodingSettings,
+    ) -> Iterator[list[list[Caption] | ImageError]]:
+        for batch in batches:
+            input_ids = list(itertools.islice(prompts, len(batch)))
+            if len(input_ids) < len(batch):
+                raise ValueError(_NOT_AS_MANY)
+            entries = [self._prepare(source, ids, limits) for source, ids in zip(batch, input_ids, strict=True)]
+            inputs = [entry for entry in entries if isinstance(entry, _Input)]
+            captions = iter(self._caption_inputs(inputs, shown, settings) if inputs else [])
+            yield [next(captions) if isinstance(entry, _Input) else entry for entry in entries]
+        if not isinstance(prompts, itertools.repeat) and next(prompts, None) is not None:
+            raise ValueError(_NOT_AS_MANY)
+
+    def _prepare(self, source: ImageSource, input_ids: list[int], limits: tuple[int, int]) -> _Input | ImageError:
+        try:
+            return _Input(describe(source), input_ids, to_pixels(open_image(source, *limits), self._pixels))
+        except ImageError as error:
+            return error.detached()
+        except OSError as error:  # the disk or the network fails while the file is read
+            return ImageError(describe(source), f"the file cannot be read ({error.strerror or error})")
+        except MemoryError:
+            return ImageError(describe(source), "the picture needs more memory than there is: scale it down")
+
+    def _caption_inputs(
+        self, inputs: list[_Input], shown: np.ndarray | None, settings: DecodingSettings
+    ) -> list[list[Caption]]:
+        """Returns the captions of each input; `shown` are the examples' image tokens, float [E, N, D]."""
+        embeds = self._vision.run(np.concatenate([entry.pixel_values for entry in inputs]))  # [I, N, D]
+        if shown is not None:  # before each picture
+            embeds = np.concatenate([np.concatenate([shown, own[None]]) for own in embeds])
+        seed = settings.seed
+        if seed is not None:  # each batch has its own seed, and keeps it when a job resumes
+            seed = zlib.crc32(inputs[0].image.encode("utf-8", "surrogatepass"), seed)
+        rows = self._language.start([entry.input_ids for entry in inputs], embeds)
+        written = write(rows, len(inputs), settings, np.random.default_rng(seed))
+        return [
+            [self._finish(entry.image, sequence, settings) for sequence in sequences]
+            for entry, sequences in zip(inputs, written, strict=True)
+        ]
+
+    def _finish(self, image: str, written: Written, settings: DecodingSettings) -> Caption:
+        """Returns a caption, cut where the settings say so, and its score."""
+        text, count = self._decode(written.ids), len(written.ids)
+        finished = written.ids[-1] in settings.eos_token_id
+        if shortened := cut(text, settings.stop, settings.max_words):
+            starts = [self._decode(written.ids[:length]) for length in range(1, count + 1)]
+            count = first_place(starts, lambda start: cut(start, settings.stop, settings.max_words) is not None)
+            text, finished = shortened
+        score = sum(written.log_probs[:count]) / max(count, 1)
+        return Caption(image, " ".join(text.split()), score, finished)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+__all__ = ["Captioner"]

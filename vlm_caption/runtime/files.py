@@ -1,0 +1,70 @@
+"""The files of an exported captioner."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import CheckpointError
+from ..core.files import is_file
+from ..core.untrusted import load_json
+
+SETTINGS = "captioner.json"
+VISION, LANGUAGE, TOKENIZER = "vision.onnx", "language.onnx", "tokenizer.json"
+CHECKSUMS = "SHA256SUMS"
+
+# Raised when an older runtime could not read the folder.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What `captioner.json` says.
+
+    Attributes:
+        checkpoint: An identifier of the weights.
+        pixels: Arguments of [`PixelSettings`].
+        prompt: Arguments of [`PromptSettings`].
+        cache: "layers", "heads" and "width" of the language model's cache.
+        embedding_size: The width of the image embeddings.
+        positions: The most tokens, image tokens included, that the language model takes; None if there is no limit.
+        generation: Arguments of [`DecodingSettings`].
+    """
+
+    checkpoint: str
+    pixels: dict[str, Any]
+    prompt: dict[str, Any]
+    cache: dict[str, int]
+    embedding_size: int
+    positions: int | None
+    generation: dict[str, Any]
+
+
+def is_export(folder: str | os.PathLike) -> bool:
+    """Returns whether a folder holds an exported captioner."""
+    return is_file(Path(folder).expanduser() / SETTINGS)
+
+
+def read_settings(folder: Path) -> ExportSettings:
+    """Reads `captioner.json`.
+
+    Raises:
+        CheckpointError: The folder is no export, is damaged, or was written by a newer version.
+    """
+    try:
+        content = load_json(folder / SETTINGS)
+        version = content.pop("format")
+        if version != FORMAT:
+            raise CheckpointError(
+                f"The export {str(folder)!r} has the format {version}, and this version reads {FORMAT}: export it "
+                "again, or install a newer vlm_caption."
+            )
+        settings = ExportSettings(**content)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"The folder {str(folder)!r} is no exported captioner: it has no {SETTINGS}.") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"The export {str(folder)!r} has a damaged {SETTINGS} ({error}).") from error
+    for name in (VISION, LANGUAGE, TOKENIZER):
+        if not is_file(folder / name):
+            raise CheckpointError(f"The export {str(folder)!r} is incomplete: it has no {name}.")
+    return settings

@@ -1,0 +1,170 @@
+"""Runs the two graphs of an exported captioner with onnxruntime.
+
+Shapes in comments: I images of N tokens; R rows; T new tokens; S tokens so far; K candidates; D the width of the
+embeddings; V the size of the vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from ..core.console import first_line_of
+from ..core.errors import CheckpointError
+
+
+def open_session(path: Path, threads: int | None) -> onnxruntime.InferenceSession:
+    """Loads a graph.
+
+    Args:
+        path: The file.
+        threads: The number of threads; by default onnxruntime's, one a core.
+
+    Raises:
+        CheckpointError: The file is damaged, or needs a newer onnxruntime.
+    """
+    options = onnxruntime.SessionOptions()
+    options.enable_mem_pattern = False  # for inputs that always have the same shapes
+    options.log_severity_level = 3  # errors: it warns of what it does not fold
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # classes of its own, without a common base
+        raise CheckpointError(f"The graph {str(path)!r} cannot be loaded: {first_line_of(error)}") from error
+
+
+class VisionGraph:
+    """The vision tower and the projector."""
+
+    def __init__(self, path: Path, threads: int | None) -> None:
+        self._session = open_session(path, threads)
+
+    def run(self, pixel_values: np.ndarray) -> np.ndarray:
+        """Returns the image tokens float [I, N, D] of pixel values float [I, 3, H, W]."""
+        return self._session.run(["image_embeds"], {"pixel_values": pixel_values})[0]
+
+
+@dataclass(frozen=True)
+class Logits:
+    """What the language model says of the next token.
+
+    Attributes:
+        log_sum: The logarithm of the sum of the exponentials of all logits, float [R, 1].
+        top, top_ids: The greatest logits in descending order, float [R, K], and their tokens, int64 [R, K].
+        full: All logits, float [R, V]; None if they were not asked for.
+    """
+
+    log_sum: np.ndarray
+    top: np.ndarray
+    top_ids: np.ndarray
+    full: np.ndarray | None
+
+
+class LanguageGraph:
+    """The language model. Its cache stays with onnxruntime.
+
+    Args:
+        path: The file.
+        threads: See `open_session`.
+        cache: "layers", "heads" and "width" of the cache.
+        embedding_size: D.
+    """
+
+    def __init__(self, path: Path, threads: int | None, cache: dict[str, int], embedding_size: int) -> None:
+        self._session = open_session(path, threads)
+        self._names = [f"{layer}.{part}" for layer in range(cache["layers"]) for part in ("key", "value")]
+        self._head_shape = (cache["heads"], 0, cache["width"])
+        self._embedding_size = embedding_size
+
+    def start(self, prompts: Sequence[Sequence[int]], image_embeds: np.ndarray) -> "Rows":
+        """Returns rows that begin with these prompts, which the first `Rows.advance` will read.
+
+        Args:
+            prompts: Token ids, with placeholders for the images' tokens in their order.
+            image_embeds: The images of all prompts, float [I, N, D].
+        """
+        return Rows(self, prompts, image_embeds)
+
+    def run(self, inputs: dict[str, np.ndarray], cache: list[Any] | None, full: bool) -> tuple[Logits, list[Any]]:
+        """Runs the graph.
+
+        Args:
+            inputs: Its inputs, but for the cache.
+            cache: What the last run returned, or None for an empty one.
+            full: Whether all logits are needed.
+
+        Returns:
+            The logits and the new cache.
+        """
+        value = onnxruntime.OrtValue.ortvalue_from_numpy
+        if cache is None:
+            empty = value(np.zeros((len(inputs["rows"]), *self._head_shape), np.float32))
+            cache = [empty] * len(self._names)
+        feeds = {name: value(np.ascontiguousarray(array)) for name, array in inputs.items()}
+        feeds |= {f"past.{name}": tensor for name, tensor in zip(self._names, cache, strict=True)}
+        wanted = ["log_sum", "top_logits", "top_ids", *(["logits"] if full else [])]
+        outputs = self._session.run_with_ort_values([*wanted, *(f"present.{name}" for name in self._names)], feeds)
+        numbers = [output.numpy() for output in outputs[: len(wanted)]]
+        return Logits(*numbers[:3], numbers[3] if full else None), outputs[len(wanted) :]
+
+
+class Rows:
+    """Token sequences that are being written.
+
+    Args:
+        graph: The language model.
+        prompts, image_embeds: See `LanguageGraph.start`.
+    """
+
+    def __init__(self, graph: LanguageGraph, prompts: Sequence[Sequence[int]], image_embeds: np.ndarray) -> None:
+        self._graph = graph
+        length = max(map(len, prompts))
+        self._ids = np.zeros((len(prompts), length), np.int64)
+        self._mask = np.zeros((len(prompts), length), np.int64)  # [R, S]
+        for row, prompt in enumerate(prompts):  # padded on the left
+            self._ids[row, length - len(prompt) :] = prompt
+            self._mask[row, length - len(prompt) :] = 1
+        self._images = image_embeds
+        self._cache: list[Any] | None = None
+
+    def read_prompts(self, top: int, full: bool) -> Logits:
+        """Reads the prompts, and returns the logits of each one's first new token.
+
+        Args:
+            top: K.
+            full: Whether all logits are needed.
+        """
+        positions = np.maximum(self._mask.cumsum(axis=1) - 1, 0)
+        return self._run(self._ids, self._images, positions, np.arange(len(self._ids)), top, full)
+
+    def advance(self, tokens: np.ndarray, rows: np.ndarray, top: int, full: bool) -> Logits:
+        """Adds a token to each of some rows, which then are the rows, and returns their next logits.
+
+        Args:
+            tokens: int64 [R].
+            rows: int64 [R], those of the last step.
+            top: K.
+            full: Whether all logits are needed.
+        """
+        mask = self._mask[rows]
+        positions = mask.sum(axis=1, keepdims=True)
+        self._mask = np.concatenate([mask, np.ones((len(rows), 1), np.int64)], axis=1)
+        return self._run(tokens[:, None], self._images[:0], positions, rows, top, full)
+
+    def _run(
+        self, ids: np.ndarray, images: np.ndarray, positions: np.ndarray, rows: np.ndarray, top: int, full: bool
+    ) -> Logits:
+        inputs = {
+            "input_ids": ids,
+            "image_embeds": images,
+            "attention_mask": self._mask,
+            "position_ids": positions,
+            "rows": rows,
+            "top": np.array([top]),
+        }
+        logits, self._cache = self._graph.run(inputs, self._cache, full)
+        return logits
