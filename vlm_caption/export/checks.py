@@ -62,7 +62,7 @@ def check_graphs(captioner: Captioner, folder: Path, settings: ExportSettings) -
     head, [tail] = captioner.processor.encode_prompts(["What?"] if "{question}" in captioner.prompt else [None])
     prompt = head + tail
     token = prompt[0]
-    graph = LanguageGraph(folder / LANGUAGE, None, settings.cache, settings.embedding_size)
+    graph = LanguageGraph(folder / LANGUAGE, None, settings.cache)
     rows: Rows = graph.start([prompt, prompt], embeds)
     ids = torch.tensor([[*prompt, token]] * 2)
     logits = core.language_model(inputs_embeds=core.embed_inputs(ids, expected), use_cache=False).logits[:, -2:]

@@ -95,7 +95,7 @@ def _write_language(captioner: Captioner, folder: Path, int8: bool) -> None:
     past = [entry for entry in model.graph.input if entry.name.startswith("past.")]
     _, heads, _, width = (size.dim_value for size in past[0].type.tensor_type.shape.dim)
     settings = export_settings(captioner, {"layers": len(past) // 2, "heads": heads, "width": width}, int8)
-    _save(model, folder / LANGUAGE)
+    save_graph(model, folder / LANGUAGE)
     write_text(folder / SETTINGS, json.dumps(settings, ensure_ascii=False, indent=2) + "\n")
     captioner.processor.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER), pretty=False)
     (folder / VISION).touch()
@@ -106,10 +106,10 @@ def _write_vision(captioner: Captioner, folder: Path, int8: bool) -> None:
     from .vision import build_vision_graph
 
     pixels = captioner.processor.image_processor(sample_pictures()[:2], return_tensors="pt")["pixel_values"]
-    _save(build_vision_graph(captioner.model.core, pixels, int8), folder / VISION)
+    save_graph(build_vision_graph(captioner.model.core, pixels, int8), folder / VISION)
 
 
-def _save(model: "onnx.ModelProto", path: Path) -> None:
+def save_graph(model: "onnx.ModelProto", path: Path) -> None:
     """Writes a graph with its weights beside it, where onnxruntime maps them into memory, and checks it."""
     import onnx
 

@@ -5,8 +5,8 @@ shapes, and they take as long as the arithmetic of a row. onnxruntime-genai buil
 `check_graphs` in `checks.py` compares every exported graph with the model it came from.
 
 Shapes in comments: I images, N image tokens an image; B rows of the cache, and R rows after `rows` has selected among
-them; T new tokens; P tokens in the cache, S = P + T; H heads of keys and values, G query heads for each; E the width of
-a head, D that of the model, V the size of the vocabulary.
+them; T new tokens; P tokens in the cache, S = P + T; H heads of keys and values, G query heads for each; E the width
+of a head, D that of the model, V the size of the vocabulary.
 """
 
 from dataclasses import dataclass
@@ -37,8 +37,8 @@ def build_language_graph(core: CaptionerModel, int8: bool) -> onnx.ModelProto:
 
     Its inputs are `input_ids` int64 [R, T] with image placeholders; `image_embeds` float [I, N, D], used up in their
     order, where I may be 0; `attention_mask` int64 [R, S], 0 at padding; `position_ids` int64 [R, T]; `rows` int64
-    [R]; `top` int64 [1], K; and for each layer `past.LAYER.key` and `past.LAYER.value`, float [B, H, P, E], where P may
-    be 0. `rows` selects rows of the cache before the new tokens are added: beams change places, a prompt becomes
+    [R]; `top` int64 [1], K; and for each layer `past.LAYER.key` and `past.LAYER.value`, float [B, H, P, E], where P
+    may be 0. `rows` selects rows of the cache before the new tokens are added: beams change places, a prompt becomes
     several beams, and rows that have ended leave the batch.
 
     Its outputs are `logits` float [R, V] of the token after the last one; `log_sum` float [R, 1], the logarithm of the

@@ -42,16 +42,15 @@ def export_settings(captioner: Captioner, cache: dict[str, int], int8: bool) -> 
     return {
         "format": FORMAT,
         "checkpoint": captioner.checkpoint + ("-int8" if int8 else ""),
-        "pixels": asdict(_pixel_settings(captioner.processor.image_processor)),
-        "prompt": _prompt_settings(captioner.processor),
+        "pixels": asdict(pixel_settings(captioner.processor.image_processor)),
+        "prompt": prompt_settings(captioner.processor),
         "cache": cache,
-        "embedding_size": config.text_embedding_size,
         "positions": config.text_positions,
-        "generation": _decoding_settings(captioner),
+        "generation": decoding_settings(captioner),
     }
 
 
-def _pixel_settings(processor: Any) -> PixelSettings:
+def pixel_settings(processor: Any) -> PixelSettings:
     size, crop = processor.size or {}, processor.crop_size or {}
     lengths: list[int] | None = None
     if processor.do_resize:
@@ -70,7 +69,7 @@ def _pixel_settings(processor: Any) -> PixelSettings:
     )
 
 
-def _prompt_settings(processor: CaptionerProcessor) -> dict[str, Any]:
+def prompt_settings(processor: CaptionerProcessor) -> dict[str, Any]:
     if not hasattr(processor.tokenizer, "backend_tokenizer"):
         raise ConfigError("A tokenizer that is not of the library `tokenizers` cannot be exported.")
     asks = QUESTION in processor.prompt
@@ -84,7 +83,7 @@ def _prompt_settings(processor: CaptionerProcessor) -> dict[str, Any]:
     }
 
 
-def _decoding_settings(captioner: Captioner) -> dict[str, Any]:
+def decoding_settings(captioner: Captioner) -> dict[str, Any]:
     config = captioner.model.generation_config
     given = {name: value for name, value in config.to_diff_dict().items() if value is not None}
     ends = config.eos_token_id

@@ -66,7 +66,7 @@ class Captioner:
         self._decoding = DecodingSettings(**settings.generation)
         self._positions = settings.positions
         self._vision = VisionGraph(folder / VISION, threads)
-        self._language = LanguageGraph(folder / LANGUAGE, threads, settings.cache, settings.embedding_size)
+        self._language = LanguageGraph(folder / LANGUAGE, threads, settings.cache)
         self.prompt = QUESTION.join(self._prompts.settings.markup)
 
     @classmethod

@@ -1,7 +1,7 @@
 """Writes token sequences with a language model: greedily, by beam search or by sampling.
 
-The sequences are those of transformers' `generate`, token for token. Rows that have ended leave the batch, which changes
-nothing for the others.
+The sequences are those of transformers' `generate`, token for token. Rows that have ended leave the batch, which
+changes nothing for the others.
 """
 
 from dataclasses import dataclass, field

@@ -26,7 +26,6 @@ class ExportSettings:
         pixels: Arguments of [`PixelSettings`].
         prompt: Arguments of [`PromptSettings`].
         cache: "layers", "heads" and "width" of the language model's cache.
-        embedding_size: The width of the image embeddings.
         positions: The most tokens, image tokens included, that the language model takes; None if there is no limit.
         generation: Arguments of [`DecodingSettings`].
     """
@@ -35,7 +34,6 @@ class ExportSettings:
     pixels: dict[str, Any]
     prompt: dict[str, Any]
     cache: dict[str, int]
-    embedding_size: int
     positions: int | None
     generation: dict[str, Any]
 

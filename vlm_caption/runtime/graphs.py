@@ -71,14 +71,13 @@ class LanguageGraph:
         path: The file.
         threads: See `open_session`.
         cache: "layers", "heads" and "width" of the cache.
-        embedding_size: D.
     """
 
-    def __init__(self, path: Path, threads: int | None, cache: dict[str, int], embedding_size: int) -> None:
+    def __init__(self, path: Path, threads: int | None, cache: dict[str, int]) -> None:
         self._session = open_session(path, threads)
         self._names = [f"{layer}.{part}" for layer in range(cache["layers"]) for part in ("key", "value")]
         self._head_shape = (cache["heads"], 0, cache["width"])
-        self._embedding_size = embedding_size
+        [self._vocab_size] = (output.shape[1] for output in self._session.get_outputs() if output.name == "logits")
 
     def start(self, prompts: Sequence[Sequence[int]], image_embeds: np.ndarray) -> "Rows":
         """Returns rows that begin with these prompts, which the first `Rows.advance` will read.
@@ -104,6 +103,7 @@ class LanguageGraph:
         if cache is None:
             empty = value(np.zeros((len(inputs["rows"]), *self._head_shape), np.float32))
             cache = [empty] * len(self._names)
+        inputs["top"] = np.minimum(inputs["top"], self._vocab_size)
         feeds = {name: value(np.ascontiguousarray(array)) for name, array in inputs.items()}
         feeds |= {f"past.{name}": tensor for name, tensor in zip(self._names, cache, strict=True)}
         wanted = ["log_sum", "top_logits", "top_ids", *(["logits"] if full else [])]

@@ -1,0 +1,191 @@
+"""Exported captioners: the same captions as the checkpoint's, without torch."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from commands import load_script
+from tiny_models import EOS, picture, tiny_model, tiny_processor
+
+from vlm_caption import Captioner
+from vlm_caption.core.errors import CheckpointError, ConfigError
+
+for package in ("onnx", "onnxruntime", "onnxscript"):
+    pytest.importorskip(package)
+
+from vlm_caption import runtime  # noqa: E402
+from vlm_caption.export import export_onnx  # noqa: E402
+from vlm_caption.export.builder import GraphBuilder, quantize_columns  # noqa: E402
+from vlm_caption.export.language import build_language_graph  # noqa: E402
+from vlm_caption.export.vision import check_vision_tower  # noqa: E402
+
+SYSTEMS = {
+    "dinov2, llama": {"image_tokens": "patches", "image_grid": 2, "pooled_in_front": True},
+    "clip, gpt2": {"image_start": "learned"},
+    "siglip, llama": {"image_tokens": "patches"},
+    "vit_cls, gpt2": {},
+}
+
+
+def save(folder, name, **settings):
+    vision, language = name.split(", ")
+    model = tiny_model(vision, language, **(SYSTEMS[name] | settings))
+    model.generation_config.update(max_new_tokens=10, num_beams=2, do_sample=False, eos_token_id=[EOS, 40, 41, 42])
+    model.save_pretrained(folder, full=True)
+    tiny_processor(model.config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("export")
+
+
+@pytest.fixture(scope="module", params=SYSTEMS)
+def both(request, folder):
+    """A captioner, and the same exported."""
+    checkpoint = save(folder / request.param, request.param)
+    exported = export_onnx(checkpoint, folder / f"{request.param} exported")
+    return Captioner.from_pretrained(checkpoint, device="cpu"), runtime.Captioner.from_pretrained(exported, threads=1)
+
+
+PICTURES = [picture(seed, width, height) for seed, (width, height) in enumerate([(40, 30), (33, 70), (32, 32)])]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"num_beams": 1},
+        {"num_beams": 3, "num_return_sequences": 2, "batch_size": 2},
+        {"prompt": "A photo of", "stop": ["a", "7"], "max_words": 3},
+        {"ban": ["e", "o"], "min_new_tokens": 4},
+        {"examples": [(PICTURES[2], "a cat")]},
+        {"prompt": "{question}", "question": ["a?", "what is that?", "b"]},
+    ],
+    ids=str,
+)
+def test_an_export_writes_the_captions_of_its_checkpoint(both, settings):
+    theirs, ours = (captioner.caption(PICTURES, **settings) for captioner in both)
+    assert [caption.text for caption in ours] == [caption.text for caption in theirs]
+    assert [caption.finished for caption in ours] == [caption.finished for caption in theirs]
+    assert [caption.score for caption in ours] == pytest.approx([caption.score for caption in theirs], abs=1e-3)
+    assert [caption.image for caption in ours] == [caption.image for caption in theirs]
+
+
+def test_an_export_is_named_like_its_checkpoint(both):
+    theirs, ours = both
+    assert ours.checkpoint == theirs.checkpoint
+    assert ours.prompt == theirs.prompt
+
+
+def test_a_picture_that_cannot_be_opened_costs_its_own_caption(both):
+    _, ours = both
+    first, error, last = ours.caption_each([PICTURES[0], b"no picture", PICTURES[1]])
+    assert (first.text, last.text) == tuple(caption.text for caption in ours.caption(PICTURES[:2]))
+    assert "picture" in str(error)
+
+
+@pytest.fixture(scope="module")
+def quantized(folder):
+    checkpoint = save(folder / "to quantize", "clip, gpt2")
+    return export_onnx(checkpoint, folder / "int8", quantize="int8")
+
+
+def test_the_folder_says_what_it_holds(quantized):
+    sums = dict(reversed(line.split("  ")) for line in (quantized / "SHA256SUMS").read_text().splitlines())
+    assert {"vision.onnx", "language.onnx", "tokenizer.json", "captioner.json", "README.md"} < sums.keys()
+    assert sums.keys() == {path.name for path in quantized.iterdir()} - {"SHA256SUMS"}
+    for name, digest in sums.items():
+        assert hashlib.sha256((quantized / name).read_bytes()).hexdigest() == digest
+    card = (quantized / "README.md").read_text()
+    assert "int8" in card
+    assert "| language model | GPT2LMHeadModel" in card or "GPT2LMHeadModel" in card
+    assert json.loads((quantized / "captioner.json").read_text())["checkpoint"].endswith("-int8")
+
+
+def test_a_quantized_export_writes_captions(quantized):
+    captions = runtime.Captioner.from_pretrained(quantized, threads=1).caption(PICTURES)
+    assert len(captions) == 3
+    assert all(caption.score < 0 for caption in captions)
+
+
+def test_torch_is_not_imported_to_caption(quantized, tmp_path):
+    PICTURES[0].save(tmp_path / "1.png")
+    code = (
+        "import sys\n"
+        "from vlm_caption.cli.main import main\n"
+        f"code = main(['caption', '--checkpoint', {str(quantized)!r}, {str(tmp_path / '1.png')!r}])\n"
+        "found = [n for n in ('torch', 'transformers', 'datasets', 'pyarrow', 'onnx') if n in sys.modules]\n"
+        "print(code, found)"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.splitlines()[-1] == "0 []", process.stderr
+
+
+def test_the_command_refuses_what_an_export_has_not(quantized, tmp_path, capsys):
+    PICTURES[0].save(tmp_path / "1.png")
+    arguments = ["--checkpoint", str(quantized), "--device", "cpu", str(tmp_path / "1.png")]
+    assert load_script("caption").main(arguments) == 2
+    assert "--device" in capsys.readouterr().err
+
+
+def test_an_existing_folder_is_kept(folder):
+    (folder / "mine").mkdir()
+    with pytest.raises(ConfigError, match="exists"):
+        export_onnx(folder / "no checkpoint", folder / "mine")
+
+
+def test_a_damaged_export_is_refused_in_a_sentence(quantized, tmp_path):
+    for name in ("captioner.json", "vision.onnx"):
+        broken = tmp_path / name
+        broken.mkdir()
+        for path in quantized.iterdir():
+            (broken / path.name).write_bytes(b"{" if path.name == name else path.read_bytes())
+        with pytest.raises(CheckpointError, match=name):
+            runtime.Captioner.from_pretrained(broken)
+
+
+@pytest.mark.parametrize(("vision", "language", "message"), [("clip", "qwen2", "qwen2"), ("resnet", "gpt2", "resnet")])
+def test_other_families_are_refused_by_name(vision, language, message):
+    core = tiny_model(vision, language, image_tokens="pooled").core
+    refuse = check_vision_tower if vision == message else lambda core: build_language_graph(core, int8=False)
+    with pytest.raises(ConfigError, match=f"A {message} .* cannot be exported"):
+        refuse(core)
+
+
+def test_quantized_products_depend_on_their_own_row_alone():
+    import onnxruntime
+    from onnx import TensorProto
+
+    from vlm_caption.export.builder import value
+
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(32, 48)).astype(np.float32)
+    builder = GraphBuilder(int8=True)
+    builder.add("Identity", builder.linear("x", "layer", weight), name="y")
+    model = builder.model([value("x", TensorProto.FLOAT, ["M", 32])], [value("y", TensorProto.FLOAT, ["M", 48])])
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    rows = rng.normal(size=(3, 32)).astype(np.float32)
+    rows[1] *= 1000
+    rows[2] = 0
+    [together] = session.run(None, {"x": rows})
+    for row, product in zip(rows, together, strict=True):
+        [alone] = session.run(None, {"x": row[None]})[0]
+        assert np.array_equal(alone, product)
+    exact = rows @ weight
+    assert np.abs(together - exact)[0].max() < 0.03 * np.abs(exact[0]).max()
+    assert not together[2].any()
+
+
+def test_weights_are_rounded_to_the_nearest_multiple_of_their_columns_scale():
+    weight = torch.randn(20, 6, generator=torch.Generator().manual_seed(0)).numpy()
+    weight[:, 3] = 0
+    integers, scales = quantize_columns(weight)
+    assert np.abs(integers.astype(np.float32) * scales - weight).max(axis=0) <= pytest.approx(scales / 2, rel=1e-4)
+    assert integers.dtype == np.int8
+    assert not integers[:, 3].any()
