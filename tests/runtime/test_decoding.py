@@ -41,13 +41,22 @@ class Written:
         written = write(rows, len(PROMPTS), settings, np.random.default_rng(0))
         return [sequence for sequences in written for sequence in sequences]
 
-    @torch.no_grad()
     def by_transformers(self, **settings):
-        length = max(map(len, PROMPTS))
-        ids = torch.tensor([[PAD] * (length - len(prompt)) + prompt for prompt in PROMPTS])
-        mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in PROMPTS])
+        # transformers 5.24 spares as many tokens from the penalty as there is padding before the prompt.
+        size = 1 if "repetition_penalty" in settings else len(PROMPTS)
+        return [
+            row
+            for start in range(0, len(PROMPTS), size)
+            for row in self._generate(PROMPTS[start : start + size], IMAGES[start : start + size], settings)
+        ]
+
+    @torch.no_grad()
+    def _generate(self, prompts, images, settings):
+        length = max(map(len, prompts))
+        ids = torch.tensor([[PAD] * (length - len(prompt)) + prompt for prompt in prompts])
+        mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         new = self.core.language_model.generate(
-            inputs_embeds=self.core.embed_inputs(ids, IMAGES),
+            inputs_embeds=self.core.embed_inputs(ids, images),
             attention_mask=mask,
             **({"eos_token_id": ENDS, "max_new_tokens": 12, "do_sample": False} | settings),
         )

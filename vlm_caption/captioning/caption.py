@@ -2,12 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from typing_extensions import TypeIs
-
-    from ..data.vectors import Vectors
 
 
 @dataclass(frozen=True)
@@ -56,8 +50,3 @@ def cut(text: str, stop: Sequence[str], max_words: int | None) -> tuple[str, boo
     if max_words is not None and len(words) > max_words:
         return " ".join(words[:max_words]), False
     return (before, True) if stops else None
-
-
-def is_vectors_file(vectors: object) -> "TypeIs[Vectors]":
-    """Returns whether inputs are the vectors of a file, a `Vectors`, without importing that class and pyarrow."""
-    return hasattr(vectors, "path")

@@ -29,9 +29,10 @@ from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.checks import check_checkpoint, check_processor, load_config
 from ..towers.fingerprints import weights_fingerprint
 from ..towers.processor import CaptionerProcessor
-from .caption import Caption, is_vectors_file
+from .caption import Caption
 from .checkpoints import DEFAULT_CHECKPOINT, find_checkpoint, find_device
 from .generation import GenerationSettings, generate, score
+from .inputs import is_vectors_file
 
 if TYPE_CHECKING:
     import huggingface_hub

@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ..core.console import first_line_of
 from ..core.errors import ConfigError, DataError, ImageError, ImageNotFoundError
@@ -18,6 +18,11 @@ from ..data.records import IMAGE_COLUMNS, find_column
 from ..images.finding import PassedOver, find_images
 from ..images.opening import IMAGE_SUFFIXES, ImageSource, describe
 from .places import URL, place_of
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+    from ..data.vectors import Vectors
 
 _TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -90,6 +95,11 @@ def find_pictures(
         except ImageError as error:
             on_error(error)
     return list(found.values())
+
+
+def is_vectors_file(vectors: object) -> "TypeIs[Vectors]":
+    """Returns whether inputs are the vectors of a file, a `Vectors`, without importing that class and pyarrow."""
+    return hasattr(vectors, "path")
 
 
 def _is_short(source: ImageSource) -> bool:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ImageError
 from ..images.opening import ImageSource, describe
-from .caption import Caption, is_vectors_file
+from .caption import Caption
+from .inputs import is_vectors_file
 from .writers import OutputFile, Writer
 
 if TYPE_CHECKING:

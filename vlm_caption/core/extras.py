@@ -6,6 +6,12 @@ from types import ModuleType
 from .errors import MissingPackageError
 
 _EXTRAS = {
+    "torch": "torch",
+    "transformers": "torch",
+    "accelerate": "torch",
+    "safetensors": "torch",
+    "yaml": "torch",
+    "jinja2": "torch",
     "datasets": "train",
     "matplotlib": "train",
     "pyarrow": "train",

@@ -50,7 +50,7 @@ def read_settings(folder: Path) -> ExportSettings:
         CheckpointError: The folder is no export, is damaged, or was written by a newer version.
     """
     try:
-        content = load_json(folder / SETTINGS)
+        content = load_json((folder / SETTINGS).read_bytes(), SETTINGS)
         version = content.pop("format")
         if version != FORMAT:
             raise CheckpointError(
