@@ -13,7 +13,6 @@ from .writers import OutputFile, Writer
 
 if TYPE_CHECKING:
     from ..data.vectors import Vectors
-    from .captioner import Captioner
 
 Result = list[Caption] | ImageError
 
@@ -42,11 +41,11 @@ class CaptionJob:
         self.num_left = len(self._left)
         self.num_done = len(inputs) - self.num_left
 
-    def run(self, captioner: "Captioner", on_error: Callable[[ImageError], None], **settings: Any) -> Iterator[None]:
+    def run(self, captioner: Any, on_error: Callable[[ImageError], None], **settings: Any) -> Iterator[None]:
         """Captions what is left, and yields after each input.
 
         Args:
-            captioner: The captioner.
+            captioner: A `Captioner`; for pictures also one of `vlm_caption.runtime`.
             on_error: Gets the error of each input that has no caption.
             **settings: Arguments of `caption_each`.
 
@@ -84,7 +83,7 @@ class CaptionJob:
             return map(self.inputs.name, range(len(self.inputs)))
         return map(describe, self.inputs)
 
-    def _results(self, captioner: "Captioner", settings: dict[str, Any]) -> Iterator[list[Result]]:
+    def _results(self, captioner: Any, settings: dict[str, Any]) -> Iterator[list[Result]]:
         batches: dict[int, list[int]] = {}
         for row in self._left:
             batches.setdefault(row // self.batch_size, []).append(row)

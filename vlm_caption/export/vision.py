@@ -72,6 +72,9 @@ def build_vision_graph(core: CaptionerModel, pixel_values: torch.Tensor, int8: b
             dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
         )
     model = cast(Any, program).model_proto
+    del model.graph.value_info[:]
+    for node in model.graph.node:  # where in torch each came from, megabytes of it
+        del node.metadata_props[:]
     if int8:
         _quantize(model)
     return model

@@ -178,7 +178,7 @@ class Captioner:
         turns = [(rest[0] if len(rest) == 2 else None, rest[-1]) for _, *rest in examples]
         one_for_all = question is None or isinstance(question, str)
         questions = [question] if one_for_all else list(cast(Sequence[str], question))
-        prompts = [self._prompts.encode(cast("str | None", asked), prompt, turns) for asked in questions]
+        prompts = [self._prompts.encode(asked, prompt, turns) for asked in questions]
         for ids in prompts:
             self._check_length(len(ids), settings)
         limits = (max_pixels, max_bytes)

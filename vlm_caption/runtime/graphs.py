@@ -7,7 +7,7 @@ embeddings; V the size of the vocabulary.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnxruntime
@@ -45,7 +45,7 @@ class VisionGraph:
 
     def run(self, pixel_values: np.ndarray) -> np.ndarray:
         """Returns the image tokens float [I, N, D] of pixel values float [I, 3, H, W]."""
-        return self._session.run(["image_embeds"], {"pixel_values": pixel_values})[0]
+        return cast(np.ndarray, self._session.run(["image_embeds"], {"pixel_values": pixel_values})[0])
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class LanguageGraph:
         wanted = ["log_sum", "top_logits", "top_ids", *(["logits"] if full else [])]
         outputs = self._session.run_with_ort_values([*wanted, *(f"present.{name}" for name in self._names)], feeds)
         numbers = [output.numpy() for output in outputs[: len(wanted)]]
-        return Logits(*numbers[:3], numbers[3] if full else None), outputs[len(wanted) :]
+        return Logits(*numbers[:3], numbers[3] if full else None), list(outputs[len(wanted) :])
 
 
 class Rows:
