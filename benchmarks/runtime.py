@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PHOTO = REPOSITORY / "examples" / "officer.jpg"
 THREADS = 2
 
-# The time from the start of a process to its first caption: {caption} or {torch} is run in a process of its own.
+# Run in a process of its own.
 FIRST_CAPTION = "from vlm_caption.runtime import Captioner; Captioner.from_pretrained({0!r}).caption({1!r})"
 
 
@@ -47,10 +47,11 @@ def agreement(captioners: dict[str, Any], photos: Sequence[str], references: Seq
                 if is_same
             ]
             own_scores = score([caption.text for caption in captions], references, ["cider"])
-            difference = compare(own_scores, scores)["cider"]
+            cider = compare(own_scores, scores)["cider"]
             print(
                 f"{name}, {beams} beams: {sum(same)} of {len(same)} captions the same, scores of these within "
-                f"{max(gaps, default=0):.1e}; CIDEr {100 * own_scores.corpus['cider']:.1f}, {difference}",
+                f"{max(gaps, default=0):.1e}; CIDEr {100 * own_scores.corpus['cider']:.1f}, "
+                f"{100 * cider.difference:+.1f} ({100 * cider.low:+.1f} to {100 * cider.high:+.1f})",
                 flush=True,
             )
 

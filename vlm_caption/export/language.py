@@ -322,7 +322,7 @@ class _GPT2(_LanguageGraph):
             query, key, value_heads = builder.split(
                 "Split", values, names=[f"{name}.{part}" for part in ("query", "key", "value")], axis=2, num_outputs=3
             )
-            values = self.attend(query, key, value_heads, layer, mask, block.attn.scaling)
+            values = self.attend(query, key, value_heads, layer, mask, self.scale(layer))
             hidden = add("Add", hidden, self.conv(values, f"{name}.output", block.attn.c_proj))
             values = self.norm(hidden, f"{name}.mlp_norm", block.ln_2)
             values = self.conv(values, f"{name}.up", block.mlp.c_fc)
@@ -332,6 +332,11 @@ class _GPT2(_LanguageGraph):
 
     def final_norm(self, hidden: str) -> str:
         return self.norm(hidden, "final_norm", self.model.transformer.ln_f)
+
+    def scale(self, layer: int) -> float:
+        """Returns the factor of a layer's scores."""
+        scale = self.sizes.width**-0.5 if self.config.scale_attn_weights else 1.0
+        return scale / (layer + 1) if self.config.scale_attn_by_inverse_layer_idx else scale
 
     def conv(self, values: str, name: str, layer: Any) -> str:
         """Adds one of GPT-2's linear layers, which hold their weights as [K, N]."""
