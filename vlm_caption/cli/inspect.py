@@ -33,13 +33,13 @@ def main(argv: list[str] | None, prog: str) -> int:
     parser = _parser(prog)
     try:
         arguments, overrides = parse_arguments(parser, argv)
-        if arguments.path is not None:
-            overrides["data.path"] = arguments.path
+        if arguments.path:
+            overrides["data.path"] = arguments.path[0] if len(arguments.path) == 1 else arguments.path
         config = RunConfig.load(arguments.config, overrides)
         _check(parser, arguments, config)
         setup_logging()
         if (page := _page(arguments)) is not None:
-            check_outputs([Output("--html", page, PAGE)], [arguments.config, config.data.path])
+            check_outputs([Output("--html", page, PAGE)], [arguments.config, *config.data.paths])
         inspection = _inspect(config, with_tokens=arguments.config is not None)
     except DataError as error:
         if arguments.json:
@@ -64,7 +64,9 @@ def main(argv: list[str] | None, prog: str) -> int:
 
 def _parser(prog: str) -> ArgumentParser:
     parser = ArgumentParser(prog=prog, description=__doc__, allow_abbrev=False)
-    parser.add_argument("path", nargs="?", metavar="PATH", help="the corpus; the same as --data.path")
+    parser.add_argument(
+        "path", nargs="*", metavar="PATH", help="the corpus, or several to train on together; the same as --data.path"
+    )
     parser.add_argument(
         "--config", help="the YAML file of a training, whose language model counts tokens if it is local"
     )

@@ -78,15 +78,19 @@ class DataSection:
     """The captioned images. See docs/data.md for the formats.
 
     Attributes:
-        path: The folder or file of the corpus, or the id of a Hub dataset. See docs/data.md for relative paths.
+        path: The folder or file of the corpus, or the id of a Hub dataset. See docs/data.md for relative paths. A list,
+            `[a, b]`, trains on several corpora at once, each of its own format.
+        weights: With a list in `path`: how often the images of each corpus are seen in an epoch, as in `[1, 0.5]`: all
+            of the first one, and a half of the second one, another half in each epoch. With null, every image is seen
+            once. See docs/data.md.
         format: The name of the format, a key of `vlm_caption.data.FORMATS`. With null, the format is recognised.
         images: The folder that image paths are relative to. With null, it is searched for beside the captions.
         image_column: The column of images in a table, a dataset or tar shards. With null, it is found by its name.
         caption_column: The column of captions, or of answers. With null, it is found by its name.
         question_column: The column of questions. With null, it is found by its name.
         subset: The subset of a Hub dataset that has several.
-        replay: The folder, file or Hub id of another corpus, such as the one that `model.init_from` was trained on.
-            Some of its images are mixed into each epoch, so that less of what was learned is forgotten. See
+        replay: The folder, file or Hub id of another corpus, such as the one that `model.init_from` was trained on,
+            or a list of several. Some of its images are mixed into each epoch, so that less of what was learned is forgotten. See
             docs/training.md.
         replay_share: The share of an epoch's images that comes from `replay`.
         features: A file of vectors to caption instead of images. See docs/data.md.
@@ -117,14 +121,15 @@ class DataSection:
         max_bytes: An image whose file has more bytes is bad.
     """
 
-    path: str = ""
+    path: str | list = ""
+    weights: list | None = None
     format: str | None = None
     images: str | None = None
     image_column: str | None = None
     caption_column: str | None = None
     question_column: str | None = None
     subset: str | None = None
-    replay: str | None = None
+    replay: str | list | None = None
     replay_share: float = 0.5
     features: str | None = None
     feature_column: str | None = None
@@ -145,6 +150,11 @@ class DataSection:
     max_bad_share: float = 0.05
     max_pixels: int = MAX_PIXELS
     max_bytes: int = MAX_BYTES
+
+    @property
+    def paths(self) -> list[str]:
+        """The corpora of `path`: one, or those of the list."""
+        return self.path if isinstance(self.path, list) else [self.path]
 
 
 @dataclass(frozen=True)

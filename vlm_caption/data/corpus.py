@@ -88,6 +88,11 @@ class Corpus:
             if split is None or problem.split in (None, split):
                 yield problem
 
+    def count(self, split: str) -> int | None:
+        """Returns the number of images of a split, missing ones among them; None if there is no such split."""
+        found = self._name_of(split)
+        return None if found is None else len(self._stored.open(found))
+
     def load(
         self,
         split: str = "train",
@@ -130,12 +135,16 @@ class Corpus:
             dataset = drop_rows(dataset, missing)
         return dataset
 
-    def _find_split(self, split: str) -> str:
+    def _name_of(self, split: str) -> str | None:
+        """Returns the corpus's own name of a split; None if there is no such split."""
         if split in self._stored.splits:
             return split
         others = [word for word in _DEV_WORDS if split == "dev" and word in self._stored.splits]
-        if len(others) == 1:
-            return others[0]
+        return others[0] if len(others) == 1 else None
+
+    def _find_split(self, split: str) -> str:
+        if (found := self._name_of(split)) is not None:
+            return found
         self._report(None, None)  # what is wrong may be why
         there = ", ".join(sorted(self._stored.splits)) or "none"
         raise DataError(f"{self.source.path}: no image is in the split {split!r}; splits that are there: {there}")

@@ -28,6 +28,7 @@ from ..core.console import printable, progress, quiet_transformers
 from ..core.errors import BackboneError, DataError, ImageError
 from ..core.threads import map_in_threads
 from ..data.captions import count_words
+from ..data.corpora import Corpora
 from ..data.corpus import Corpus, drop_rows
 from ..data.opening import bad_images, check_left, load_splits
 from ..data.places import NamedBytes, Place, open_place
@@ -197,7 +198,7 @@ class Inspection:
 
 
 def inspect_data(
-    corpus: Corpus,
+    corpus: Corpus | Corpora,
     settings: DataSection | None = None,
     eval_images: int = 200,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -209,7 +210,7 @@ def inspect_data(
     about 100 bytes for each image.
 
     Args:
-        corpus: The corpus; see `open_corpus`.
+        corpus: The corpus, or several; see `open_data`.
         settings: The settings of training: limits, splits, what to do with bad pictures.
         eval_images: How many images of the dev split training uses.
         tokenizer: The language model's tokenizer; see `local_tokenizer`.
@@ -226,7 +227,7 @@ def inspect_data(
     refusals, changes = _find_refusals(corpus, settings, eval_images, pictures.errors)
     lost = [missing, pictures.unreadable]
     return Inspection(
-        path=settings.path or str(corpus.source.path),
+        path=", ".join(str(part.source.path) for part in _parts(corpus)),
         format=corpus.format,
         splits={split: _facts({split: tally}, lost, settings) for split, tally in tallies.items()},
         all=_facts(tallies, lost, settings),
@@ -395,15 +396,20 @@ def _facts(tallies: dict[str, _Tally], lost: Sequence[list[Finding]], settings: 
     )
 
 
-def _load_splits(corpus: Corpus, settings: DataSection) -> tuple[dict[str, Dataset], list[Finding]]:
+def _parts(corpus: Corpus | Corpora) -> list[Corpus]:
+    return corpus.corpora if isinstance(corpus, Corpora) else [corpus]
+
+
+def _load_splits(corpus: Corpus | Corpora, settings: DataSection) -> tuple[dict[str, Dataset], list[Finding]]:
     """Loads all splits of a corpus of pictures. Returns them and the missing images.
 
     Raises:
         DataError: The corpus has vectors instead of pictures, or cannot be read at all.
     """
-    if corpus.source.features is not None:
+    features = _parts(corpus)[0].source.features
+    if features is not None:
         raise DataError(
-            f"{corpus.source.features}: its rows are vectors, and this looks at pictures: training checks every "
+            f"{features}: its rows are vectors, and this looks at pictures: training checks every "
             "number before it begins"
         )
     if not corpus.splits:
@@ -585,14 +591,17 @@ def _find_same_names(datasets: dict[str, Dataset]) -> list[list[str]]:
     return [sorted(files) for files in groups.values() if len(set(files)) > 1]
 
 
-def _find_shared_texts(corpus: Corpus) -> dict[str, list[str]]:
-    if corpus.format != "text_files":
-        return {}
-    return {str(text): list(map(str, images)) for text, images in shared_texts(corpus.source.path)}
+def _find_shared_texts(corpus: Corpus | Corpora) -> dict[str, list[str]]:
+    return {
+        str(text): list(map(str, images))
+        for part in _parts(corpus)
+        if part.format == "text_files"
+        for text, images in shared_texts(part.source.path)
+    }
 
 
 def _find_refusals(
-    corpus: Corpus, settings: DataSection, eval_images: int, errors: dict[str, ImageError]
+    corpus: Corpus | Corpora, settings: DataSection, eval_images: int, errors: dict[str, ImageError]
 ) -> tuple[list[str], dict[str, Any] | None]:
     """Returns all sentences with which training would refuse the data, and the settings with which it would take it.
 
@@ -624,7 +633,7 @@ def _find_refusals(
     return refusals, changes
 
 
-def _remedies(corpus: Corpus, settings: DataSection) -> Iterator[tuple[str, Any]]:
+def _remedies(corpus: Corpus | Corpora, settings: DataSection) -> Iterator[tuple[str, Any]]:
     """Yields settings that may each overcome a refusal, in the order in which training meets these."""
     if settings.on_bad_record == "error":
         yield "on_bad_record", "skip"
@@ -641,7 +650,7 @@ def _remedies(corpus: Corpus, settings: DataSection) -> Iterator[tuple[str, Any]
 
 
 def _find_refusal(
-    corpus: Corpus, settings: DataSection, eval_images: int, errors: dict[str, ImageError]
+    corpus: Corpus | Corpora, settings: DataSection, eval_images: int, errors: dict[str, ImageError]
 ) -> str | None:
     """The first error that training would meet, in its order; `errors` are those of images that cannot be opened."""
     bad = bad_images(settings)

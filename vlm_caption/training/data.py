@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from ..core.errors import ConfigError, DataError
 from ..data.bad_images import BAD_IMAGES_NAME
 from ..data.captions import CaptionChoice, TargetChoice
 from ..data.collator import CaptionCollator
+from ..data.corpora import CORPUS, Corpora, rows_of
 from ..data.corpus import count_captions
 from ..data.opening import bad_images, check_left, load_splits, open_data, open_features, picture_opener
 from ..data.records import Problem
+from ..data.sampler import Group
 from ..features.inputs import ImageInputs, with_index
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.processor import CaptionerProcessor
@@ -36,6 +38,7 @@ class CaptionSplits:
     Attributes:
         train, dev: Rows to train on and to evaluate on, with `image` and `captions`, and `questions` if the prompt
             asks them.
+        names: The names of the corpora, if there are several; `train` then has their rows one after the other.
         replay: Rows of another corpus that are mixed in, if the config names one; else None.
         bad: The bad images, if they are left out; else None.
         vectors: The vectors that are captioned instead of pictures, if there are any; `image` is then the name of one.
@@ -49,6 +52,7 @@ class CaptionSplits:
         self.config = config
         self.vectors = open_features(config)
         corpus = open_data(config.data)
+        self.names = corpus.names if isinstance(corpus, Corpora) else []
         # All processes find the same; one writes it down.
         path = Path(config.training.output_dir) / BAD_IMAGES_NAME if is_first_process() else None
         self.bad = bad_images(config.data, path)
@@ -63,13 +67,24 @@ class CaptionSplits:
             len(self.dev),
         )
 
+    def groups(self, train: Dataset) -> list[Group]:
+        """Returns how many images an epoch has of each corpus.
+
+        Args:
+            train: The rows of `train` whose images can be opened.
+        """
+        rows = rows_of(train)
+        counts = [len(rows.get(name, ())) for name in self.names] or [len(train)]
+        weights = self.config.data.weights or [1.0] * len(counts)
+        return [Group.of_weight(count, weight) for count, weight in zip(counts, weights, strict=True)]
+
     @property
-    def drawn(self) -> int:
-        """The number of replayed images in an epoch."""
-        if self.replay is None:
+    def replayed(self) -> int:
+        """The number of replayed images that an epoch is to have."""
+        if self.config.data.replay is None:
             return 0
         share = self.config.data.replay_share
-        return min(round(share / (1 - share) * len(self.train)), len(self.replay))
+        return round(share / (1 - share) * sum(group.drawn for group in self.groups(self.train)))
 
     def _load_replay(self) -> Dataset:
         """Loads the rows to replay: a random part of the other corpus, several times as many as an epoch draws.
@@ -81,19 +96,19 @@ class CaptionSplits:
         data = self.config.data
         if self.vectors is not None:
             raise ConfigError("data.replay is for images, and data.features gives vectors: leave one of them out.")
-        columns = ("format", "images", "image_column", "caption_column", "question_column", "subset")
+        columns = ("weights", "format", "images", "image_column", "caption_column", "question_column", "subset")
         settings = dataclasses.replace(data, path=data.replay, replay=None, **dict.fromkeys(columns))
         missing: list[Problem] = []
         found = open_data(settings).load(data.train_split, on_missing=None if self.bad is None else missing.append)
-        share = data.replay_share
-        wanted = _POOL * round(share / (1 - share) * len(self.train))
+        found = found.remove_columns([CORPUS] if CORPUS in found.column_names else [])
+        wanted = _POOL * self.replayed
         pool = found.shuffle(seed=self.config.training.seed).select(range(min(wanted, len(found))))
         if self.bad is not None:
             # The share of bad images is one of all images that were looked for.
             self.bad.expect(len(self.train) + len(self.dev) + len(found) + len(missing))
             for problem in missing:
                 self.bad.add_missing(problem)
-        logger.info("Replay: %d of the %d images of %s", len(pool), len(found), data.replay)
+        logger.info("Replay: %d of the %d images of %s", len(pool), len(found), ", ".join(settings.paths))
         return pool
 
     def describe(self) -> dict[str, Any]:
@@ -116,13 +131,14 @@ class TrainingData:
 
     Attributes:
         train, dev: Rows whose images can be opened, with `image`, `captions` and `index`. Replayed rows are the last
-            ones of `train`.
+            ones of `train`. With several corpora, rows also have `corpus`.
         collator, dev_collator: Make batches of the rows.
         choice: Which captions of an image are trained on.
         choose_targets: Which token of each is trained on; None: all.
         images: The images of the rows to train on.
-        pool: The number of rows of `train` that are for replay.
-        drawn: The number of these that an epoch takes.
+        groups: How many rows of `train` are of each corpus, and how many of them an epoch has; by default all.
+        replay: The same of the replayed rows; None if nothing is replayed.
+        names: The names of the corpora, if there are several.
     """
 
     train: Dataset
@@ -132,13 +148,29 @@ class TrainingData:
     choice: CaptionChoice
     choose_targets: TargetChoice | None = None
     images: ImageInputs | None = None
-    pool: int = 0
-    drawn: int = 0
+    groups: list[Group] = field(default_factory=list)
+    replay: Group | None = None
+    names: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        if not self.groups:
+            self.groups = [Group(len(self.train), len(self.train))]
 
     @property
     def own(self) -> Dataset:
         """The rows of `train` that are not for replay."""
-        return self.train.select(range(len(self.train) - self.pool)) if self.pool else self.train
+        return self.train if self.replay is None else self.train.select(range(len(self.train) - self.replay.rows))
+
+    @property
+    def own_an_epoch(self) -> int:
+        """How many images an epoch has that are not replayed."""
+        return sum(group.drawn for group in self.groups)
+
+    def describe_epoch(self) -> str:
+        """Returns what a log line says of an epoch that does not have every image of one corpus once; else ""."""
+        of_each = [f"{group.drawn} of {name}" for group, name in zip(self.groups, self.names, strict=False)]
+        mixed = f" ({' and '.join(of_each)} an epoch)" if of_each else ""
+        return mixed + ("" if self.replay is None else f" and on {self.replay.drawn} replayed images an epoch")
 
 
 def prepare_data(
@@ -180,13 +212,14 @@ def prepare_data(
         check_left(config.data, train, dev)
     if settings.eval_captions and len(dev) < 2:
         raise DataError(
-            f"{config.data.path}: a single image of the split {config.data.dev_split!r} is left, whose CIDEr is "
+            f"{', '.join(config.data.paths)}: a single image of the split {config.data.dev_split!r} is left, whose CIDEr is "
             "always 0: give it more images, or set training.eval_captions to 0."
         )
     limits: dict[str, Any] = {
         "max_caption_tokens": config.data.max_caption_tokens,
         "positions": model.config.text_positions,
     }
+    pool = sum(row >= len(splits.train) for row in images.rows)
     choice = CaptionChoice(config.data.captions_per_image, settings.seed)
     choose_targets = TargetChoice(settings.seed) if settings.objective == "random_token" else None
     return TrainingData(
@@ -197,8 +230,9 @@ def prepare_data(
         choice=choice,
         choose_targets=choose_targets,
         images=images,
-        pool=0 if splits.replay is None else sum(row >= len(splits.train) for row in images.rows),
-        drawn=splits.drawn,
+        groups=splits.groups(train.select(range(len(train) - pool))),
+        replay=None if splits.replay is None else Group(pool, min(splits.replayed, pool)),
+        names=splits.names,
     )
 
 
