@@ -78,9 +78,7 @@ class Corpora:
         """
         sizes = [corpus.count(split) for corpus in self.corpora]
         parts = []
-        for corpus, name, size, share in zip(
-            self.corpora, self.names, sizes, share_evenly(sizes, limit), strict=True
-        ):
+        for corpus, name, size, share in zip(self.corpora, self.names, sizes, share_evenly(sizes, limit), strict=True):
             if size is None and split != self.required and set(sizes) != {None}:
                 logger.warning("%s has no split %r: the others have", corpus.source.path, split)
             elif share != 0:

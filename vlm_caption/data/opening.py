@@ -152,4 +152,6 @@ def check_left(settings: DataSection, train_set: Dataset, dev_set: Dataset) -> N
     """
     for split, dataset in ((settings.train_split, train_set), (settings.dev_split, dev_set)):
         if len(dataset) == 0:
-            raise DataError(f"{', '.join(settings.paths)}: none of the images of the split {split!r} that are read can be opened")
+            raise DataError(
+                f"{', '.join(settings.paths)}: none of the images of the split {split!r} that are read can be opened"
+            )

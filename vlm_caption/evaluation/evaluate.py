@@ -241,7 +241,7 @@ def _without_captions(dataset: Dataset, inputs: InputSettings) -> Captioned:
     image_ids: list[ImageId] = [id_of[source] for source in sources]
     if asks:
         questions = [texts[0] for texts in dataset["questions"]]
-        image_ids = [f"{image}: {question}" for image, question in zip(image_ids, questions, strict=True)]
+        image_ids = [f"{image}: {' '.join(text.split())}" for image, text in zip(image_ids, questions, strict=True)]
     images = list(sources) if inputs.vectors is None else [None] * len(sources)
     return Captioned(image_ids, sources, images, list(dataset["captions"]), [], asks)
 

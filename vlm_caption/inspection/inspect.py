@@ -26,6 +26,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ..config.sections import DataSection
 from ..core.console import printable, progress, quiet_transformers
 from ..core.errors import BackboneError, DataError, ImageError
+from ..core.text import preview
 from ..core.threads import map_in_threads
 from ..data.captions import count_words
 from ..data.corpora import Corpora
@@ -33,7 +34,7 @@ from ..data.corpus import Corpus, drop_rows
 from ..data.opening import bad_images, check_left, load_splits
 from ..data.places import NamedBytes, Place, open_place
 from ..data.readers.text_files import shared_texts
-from ..data.records import Problem
+from ..data.records import Problem, Record
 from ..images.limits import MAX_BYTES, MAX_PIXELS
 from ..images.opening import IMAGE_SUFFIXES, ImageSource, open_image
 from ..pages.gallery import write_gallery
@@ -125,7 +126,7 @@ class Finding:
     caption: str | None = None
 
     def __str__(self) -> str:
-        about = f": {self.caption!r:.80}" if self.caption is not None else ""
+        about = f": {preview(self.caption)}" if self.caption is not None else ""
         return f"{self.file} ({self.split}): {self.reason}{about}"
 
 
@@ -146,7 +147,7 @@ class Inspection:
         common_captions: The captions that occur most often, if more than once.
         small, elongated: Images with a side below `SMALL_SIDE` pixels, or one above `LONG_SIDES` times the other.
         odd_captions: Captions without a letter, with broken characters, or with markup or a web address; texts such as
-            "nan"; and captions far longer than the rest.
+            "nan"; and captions far longer than the rest, or with line breaks.
         cut_captions: Captions that `data.max_caption_tokens` would cut, if tokens were counted.
         without_caption: Pictures in the corpus's folders that it does not mention.
         same_names: Groups of images whose names differ only by case; each a list of files.
@@ -223,6 +224,7 @@ def inspect_data(
     datasets, missing = _load_splits(corpus, settings)
     tallies, odd, cut = _measure_captions(datasets, settings, tokenizer)
     pictures = _Pictures.open_all(datasets, tallies, settings)
+    odd += _find_line_breaks(corpus)
     problems = list(corpus.problems())
     refusals, changes = _find_refusals(corpus, settings, eval_images, pictures.errors)
     lost = [missing, pictures.unreadable]
@@ -523,6 +525,23 @@ def _find_oddity(caption: str) -> str | None:
     return None
 
 
+def _find_line_breaks(corpus: Corpus | Corpora) -> list[Finding]:
+    """Returns the captions with line breaks, which the datasets no longer have."""
+    return [
+        Finding(
+            record.split or "no split",
+            Place.parse(record.image).described if record.image else record.where,
+            "a caption with line breaks, which become spaces",
+            caption,
+        )
+        for part in _parts(corpus)
+        for record in part.records()
+        if isinstance(record, Record)
+        for caption in record.captions
+        if len(caption.strip().splitlines()) > 1
+    ]
+
+
 def _find_copies(datasets: dict[str, Dataset], tallies: dict[str, _Tally]) -> list[list[tuple[str, str]]]:
     digests = np.concatenate([tally.digests for tally in tallies.values()])
     rows = [(split, row) for split, dataset in datasets.items() for row in range(len(dataset))]
@@ -726,6 +745,7 @@ def _table_lines(inspection: Inspection) -> Iterator[str]:
 def _finding_lines(inspection: Inspection) -> Iterator[str]:
     """Yields how many findings of each kind there are, and the first of them."""
     copies = [" = ".join(f"{file} ({split})" for split, file in group) for group in inspection.same_bytes]
+    cut = f"captions cut at {inspection.max_caption_tokens} tokens"
     across = [" = ".join(f"{file} ({split})" for split, file in group) for group in inspection.in_two_splits]
     for what, found in (
         ("problems", inspection.problems),
@@ -742,7 +762,7 @@ def _finding_lines(inspection: Inspection) -> Iterator[str]:
             [f"{text}: {', '.join(images)}" for text, images in inspection.shared_texts.items()],
         ),
         ("odd captions", inspection.odd_captions),
-        (f"captions cut at {inspection.max_caption_tokens} tokens", inspection.cut_captions),
+        *([] if inspection.no_tokens else [(cut, inspection.cut_captions)]),
         ("captions that occur often", [f"{count:,} x {caption}" for caption, count in inspection.common_captions]),
     ):
         if what != "captions that occur often":

@@ -215,7 +215,7 @@ def read_csv(table: Path) -> Iterator[Row | Problem]:
             problem = Problem(str(table), f"the file is not UTF-8 ({name}): save it as UTF-8")
         elif cells and header and len(cells) != len(header):
             reason = (
-                f"{len(cells)} fields, and the header has {len(header)}: put a field that holds the separator "
+                f"{len(cells)} {'field' if len(cells) == 1 else 'fields'}, and the header has {len(header)}: put a field that holds the separator "
                 'between quotation marks (")'
             )
             problem = Problem(f"{table}, {name}", reason)
