@@ -89,9 +89,8 @@ def test_a_stopped_run_resumes_with_the_same_images_and_not_with_others(settings
     train(RunConfig.load(None, settings | {"training.output_dir": str(tmp_path / "whole")}))
     whole = list(seen)
     seen.clear()
-    Loop = training.TrainingLoop
 
-    class Stopped(Loop):
+    class Stopped(training.TrainingLoop):
         def step(self, batches):
             if self.state.global_step == 2:
                 raise KeyboardInterrupt

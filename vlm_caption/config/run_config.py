@@ -51,8 +51,8 @@ class RunConfig:
         """Loads a config from a YAML file and from settings by their full names, such as `training.max_steps`.
 
         In the file, a relative `model.init_from`, `data.path`, `data.images`, `data.replay` or `data.features`, or one
-        in a list of them, that does not exist in the working directory is taken to be relative to the parent of the file's folder: the
-        repository, for files in `configs/`.
+        of a list of these, that does not exist in the working directory is taken to be relative to the parent of the
+        file's folder: the repository, for files in `configs/`.
 
         Args:
             path: The YAML file. With None, only `overrides` and `defaults` are used.

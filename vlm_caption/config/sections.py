@@ -78,10 +78,10 @@ class DataSection:
     """The captioned images. See docs/data.md for the formats.
 
     Attributes:
-        path: The folder or file of the corpus, or the id of a Hub dataset. See docs/data.md for relative paths. A list,
-            `[a, b]`, trains on several corpora at once, each of its own format.
+        path: The folder or file of the corpus, or the id of a Hub dataset. A list, `[a, b]`, trains on several corpora
+            at once, each of its own format. See docs/data.md, also for relative paths.
         weights: With a list in `path`: how often the images of each corpus are seen in an epoch, as in `[1, 0.5]`: all
-            of the first one, and a half of the second one, another half in each epoch. With null, every image is seen
+            of the first one, and half of the second one, another half in each epoch. With null, every image is seen
             once. See docs/data.md.
         format: The name of the format, a key of `vlm_caption.data.FORMATS`. With null, the format is recognised.
         images: The folder that image paths are relative to. With null, it is searched for beside the captions.
@@ -89,9 +89,9 @@ class DataSection:
         caption_column: The column of captions, or of answers. With null, it is found by its name.
         question_column: The column of questions. With null, it is found by its name.
         subset: The subset of a Hub dataset that has several.
-        replay: The folder, file or Hub id of another corpus, such as the one that `model.init_from` was trained on,
-            or a list of several. Some of its images are mixed into each epoch, so that less of what was learned is forgotten. See
-            docs/training.md.
+        replay: The folder, file or Hub id of another corpus, or a list of several, such as what `model.init_from` was
+            trained on. Some of its images are mixed into each epoch, so that less of what was learned is forgotten.
+            See docs/training.md.
         replay_share: The share of an epoch's images that comes from `replay`.
         features: A file of vectors to caption instead of images. See docs/data.md.
         feature_column: The column of vectors in a Parquet file that has several.

@@ -23,7 +23,7 @@ class Corpora:
 
     Args:
         corpora: The corpora, in order.
-        required: The split that all of them must have. Another split may be missing in some of them, though not in all.
+        required: The split that all of them must have. Some of them, though not all, may lack another split.
 
     Attributes:
         names: A different name for each corpus, made of its path.

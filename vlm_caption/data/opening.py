@@ -17,7 +17,6 @@ from .corpus import Corpus
 from .formats import open_corpus
 from .vectors import Vectors, open_vectors
 
-
 # Settings that describe one corpus, and cannot be those of several.
 _OF_ONE_CORPUS = ("images", "subset", "features", "feature_column")
 
@@ -51,8 +50,8 @@ def _check_corpora(settings: DataSection) -> None:
     for name in _OF_ONE_CORPUS:
         if count > 1 and getattr(settings, name) is not None:
             raise ConfigError(
-                f"data.{name} is of one corpus, and data.path names {count}: leave it out, or bring that corpus into a "
-                "form that needs no such setting."
+                f"data.{name} is of one corpus, and data.path names {count}: leave it out, or bring that corpus into "
+                "a form that needs no such setting."
             )
 
 

@@ -267,8 +267,8 @@ def prepare_data(
         check_left(config.data, train, dev)
     if settings.eval_captions and len(dev) < 2:
         raise DataError(
-            f"{', '.join(config.data.paths)}: a single image of the split {config.data.dev_split!r} is left, whose CIDEr is "
-            "always 0: give it more images, or set training.eval_captions to 0."
+            f"{', '.join(config.data.paths)}: a single image of the split {config.data.dev_split!r} is left, whose "
+            "CIDEr is always 0: give it more images, or set training.eval_captions to 0."
         )
     limits: dict[str, Any] = {
         "max_caption_tokens": config.data.max_caption_tokens,

@@ -43,6 +43,7 @@ from ..records import (
     find_column,
     find_split,
     find_texts,
+    join_turns,
     list_subfolders,
     settle_names,
 )
