@@ -11,7 +11,7 @@ from tiny_runs import COLOURS, history, projector, tiny_settings, weights, write
 
 from vlm_caption import Captioner
 from vlm_caption.config.run_config import RunConfig
-from vlm_caption.core.errors import CheckpointError, ConfigError
+from vlm_caption.core.errors import CheckpointError, ConfigError, DataError
 from vlm_caption.model.adapters import has_adapter
 from vlm_caption.training import train as training
 from vlm_caption.training.data import CaptionSplits
@@ -266,6 +266,31 @@ class TestReplay:
         )
         assert len(splits.bad.reasons) == 2
         assert len(splits.replay) > 0
+
+    def test_the_other_corpus_may_call_its_training_split_by_its_usual_name(self, settings, tmp_path):
+        table = tmp_path / "mine" / "captions.csv"
+        table.write_text(table.read_text().replace(",train\n", ",mine\n").replace(",train\r\n", ",mine\r\n"))
+        splits = CaptionSplits(RunConfig.load(None, settings | {"data.train_split": "mine"}))
+        assert len(splits.replay) == 8
+
+    def test_a_corpus_that_needs_settings_of_its_own_is_refused_with_what_to_do(self, settings, tmp_path):
+        table = tmp_path / "other" / "captions.csv"
+        table.write_text(table.read_text().replace("caption", "words"))
+        with pytest.raises(
+            DataError, match=r"data.replay: .*no caption column.* are those of data.path: .*save_to_disk"
+        ):
+            CaptionSplits(RunConfig.load(None, settings))
+
+    def test_facts_log_and_card_tell_what_was_cut_and_left_out(self, settings, tmp_path, caplog):
+        caplog.set_level("INFO", "vlm_caption")
+        (tmp_path / "mine" / "train_red.png").write_text("no picture")
+        options = {"data.on_bad_image": "skip", "data.max_bad_share": 0.5, "data.max_caption_tokens": 5}
+        train(RunConfig.load(None, settings | options | {"training.max_steps": 1}))
+        facts = json.loads((tmp_path / "mine" / "run" / "model_card.json").read_text())["training"]
+        assert (facts["cut_captions"], facts["images_left_out"]) == (1, 1)  # "white" has 5 letters and no room to end
+        assert any("1 of the 4 captions to train on are cut" in message for message in caplog.messages)
+        card = (tmp_path / "mine" / "run" / "README.md").read_text()
+        assert "- 1 captions were cut at 5 tokens.\n- 1 images were left out" in card
 
     def test_facts_and_card_name_the_replayed_corpus(self, settings, tmp_path):
         train(RunConfig.load(None, settings | {"training.max_steps": 1}))
