@@ -218,7 +218,7 @@ class TrainingSection:
         output_scale: The standard deviation of the image tokens at the start, as a multiple of that of the language
             model's embeddings.
         precision: The precision of frozen weights: "fp32", "bf16", or "auto", which is bf16 on hardware that
-            multiplies it. See docs/training.md.
+            multiplies it faster. See docs/training.md.
         cache_features: Whether to compute the output of a frozen vision tower once for each image and keep it. See
             docs/features.md.
         compile: Whether to compile the language model. This takes minutes at the start and makes steps faster.
