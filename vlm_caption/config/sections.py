@@ -33,6 +33,9 @@ class ModelSection:
         pooled_in_front: With "patches": put the pooled vector before the patches.
         pooled_feature: The pooled vector: the tower's "pooler_output", its first token ("cls"), or the "image_embeds"
             of CLIP. See docs/vision_towers.md.
+        vision_feature_layer: The layer of the vision tower whose hidden state is taken, or a list of layers, such as
+            [3, 6, 9, 12], whose states stand side by side. 1 is the first layer and -1 the last. With null, the
+            tower's output is taken. See docs/vision_towers.md.
         image_start: What precedes the image tokens: the language model's start token ("bos"), a "learned" vector, or
             "none". With null: "bos" if the language model has a start token, otherwise "none".
         image_end: Whether a "learned" vector follows the image tokens, or "none".
@@ -45,6 +48,7 @@ class ModelSection:
         projector_heads: The number of attention heads of "transformer" and "resampler".
         projector_shuffle: The height and width of the block of patches that "pixel_shuffle" makes one token of.
         projector_expansion: The hidden width, as a multiple of the input width.
+        projector_hidden_size: With "mlp" and "pixel_shuffle": the hidden width itself, instead of a multiple.
         projector_hidden_act: The activation of the hidden layers.
         projector_dropout: The dropout probability during training.
     """
@@ -59,6 +63,7 @@ class ModelSection:
     image_grid: int | None = None
     pooled_in_front: bool = False
     pooled_feature: Literal["pooler_output", "cls", "image_embeds"] = "pooler_output"
+    vision_feature_layer: int | list | None = None
     image_start: Literal["bos", "learned", "none"] | None = None
     image_end: Literal["learned", "none"] = "none"
     query_tokens: int = 0
@@ -69,6 +74,7 @@ class ModelSection:
     projector_heads: int | None = None
     projector_shuffle: int | None = None
     projector_expansion: int | None = None
+    projector_hidden_size: int | None = None
     projector_hidden_act: str | None = None
     projector_dropout: float = 0.0
 
