@@ -195,6 +195,29 @@ class ModuleSettings:
         return ModulePolicy(train=self.policy, **{name: getattr(self, name) for name in names})
 
 
+@dataclass(frozen=True)
+class ReinforceSettings:
+    """How a captioner is trained on rewards, named as in TRL. The defaults are self-critical training.
+
+    Attributes:
+        num_generations: The number of captions that are sampled of each image. The mean reward of the others is the
+            baseline of each.
+        temperature: What logits are divided by, in sampling and in training.
+        bleu: The weight of BLEU-4 in the reward, beside CIDEr.
+        num_iterations: The number of updates of the weights by the captions of a step. All count as one step.
+        epsilon: The bound on how much more or less probable an update makes a token: beyond it, the token is not
+            learned from. With null, there is none.
+        beta: The weight of the divergence (KL) from the captioner at the start of the training, or of the stage.
+    """
+
+    num_generations: int = 5
+    temperature: float = 1.0
+    bleu: float = 0.0
+    num_iterations: int = 1
+    epsilon: float | None = None
+    beta: float = 0.0
+
+
 ModuleField = Literal["frozen", "lora", "last_n", "full"] | dict
 
 
@@ -209,7 +232,9 @@ class TrainingSection:
         epochs: The number of passes over the images, which may be a fraction.
         max_steps: Stop after this many steps. With -1, `epochs` decides.
         objective: Learn "all" tokens of a caption in each epoch, or one "random_token" of it, weighted by the number
-            of its tokens, so that the gradient is the same on average. The dev loss always uses all.
+            of its tokens, so that the gradient is the same on average. With "cider", a trained captioner learns from the
+            CIDEr of captions that it samples itself. The dev loss always uses all. See docs/training.md.
+        reinforce: How to train with the objective "cider": a mapping of the fields below, as in `{num_generations: 8}`.
         train_vision: How to train the vision tower: "frozen", "lora", "last_n", "full", or a mapping of the fields
             below, as in `{policy: lora, rank: 64}`. A tower with random weights must be trained. See docs/training.md.
         train_projector: How to train the projector: "full" or "frozen", or a mapping of the fields below. The policies
@@ -249,7 +274,8 @@ class TrainingSection:
     accumulation: int = 1
     epochs: float = 3.0
     max_steps: int = -1
-    objective: Literal["all", "random_token"] = "all"
+    objective: Literal["all", "random_token", "cider"] = "all"
+    reinforce: dict | None = None
     train_vision: ModuleField = "frozen"
     train_projector: ModuleField = "full"
     train_language: ModuleField = "frozen"
@@ -280,6 +306,10 @@ class TrainingSection:
         """
         given = getattr(self, f"train_{module}")
         return ModuleSettings(**given) if isinstance(given, dict) else ModuleSettings(policy=given)
+
+    def reinforcement(self) -> ReinforceSettings:
+        """Returns how to train with the objective "cider"."""
+        return ReinforceSettings(**(self.reinforce or {}))
 
 
 @dataclass
