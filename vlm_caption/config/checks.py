@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from ..core.errors import ConfigError
-from .sections import DataSection, GenerationSection, ModelSection, ModuleSettings, TrainingSection
+from .sections import DataSection, GenerationSection, ModelSection, ModuleSettings, ReinforceSettings, TrainingSection
 
 SECTIONS: dict[str, type] = {
     "model": ModelSection,
@@ -99,6 +99,8 @@ def check_value(name: str, value: Any) -> Any:
     value = _convert(name, value, field_types()[name])
     if name.startswith("training.train_") and isinstance(value, dict):
         return _check_module(name, value)
+    if name == "training.reinforce" and value:
+        return _check_reinforce(name, value)
     if name == "data.prompt" and value:
         _check_prompt(name, value)
     if name in _CORPORA and isinstance(value, list):
@@ -227,6 +229,21 @@ def _check_module(name: str, value: dict) -> dict[str, Any]:
         if checked.get(key) is not None and checked[key] < 1:
             raise ConfigError(f"{name}.{key} must be at least 1, and {checked[key]} is not.")
     _check_share(f"{name}.dropout", checked.get("dropout", 0))
+    return checked
+
+
+def _check_reinforce(name: str, value: dict) -> dict[str, Any]:
+    hints = typing.get_type_hints(ReinforceSettings)
+    for key in value:
+        check_name(str(key), hints, f"{name}: there is no setting")
+    checked = {key: _convert(f"{name}.{key}", given, hints[key]) for key, given in value.items()}
+    for key, least in (("num_generations", 2), ("num_iterations", 1), ("bleu", 0), ("beta", 0)):
+        if checked.get(key, least) < least:
+            raise ConfigError(f"{name}.{key} must be at least {least}, and {checked[key]} is not.")
+    if checked.get("temperature", 1) <= 0:
+        raise ConfigError(f"{name}.temperature must be above 0, and {checked['temperature']} is not.")
+    if checked.get("epsilon") is not None and not 0 < checked["epsilon"] < 1:
+        raise ConfigError(f"{name}.epsilon must be above 0 and below 1, and {checked['epsilon']} is not.")
     return checked
 
 

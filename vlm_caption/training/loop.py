@@ -271,8 +271,19 @@ class TrainingLoop:
             batches: The batches that are accumulated.
         """
         targets = torch.stack([(batch["labels"] != IGNORE_INDEX).sum() for batch in batches]).sum()
-        targets = self.accelerator.reduce(targets, "sum")
         self.prepared.train()
+        self.update(batches, self.accelerator.reduce(targets, "sum"))
+        self.trained_on += torch.cat([batch["amount"] for batch in batches]).sum(dim=0)
+        self.learning_rate = self.schedule.get_last_lr()[0]
+        self.schedule.step()
+
+    def update(self, batches: list[Batch], targets: torch.Tensor) -> None:
+        """Updates the weights once.
+
+        Args:
+            batches: The batches that are accumulated.
+            targets: The number of targets in all of them, over all processes.
+        """
         for batch in batches:
             with contextlib.nullcontext() if batch is batches[-1] else self._keeping_gradients():
                 self.loss_sum += self.backward(batch, targets)
@@ -281,8 +292,6 @@ class TrainingLoop:
         )
         self._check_finite(self.grad_norm, "gradient", [row for batch in batches for row in batch["rows"].tolist()])
         self.optimizer.step()
-        self.learning_rate = self.schedule.get_last_lr()[0]
-        self.schedule.step()
         self.optimizer.zero_grad()
         self.steps_summed += 1
 
@@ -300,7 +309,6 @@ class TrainingLoop:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             loss = self.prepared(**inputs, num_items_in_batch=targets).loss * self.accelerator.num_processes
         self.accelerator.backward(loss)
-        self.trained_on += batch["amount"].sum(dim=0)
         self._check_finite(loss, "loss", batch["rows"].tolist())
         return loss.detach()
 
@@ -362,11 +370,16 @@ class TrainingLoop:
                 "learning_rate": self.learning_rate,
                 "captions_per_second": captions / seconds,
                 "tokens_per_second": tokens / seconds,
+                **self.take_measures(),
             }
         )
         self.loss_sum.zero_()
         self.trained_on.zero_()
         self.steps_summed, self.since_log = 0, now
+
+    def take_measures(self) -> dict[str, float]:
+        """Returns what else is logged of the steps since the last time. All processes call it."""
+        return {}
 
     def _log(self, values: dict[str, Any]) -> None:
         """Adds an entry to the log: to the state, the file, the terminal and the tracker."""

@@ -41,6 +41,7 @@ from .run_folder import (
     prepare_folder,
 )
 from .samples import SampleCaptions
+from .self_critical import SelfCriticalLoop, check_objective
 from .sharding import check_sharding, hiding_fsdp, shard
 from .stages import Stage, plan_stages
 from .state import RunState
@@ -69,6 +70,7 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
     check_tracker(config.training.report_to)
     config = adopt_parent(config)
     _check_eval_captions(config)
+    check_objective(config)
     check_writable(output_dir)
     with StopSignals() as signals, holding(output_dir), hiding_fsdp() as is_sharding:
         return _train(config, signals, is_sharding)
@@ -183,7 +185,8 @@ def _train_stage(
         samples = SampleCaptions(rows, data.dev_collator)
     # A tower that is float32 in any stage is multiplied in bfloat16 where a frozen one would be held in it.
     autocast = bool(config.changed_towers) and use_bf16(config.training.precision)
-    loop = TrainingLoop(
+    loop_class = SelfCriticalLoop if stage.settings.objective == "cider" else TrainingLoop
+    loop = loop_class(
         stage, model, processor, data, open_accelerator(stage.settings), signals, samples, autocast=autocast
     )
     loop.run()
