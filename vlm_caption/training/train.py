@@ -106,10 +106,7 @@ def _train(config: RunConfig, signals: StopSignals, is_sharding: bool) -> Captio
     signals.raise_if_received()
     if processes.num_processes > 1:
         logger.info("Training in %d processes, each with %d threads", processes.num_processes, torch.get_num_threads())
-    if not is_sharding:
-        model.to(device)
-    elif model.core.vision_tower is not None:
-        model.core.vision_tower.to(device)  # for the features
+    _move(model, device, is_sharding)
     is_prepared = False
     seconds: float | None = 0.0
     for stage in stages:
@@ -137,9 +134,7 @@ def _train(config: RunConfig, signals: StopSignals, is_sharding: bool) -> Captio
         if processes.is_main_process and not is_prepared:
             prepare_folder(config, data_found)
         is_prepared = True
-        # A tower that is float32 in any stage is multiplied in bfloat16 where a frozen one would be held in it.
-        autocast = bool(changed) and use_bf16(config.training.precision)
-        loop = _train_stage(config, stage, model, processor, data, signals, autocast)
+        loop = _train_stage(config, stage, model, processor, data, signals, changed)
         seconds = _add(seconds, loop.state.seconds())
         if stage.is_last:
             report(config, stages, loop, seconds, parent)
@@ -163,6 +158,13 @@ def _compose(
     return model, processor
 
 
+def _move(model: CaptionerForConditionalGeneration, device: torch.device, is_sharding: bool) -> None:
+    if not is_sharding:
+        model.to(device)
+    elif model.core.vision_tower is not None:
+        model.core.vision_tower.to(device)  # for the features
+
+
 def _fit_scale(config: RunConfig, model: CaptionerForConditionalGeneration, data: TrainingData) -> None:
     std = model.core.vocabulary().float().std().item()
     if data.images is not None:
@@ -177,13 +179,15 @@ def _train_stage(
     processor: CaptionerProcessor,
     data: TrainingData,
     signals: StopSignals,
-    autocast: bool,
+    changed: list[str],
 ) -> TrainingLoop:
     """Trains what is not frozen, from a checkpoint or from the start, and leaves the best weights in the model."""
     samples = None
     if config.training.samples:
         rows = data.dev.select(range(min(config.training.samples, len(data.dev))))
         samples = SampleCaptions(rows, data.dev_collator)
+    # A tower that is float32 in any stage is multiplied in bfloat16 where a frozen one would be held in it.
+    autocast = bool(changed) and use_bf16(config.training.precision)
     loop = TrainingLoop(
         stage, model, processor, data, open_accelerator(stage.settings), signals, samples, autocast=autocast
     )
