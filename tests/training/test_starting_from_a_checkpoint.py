@@ -12,7 +12,9 @@ from tiny_runs import COLOURS, history, projector, tiny_settings, weights, write
 from vlm_caption import Captioner
 from vlm_caption.config.run_config import RunConfig
 from vlm_caption.core.errors import CheckpointError, ConfigError, DataError
-from vlm_caption.model.adapters import has_adapter
+from vlm_caption.model.adapters import has_adapter, plain_name
+from vlm_caption.towers import precision as hardware
+from vlm_caption.training import model as training_model
 from vlm_caption.training import train as training
 from vlm_caption.training.data import CaptionSplits
 from vlm_caption.training.train import train
@@ -177,6 +179,30 @@ def test_an_adapter_of_the_parent_is_kept_or_merged(start, tmp_path, policy, sta
     assert has_adapter(model.core.language_model) == stays
     pictures = sorted(tmp_path.glob("dev_*.png"))
     assert captions(tmp_path / "grandchild", pictures) == captions(tmp_path / "child", pictures)
+
+
+def test_an_adapter_that_a_later_stage_replaces_is_merged_in_float32(start, tmp_path, monkeypatch):
+    start(**{"training.train_language": {"policy": "lora", "rank": 2}})
+    expected = Captioner.from_pretrained(tmp_path / "child", device="cpu").model
+    expected.merge_adapters()
+    for module in (hardware, training, training_model):
+        monkeypatch.setattr(module, "use_bf16", lambda precision: True)
+    stages = [{"name": "a", "max_steps": 1}, {"name": "b", "max_steps": 1}]
+    stages[1]["train_language"] = {"policy": "lora", "rank": 3}
+    grandchild = RunConfig.load(
+        None,
+        child_settings(tmp_path / "parent")
+        | {
+            "model.init_from": str(tmp_path / "child"),
+            "training.output_dir": str(tmp_path / "grandchild"),
+            "training.learning_rate": 0.0,
+        },
+    )
+    grandchild.stages = stages
+    model = train(grandchild)
+    own = {plain_name(name): tensor for name, tensor in model.core.language_model.state_dict().items()}
+    for name, tensor in expected.core.language_model.state_dict().items():
+        torch.testing.assert_close(own[name], tensor, rtol=1e-6, atol=1e-7, msg=name)
 
 
 class TestGoingOn:
