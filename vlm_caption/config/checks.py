@@ -41,7 +41,7 @@ _NOT_NEGATIVE = {
     "training.samples",
     "generation.no_repeat_ngram_size",
 }
-_SHARES = {"data.dev_share", "data.max_bad_share", "data.replay_share"}
+_SHARES = {"data.dev_share", "data.max_bad_share", "data.replay_share", "training.ema_decay"}
 
 # The policy that a setting of a module belongs to.
 _POLICY_OF = {"layers": "last_n", "rank": "lora", "alpha": "lora", "dropout": "lora", "targets": "lora"}

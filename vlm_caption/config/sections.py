@@ -210,6 +210,8 @@ class TrainingSection:
         warmup_steps: The number of steps in which the learning rate rises from 0. With null, a tenth of the steps, at
             most 100.
         weight_decay: The weight decay of AdamW; norms and biases never decay.
+        ema_decay: Evaluate and save an exponential moving average of the trained weights, with this decay, such as
+            0.999, instead of the weights themselves. With null, do not average. See docs/training.md.
         max_grad_norm: Clip gradients to this norm.
         output_scale: The standard deviation of the image tokens at the start, as a multiple of that of the language
             model's embeddings.
@@ -246,6 +248,7 @@ class TrainingSection:
     learning_rate: float = 1e-3
     warmup_steps: int | None = None
     weight_decay: float = 0.0
+    ema_decay: float | None = None
     max_grad_norm: float = 1.0
     output_scale: float = 3.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
