@@ -23,7 +23,7 @@ from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.precision import choose_kernels, hold_frozen, use_bf16
 from ..towers.processor import CaptionerProcessor
 from .checkpoints import load_weights, writing_to
-from .data import CaptionSplits, TrainingData, prepare_data
+from .data import CaptionSplits, TrainingData, count_cut, prepare_data
 from .launch import check_launcher, check_tracker, join_processes, keep_threads, open_accelerator, use_all_cores
 from .loop import TrainingLoop
 from .metrics_log import read_metrics, write_metrics
@@ -41,6 +41,7 @@ from .run_folder import (
     prepare_folder,
 )
 from .samples import SampleCaptions
+from .self_critical import SelfCriticalLoop, check_objective
 from .sharding import check_sharding, hiding_fsdp, shard
 from .stages import Stage, plan_stages
 from .state import RunState
@@ -69,6 +70,7 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
     check_tracker(config.training.report_to)
     config = adopt_parent(config)
     _check_eval_captions(config)
+    check_objective(config)
     check_writable(output_dir)
     with StopSignals() as signals, holding(output_dir), hiding_fsdp() as is_sharding:
         return _train(config, signals, is_sharding)
@@ -102,6 +104,7 @@ def _train(config: RunConfig, signals: StopSignals, is_sharding: bool) -> Captio
         keep_threads(output_dir / RUN_DATA_NAME)
     model, processor = _compose(config, splits, stages)
     parent = describe_parent(config, model)
+    cut = count_cut(config.data, splits.train, processor)
     signals.raise_if_received()
     if processes.num_processes > 1:
         logger.info("Training in %d processes, each with %d threads", processes.num_processes, torch.get_num_threads())
@@ -139,7 +142,7 @@ def _train(config: RunConfig, signals: StopSignals, is_sharding: bool) -> Captio
         loop = _train_stage(config, stage, model, processor, data, signals)
         seconds = _add(seconds, loop.state.seconds())
         if stage.is_last:
-            report(config, stages, loop, seconds, parent)
+            report(config, stages, loop, seconds, parent, cut)
         elif processes.is_main_process:
             save_stage(loop)
         processes.wait_for_everyone()
@@ -182,7 +185,8 @@ def _train_stage(
         samples = SampleCaptions(rows, data.dev_collator)
     # A tower that is float32 in any stage is multiplied in bfloat16 where a frozen one would be held in it.
     autocast = bool(config.changed_towers) and use_bf16(config.training.precision)
-    loop = TrainingLoop(
+    loop_class = SelfCriticalLoop if stage.settings.objective == "cider" else TrainingLoop
+    loop = loop_class(
         stage, model, processor, data, open_accelerator(stage.settings), signals, samples, autocast=autocast
     )
     loop.run()
