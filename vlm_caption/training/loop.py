@@ -251,8 +251,9 @@ class TrainingLoop:
     def _batches(self, epoch: int) -> Iterator[list[Batch]]:
         """Yields the batches of each step of an epoch, from the next step on."""
         self.sampler.epoch = self.data.choice.epoch = epoch
-        if self.data.choose_targets is not None:
-            self.data.choose_targets.epoch = epoch
+        for drawn in (self.data.choose_targets, self.data.flips):
+            if drawn is not None:
+                drawn.epoch = epoch
         loader, done = self.loader, self.state.global_step % self.steps_an_epoch
         if not done:
             self._load_random_state()
