@@ -1,5 +1,7 @@
 """Averaged weights: what the average is, and that it is evaluated, chosen and saved while the weights go on."""
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -96,6 +98,17 @@ class TestRuns:
         best = load_file(tmp_path / "averaged" / "checkpoint-8" / "best.safetensors")
         kept = load_file(tmp_path / "averaged" / "checkpoint-8" / AVERAGE_NAME)
         assert all(best[name].equal(tensor) for name, tensor in kept.items())
+
+    def test_a_run_that_lost_its_end_ends_with_the_same_average_and_log(self, run, tmp_path):
+        run("whole", ema_decay=DECAY, eval_steps=3)
+        run("killed", ema_decay=DECAY, eval_steps=3)
+        shutil.rmtree(tmp_path / "killed" / "checkpoint-8")
+        (tmp_path / "killed" / "model.safetensors").unlink()
+        run("killed", ema_decay=DECAY, eval_steps=3)
+        for name in ("model.safetensors", f"checkpoint-8/{AVERAGE_NAME}", "checkpoint-8/best.safetensors"):
+            expected, found = (load_file(tmp_path / folder / name) for folder in ("whole", "killed"))
+            assert all(found[key].equal(tensor) for key, tensor in expected.items()), name
+        assert step_values(tmp_path / "killed", "eval_loss") == step_values(tmp_path / "whole", "eval_loss")
 
     def test_a_run_taken_further_goes_on_with_its_average(self, run, tmp_path):
         run(ema_decay=DECAY)
