@@ -42,7 +42,7 @@ _NOT_NEGATIVE = {
     "generation.no_repeat_ngram_size",
 }
 _CORPORA = {"data.path", "data.replay"}
-_SHARES = {"data.dev_share", "data.max_bad_share", "data.replay_share"}
+_SHARES = {"data.dev_share", "data.max_bad_share", "data.replay_share", "training.ema_decay"}
 
 # The policy that a setting of a module belongs to.
 _POLICY_OF = {"layers": "last_n", "rank": "lora", "alpha": "lora", "dropout": "lora", "targets": "lora"}

@@ -23,6 +23,7 @@ from ..data.corpus import count_captions
 from ..data.opening import bad_images, check_left, load_splits, open_data, open_features, picture_opener
 from ..data.records import Problem
 from ..data.sampler import Group
+from ..features.flips import FlippedInputs, flip
 from ..features.inputs import ImageInputs, with_index
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.processor import CaptionerProcessor
@@ -198,7 +199,8 @@ class TrainingData:
         collator, dev_collator: Make batches of the rows.
         choice: Which captions of an image are trained on.
         choose_targets: Which token of each is trained on; None: all.
-        images: The images of the rows to train on.
+        images: The images of the rows to train on, as they are.
+        flips: The same images, some of them mirrored, of which batches are made; None: none is mirrored.
         groups: How many rows of `train` are of each corpus, and how many of them an epoch has; by default all.
         replay: The same of the replayed rows; None if nothing is replayed.
         names: The names of the corpora, if there are several.
@@ -213,6 +215,7 @@ class TrainingData:
     choice: CaptionChoice
     choose_targets: TargetChoice | None = None
     images: ImageInputs | None = None
+    flips: FlippedInputs | None = None
     groups: list[Group] = field(default_factory=list)
     replay: Group | None = None
     names: list[str] = field(default_factory=list)
@@ -285,15 +288,17 @@ def prepare_data(
     }
     pool = sum(row >= len(splits.train) for row in images.rows)
     choice = CaptionChoice(config.data.captions_per_image, settings.seed)
+    flips = FlippedInputs(images, flip(images), settings.seed) if config.data.augment == "flip" else None
     choose_targets = TargetChoice(settings.seed) if settings.objective == "random_token" else None
     return TrainingData(
         train=with_index(train),
         dev=with_index(dev),
-        collator=CaptionCollator(processor, images, choose=choice, choose_targets=choose_targets, **limits),
+        collator=CaptionCollator(processor, flips or images, choose=choice, choose_targets=choose_targets, **limits),
         dev_collator=CaptionCollator(processor, dev_images, **limits),
         choice=choice,
         choose_targets=choose_targets,
         images=images,
+        flips=flips,
         groups=splits.groups(train.select(range(len(train) - pool))),
         replay=None if splits.replay is None else Group(pool, min(splits.replayed, pool)),
         names=splits.names,
