@@ -216,9 +216,10 @@ class TrainingSection:
         epochs: The number of passes over the images, which may be a fraction.
         max_steps: Stop after this many steps. With -1, `epochs` decides.
         objective: Learn "all" tokens of a caption in each epoch, or one "random_token" of it, weighted by the number
-            of its tokens, so that the gradient is the same on average. With "cider", a trained captioner learns from the
-            CIDEr of captions that it samples itself. The dev loss always uses all. See docs/training.md.
-        reinforce: How to train with the objective "cider": a mapping of the fields below, as in `{num_generations: 8}`.
+            of its tokens, so that the gradient is the same on average. With "cider", a trained captioner learns from
+            the CIDEr of captions that it samples itself. The dev loss always uses all. See docs/training.md.
+        reinforce: How to train with the objective "cider": a mapping of the fields below, as in
+            `{num_generations: 8}`.
         train_vision: How to train the vision tower: "frozen", "lora", "last_n", "full", or a mapping of the fields
             below, as in `{policy: lora, rank: 64}`. A tower with random weights must be trained. See docs/training.md.
         train_projector: How to train the projector: "full" or "frozen", or a mapping of the fields below. The policies
