@@ -1,9 +1,9 @@
 """How much faster the captions of a step of `objective: cider` are sampled than by `generate` of transformers.
 
-Baseline, in the same run: `generate` with `num_return_sequences`, which encodes the image once for each caption, goes
-on with all captions until the last one has ended, and draws by `torch.multinomial`. Both sides use the shipped
-captioner in the same precision, the same features, and no limits to what may be drawn. Also prints the parts of a whole
-step, and the share of the reward. Seconds are processor seconds, so other programs on the machine matter less.
+Baseline, in the same run: `generate` with `num_return_sequences`, which encodes the image once for each caption,
+goes on with all captions until the last one has ended, and draws by `torch.multinomial`. Both sides use the shipped
+captioner in the same precision, the same features, and no limits to what may be drawn. Also prints the parts of a
+whole step, and the share of the reward. Seconds are processor seconds, so other programs on the machine matter less.
 
     python benchmarks/sampling.py [--images 10] [--captions 5] [--repeats 3]
 """
