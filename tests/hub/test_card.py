@@ -138,6 +138,11 @@ class TestCard:
                 "grid of 2 by 2 averaged patch tokens.",
             ),
             (
+                {"image_tokens": "patches", "pooled_in_front": True, "vision_feature_layer": [1, -1]},
+                "17 tokens, behind the language model's BOS: the tower's class token and all its patch tokens, of its "
+                "layers 1, -1, side by side.",
+            ),
+            (
                 {"projector": "resampler", "projector_tokens": 3, "image_tokens": "all", "query_tokens": 1},
                 "4 tokens, behind the language model's BOS: 3 that the projector makes of all the tower's tokens; the "
                 "last of them 1 learned query vector.",

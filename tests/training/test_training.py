@@ -294,7 +294,7 @@ class TestSettings:
         assert isinstance(use_bf16("auto"), bool)
         assert (use_bf16("bf16"), use_bf16("fp32")) == (True, False)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        monkeypatch.setattr(hardware, "_cpu_flags", lambda: "fpu sse avx2 avx512f")
+        monkeypatch.setattr(hardware, "_cpuinfo", lambda: "flags : fpu sse avx2 avx512f")
         assert use_bf16("auto") is False
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         # A GPU that can, by emulation alone.

@@ -41,6 +41,7 @@ _NOT_NEGATIVE = {
     "training.samples",
     "generation.no_repeat_ngram_size",
 }
+_CORPORA = {"data.path", "data.replay"}
 _SHARES = {"data.dev_share", "data.max_bad_share", "data.replay_share"}
 
 # The policy that a setting of a module belongs to.
@@ -102,6 +103,10 @@ def check_value(name: str, value: Any) -> Any:
         return _check_reinforce(name, value)
     if name == "data.prompt" and value:
         _check_prompt(name, value)
+    if name in _CORPORA and isinstance(value, list):
+        return _check_corpora(name, value)
+    if name == "data.weights" and value is not None:
+        return _check_weights(name, value)
     if value is None:
         return None
     if name in _POSITIVE and value <= 0:
@@ -176,6 +181,27 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
 def _check_share(name: str, value: float) -> None:
     if not 0 <= value < 1:
         raise ConfigError(f"{name} must be at least 0 and below 1, and {value} is not.")
+
+
+def _check_corpora(name: str, paths: list) -> list[str]:
+    """Returns the paths of a list of corpora."""
+    if not paths:
+        raise ConfigError(f"{name} is an empty list: name at least one corpus.")
+    checked = [_convert(f"{name}[{number}]", path, str) for number, path in enumerate(paths)]
+    for number, path in enumerate(checked):
+        if not path:
+            raise ConfigError(f"{name}[{number}] is empty: name a folder, a file or a Hub dataset.")
+        if path in checked[:number]:
+            raise ConfigError(f"{name} names {path} twice: name it once; data.weights says how often it is seen.")
+    return checked
+
+
+def _check_weights(name: str, weights: list) -> list[float]:
+    checked = [_convert(f"{name}[{number}]", weight, float) for number, weight in enumerate(weights)]
+    for weight in checked:
+        if weight <= 0:
+            raise ConfigError(f"{name} must be numbers above 0, and {weight:g} is not: leave that corpus out instead.")
+    return checked
 
 
 def _check_prompt(name: str, value: str) -> None:

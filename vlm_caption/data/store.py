@@ -30,7 +30,7 @@ from ..core.cache import cache_dir
 from ..core.errors import DataError
 from ..core.files import move_folder
 from ..core.untrusted import load_json
-from .captions import Cleaning, clean_caption, count_words
+from .captions import Cleaning, clean_question, count_words
 from .places import Place
 from .records import Format, Problem, Record, Source
 
@@ -40,7 +40,7 @@ FEATURES = Features({"image": Value("string"), "captions": List(Value("string"))
 ASKED_FEATURES = Features({**FEATURES, "questions": List(Value("string"))})
 
 # Raise it whenever a reader or this file gives other rows for the same corpus.
-_READER_VERSION = 3
+_READER_VERSION = 4
 
 _REPORT = "report.json"
 _PROBLEMS = "problems.jsonl"
@@ -258,7 +258,7 @@ def _gather(
             _put(problems, Problem(record.where, reason))
             continue
         captions = []
-        for text, question in itertools.zip_longest(record.captions, map(clean_caption, record.questions)):
+        for text, question in itertools.zip_longest(record.captions, map(clean_question, record.questions)):
             caption = cleaning.clean(text)
             words = count_words(caption)
             if cleaning.min_words is not None and words < cleaning.min_words:

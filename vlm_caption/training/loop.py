@@ -29,7 +29,7 @@ from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.processor import CaptionerProcessor
 from . import checkpoints
 from .data import TrainingData
-from .dev_scores import score_cider, score_loss
+from .dev_scores import score_cider, score_losses
 from .intervals import choose_intervals
 from .metrics_log import append_metrics, write_metrics
 from .optimizer import create_optimizer, create_schedule, move_schedule
@@ -82,13 +82,11 @@ class TrainingLoop:
         self.accelerator, self.device = accelerator, accelerator.device
         self.signals, self.autocast = signals or StopSignals(), autocast
         self.sampler = LengthBatchSampler(
-            len(data.train) - data.pool,
+            [*data.groups, *([] if data.replay is None else [data.replay])],
             self.settings.batch_size,
             self.settings.accumulation * accelerator.num_processes,
             self._count_tokens,
             self.settings.seed,
-            pool=data.pool,
-            drawn=data.drawn,
         )
         self.loader = accelerator.prepare(
             DataLoader(
@@ -206,7 +204,7 @@ class TrainingLoop:
             "evaluating on %d images every %d steps, saving every %d; the time left is known after %d",
             len(data.own),
             count_captions(data.own),
-            f" and on {self.sampler.drawn} replayed images an epoch" if self.sampler.drawn else "",
+            data.describe_epoch(),
             state.max_steps - state.global_step,
             self.sampler.step_size,
             (state.max_steps - state.global_step) / self.steps_an_epoch,
@@ -413,7 +411,7 @@ class TrainingLoop:
         """Measures dev loss and CIDEr, keeps the weights if they are the best so far, and writes sample captions."""
         data, size, start = self.data, self.settings.batch_size, time.perf_counter()
         with self._no_step(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            metrics = {"eval_loss": score_loss(self.model, data.dev_collator, data.dev, size)}
+            metrics = score_losses(self.model, data.dev_collator, data.dev, size)
             if self.settings.eval_captions:
                 first = list(data.dev.select(range(min(self.settings.eval_captions, len(data.dev)))))
                 metrics["eval_cider"] = score_cider(self.model, data.dev_collator, first, size)

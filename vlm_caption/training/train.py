@@ -23,7 +23,7 @@ from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.precision import choose_kernels, hold_frozen, use_bf16
 from ..towers.processor import CaptionerProcessor
 from .checkpoints import load_weights, writing_to
-from .data import CaptionSplits, TrainingData, prepare_data
+from .data import CaptionSplits, TrainingData, count_cut, prepare_data
 from .launch import check_launcher, check_tracker, join_processes, keep_threads, open_accelerator, use_all_cores
 from .loop import TrainingLoop
 from .metrics_log import read_metrics, write_metrics
@@ -104,6 +104,7 @@ def _train(config: RunConfig, signals: StopSignals, is_sharding: bool) -> Captio
         keep_threads(output_dir / RUN_DATA_NAME)
     model, processor = _compose(config, splits, stages)
     parent = describe_parent(config, model)
+    cut = count_cut(config.data, splits.train, processor)
     signals.raise_if_received()
     if processes.num_processes > 1:
         logger.info("Training in %d processes, each with %d threads", processes.num_processes, torch.get_num_threads())
@@ -141,7 +142,7 @@ def _train(config: RunConfig, signals: StopSignals, is_sharding: bool) -> Captio
         loop = _train_stage(config, stage, model, processor, data, signals)
         seconds = _add(seconds, loop.state.seconds())
         if stage.is_last:
-            report(config, stages, loop, seconds, parent)
+            report(config, stages, loop, seconds, parent, cut)
         elif processes.is_main_process:
             save_stage(loop)
         processes.wait_for_everyone()
