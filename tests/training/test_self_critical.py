@@ -112,13 +112,14 @@ def test_equal_rewards_change_nothing(run, steps, rewarding):
 def test_what_is_trained_is_what_was_sampled_with_an_end_where_one_was_drawn(run, steps, monkeypatch, tmp_path):
     drawn: list[Samples] = []
 
-    def sample(*arguments):
-        drawn.append(sample_captions(*arguments))
+    def sample(*arguments, **options):
+        drawn.append(sample_captions(*arguments, **options))
         return drawn[-1]
 
     monkeypatch.setattr(self_critical, "sample_captions", sample)
-    run(stages=[STAGES[0], STAGES[1] | {"max_steps": 2}])
+    run(stages=[STAGES[0], STAGES[1] | {"max_steps": 2, "reinforce": {"max_completion_length": 5}}])
     assert len(steps) == len(drawn) == 2
+    assert max(len(ids) for samples in drawn for ids in samples.token_ids) == 5
     for step, samples in zip(steps, drawn, strict=True):
         [batch] = step["batches"]
         trained = [int(token) for row in batch["labels"] for token in row if token != IGNORE_INDEX]
