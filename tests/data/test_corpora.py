@@ -13,6 +13,7 @@ from vlm_caption.core.errors import ConfigError, DataError
 from vlm_caption.data.corpora import corpus_names, in_turn, share_evenly
 from vlm_caption.data.opening import load_splits, open_data
 from vlm_caption.data.sampler import Group, LengthBatchSampler
+from vlm_caption.features.inputs import with_index
 
 
 @pytest.fixture
@@ -62,6 +63,14 @@ def test_a_corpus_may_lack_the_dev_split_and_not_the_training_split(table, tmp_p
         load_splits(open_data(settings), settings, eval_images=100)
     with pytest.raises(DataError, match="no image is in the split 'test'"):
         open_data(settings).load("test")
+
+
+def test_images_in_turn_leave_the_cached_corpora_whole(table, texts, caplog):
+    settings = DataSection(path=[table, texts], dev_share=0.5)
+    for _ in range(2):
+        _, dev = load_splits(open_data(settings), settings, eval_images=6)
+        assert with_index(dev)["index"] == [0, 1, 2, 3, 4, 5]
+    assert "damaged" not in caplog.text
 
 
 def test_problems_and_missing_pictures_of_all_are_reported(table, texts, tmp_path):

@@ -218,6 +218,23 @@ class TestScores:
         assert "(num_beams 2, max_new_tokens 9)" in card.text
         assert "not test scores" not in card.text
 
+    def test_of_answers_are_vqa_accuracy(self, model, tmp_path):
+        model.save_pretrained(tmp_path)
+        record_evaluation(model, tmp_path, EVALUATION)
+        write_model_card(model, tmp_path)
+        assert "VQA accuracy" not in (tmp_path / "README.md").read_text()
+        metrics = {"loss": 1.25, "vqa_accuracy": 0.512, "cider": 0.75}
+        intervals = {"vqa_accuracy": [0.48, 0.54]}
+        record_evaluation(model, tmp_path, EVALUATION | {"metrics": metrics, "intervals": intervals})
+        write_model_card(model, tmp_path)
+        card = ModelCard.load(tmp_path / "README.md")
+        assert "| loss | VQA accuracy | CIDEr |" in card.text
+        assert "| 1.25 | 51.2 | 75.0 |\n|  | 48.0 to 54.0 |  |" in card.text
+        assert "VQA accuracy is that of the official evaluation" in card.text
+        tasks = {result.metric_type: (result.task_type, result.metric_value) for result in card.data.eval_results}
+        assert tasks["vqa_accuracy"] == ("visual-question-answering", 51.2)
+        assert tasks["cider"] == ("image-to-text", 75.0)
+
     @pytest.mark.parametrize("split", ["train", "dev"])
     def test_of_what_the_training_saw_are_no_test_scores(self, model, tmp_path, split):
         model.save_pretrained(tmp_path)

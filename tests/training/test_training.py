@@ -224,6 +224,11 @@ class TestResuming:
             "another training.output_dir, go back to its settings, or start afresh with training.resume false."
         )
 
+    def test_a_run_of_an_earlier_version_is_refused_with_the_warm_up_that_it_had(self, run, interrupt):
+        interrupt(run, **{"training.warmup_steps": 100})
+        with pytest.raises(ConfigError, match=r"to go on with this run, add --warmup-steps 100\.$"):
+            run(**{"training.warmup_steps": None})
+
     def test_another_way_to_write_captions_is_refused_with_the_difference(self, run, interrupt):
         interrupt(run)
         with pytest.raises(ConfigError, match=r"another config \(generation\.num_beams: None → 2\): choose"):

@@ -284,7 +284,8 @@ def _record(
     folder = Path(arguments.checkpoint)
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         return 0
-    scores = {"loss": result.loss, "shuffled_loss": result.shuffled_loss, **result.metrics}
+    losses = {"loss": result.loss, "shuffled_loss": result.shuffled_loss}
+    scores = losses | {"vqa_accuracy": result.vqa_accuracy} | result.metrics
     facts = evaluation_facts(
         captioner.model,
         data=config.data.path,

@@ -103,7 +103,7 @@ def _training_command(
     options = [
         word
         for name, value in (overrides | changes).items()
-        for word in (f"--{name}", value if isinstance(value, str) else json.dumps(value))
+        for word in (f"--{name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     ]
     return shlex.join([*program, "--config", config, *options])
 

@@ -23,15 +23,14 @@ class Corpora:
 
     Args:
         corpora: The corpora, in order.
-        required: The split that all of them must have. Some of them, though not all, may lack another split.
 
     Attributes:
         names: A different name for each corpus, made of its path.
         format: The names of their formats.
     """
 
-    def __init__(self, corpora: Sequence[Corpus], required: str = "train"):
-        self.corpora, self.required = list(corpora), required
+    def __init__(self, corpora: Sequence[Corpus]):
+        self.corpora = list(corpora)
         self.names = corpus_names([str(corpus.source.path) for corpus in corpora])
         self.format = ", ".join(dict.fromkeys(corpus.format for corpus in corpora))
 
@@ -56,6 +55,16 @@ class Corpora:
         """Yields what is wrong with single records; see `Corpus.problems`."""
         return itertools.chain.from_iterable(corpus.problems(split) for corpus in self.corpora)
 
+    def require(self, split: str) -> None:
+        """Checks that all corpora have a split.
+
+        Raises:
+            DataError: One lacks it.
+        """
+        for corpus in self.corpora:
+            if corpus.count(split) is None:
+                corpus.load(split)  # says which splits are there
+
     def load(
         self,
         split: str = "train",
@@ -73,13 +82,12 @@ class Corpora:
             on_problem, on_missing: See `Corpus.load`.
 
         Raises:
-            DataError: No corpus has the split, or one lacks it that must have it; or something is wrong and there is
-                no callback to report it to.
+            DataError: No corpus has the split, or something is wrong and there is no callback to report it to.
         """
         sizes = [corpus.count(split) for corpus in self.corpora]
         parts = []
         for corpus, name, size, share in zip(self.corpora, self.names, sizes, share_evenly(sizes, limit), strict=True):
-            if size is None and split != self.required and set(sizes) != {None}:
+            if size is None and set(sizes) != {None}:
                 logger.warning("%s has no split %r: the others have", corpus.source.path, split)
             elif share != 0:
                 part = corpus.load(split, share, on_problem, on_missing)

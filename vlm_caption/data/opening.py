@@ -32,7 +32,7 @@ def open_data(settings: DataSection) -> Corpus | Corpora:
     _check_corpora(settings)
     if len(settings.paths) == 1:
         return _open_one(settings, settings.paths[0])
-    return Corpora([_open_one(settings, path) for path in settings.paths], settings.train_split)
+    return Corpora([_open_one(settings, path) for path in settings.paths])
 
 
 def _check_corpora(settings: DataSection) -> None:
@@ -115,6 +115,8 @@ def load_splits(
         DataError: Something is wrong with the corpus, or too many images are bad.
     """
     on_missing = None if bad is None else bad.add_missing
+    if isinstance(corpus, Corpora):
+        corpus.require(settings.train_split)
     train_set = corpus.load(settings.train_split, settings.limit, on_missing=on_missing)
     dev_limit = min(eval_images, settings.limit or eval_images)
     dev_set = corpus.load(settings.dev_split, dev_limit, on_missing=on_missing)

@@ -145,7 +145,8 @@ def _open(directory: Path) -> Stored | None:
         return None
     try:
         report = load_json((directory / _REPORT).read_bytes(), str(directory / _REPORT))
-        if report["files"] == _describe_files(directory):
+        # datasets puts its own files here, of selected rows.
+        if report["files"] == {name: _describe_file(directory / name) for name in report["files"]}:
             return Stored(directory, report["splits"], report["dropped"])
     except (OSError, DataError, KeyError, TypeError):
         pass
@@ -154,16 +155,17 @@ def _open(directory: Path) -> Stored | None:
 
 
 def _describe_files(directory: Path) -> dict[str, list[Any]]:
-    """The size of each file in the folder beside the report, and a hash of all but pictures, which may be large."""
-    described: dict[str, list[Any]] = {}
-    for path in directory.iterdir():
-        if path.name == _REPORT:
-            continue
-        described[path.name] = [path.stat().st_size]
-        if path.suffix != ".pictures":
-            with path.open("rb") as file:
-                described[path.name].append(hashlib.file_digest(file, xxhash.xxh3_64).hexdigest())
-    return described
+    """Describes each file in the folder beside the report."""
+    return {path.name: _describe_file(path) for path in directory.iterdir() if path.name != _REPORT}
+
+
+def _describe_file(path: Path) -> list[Any]:
+    """Returns the size of a file, and a hash of it unless it holds pictures, which may be large."""
+    size = path.stat().st_size
+    if path.suffix == ".pictures":
+        return [size]
+    with path.open("rb") as file:
+        return [size, hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()]
 
 
 def _write(

@@ -224,7 +224,7 @@ def inspect_data(
     datasets, missing = _load_splits(corpus, settings)
     tallies, odd, cut = _measure_captions(datasets, settings, tokenizer)
     pictures = _Pictures.open_all(datasets, tallies, settings)
-    odd += _find_line_breaks(corpus)
+    odd += _find_line_breaks(corpus, datasets)
     problems = list(corpus.problems())
     refusals, changes = _find_refusals(corpus, settings, eval_images, pictures.errors)
     lost = [missing, pictures.unreadable]
@@ -525,20 +525,28 @@ def _find_oddity(caption: str) -> str | None:
     return None
 
 
-def _find_line_breaks(corpus: Corpus | Corpora) -> list[Finding]:
+def _find_line_breaks(corpus: Corpus | Corpora, datasets: dict[str, Dataset]) -> list[Finding]:
     """Returns the captions with line breaks, which the datasets no longer have."""
-    return [
-        Finding(
-            record.split or "no split",
-            Place.parse(record.image).described if record.image else record.where,
-            "a caption with line breaks, which become spaces",
-            caption,
-        )
+    found = [
+        (record, caption)
         for part in _parts(corpus)
         for record in part.records()
         if isinstance(record, Record)
         for caption in record.captions
         if len(caption.strip().splitlines()) > 1
+    ]
+    images = {record.image for record, _ in found}
+    splits = {
+        image: split for split, dataset in datasets.items() if images for image in dataset["image"] if image in images
+    }
+    return [
+        Finding(
+            splits.get(record.image, record.split or "left out"),
+            Place.parse(record.image).described if record.image else record.where,
+            "a caption with line breaks, which become spaces",
+            caption,
+        )
+        for record, caption in found
     ]
 
 

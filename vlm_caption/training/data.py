@@ -48,6 +48,7 @@ class CaptionSplits:
         replay: Rows of another corpus that are mixed in, if the config names one; else None.
         bad: The bad images, if they are left out; else None.
         vectors: The vectors that are captioned instead of pictures, if there are any; `image` is then the name of one.
+        cut_captions: How many captions of `train` are cut; see `count_cut`.
 
     Raises:
         ConfigError: The config names vectors and a vision tower, or neither; or questions that are not asked.
@@ -57,6 +58,7 @@ class CaptionSplits:
     def __init__(self, config: RunConfig):
         self.config = config
         self.vectors = open_features(config)
+        self.cut_captions = 0
         corpus = open_data(config.data)
         self.names = corpus.names if isinstance(corpus, Corpora) else []
         # All processes find the same; one writes it down.
@@ -86,6 +88,22 @@ class CaptionSplits:
     def replayed(self) -> int:
         """The number of replayed images that an epoch is to have."""
         return count_replayed(self.config.data, self.train, self.names)
+
+    def count_cut(self, processor: CaptionerProcessor) -> None:
+        """Counts the captions to train on that are cut at `data.max_caption_tokens`, and says in the log how many."""
+        longest = self.config.data.max_caption_tokens
+        collator = CaptionCollator(processor, lambda rows: {}, max_caption_tokens=longest)
+        starts = range(0, len(self.train), _ROWS_A_BATCH)
+        ends = (min(start + _ROWS_A_BATCH, len(self.train)) for start in starts)
+        batches = (self.train.select(range(start, end)) for start, end in zip(starts, ends, strict=True))
+        self.cut_captions = sum(collator.count_cut(list(batch)) for batch in batches)
+        if self.cut_captions:
+            logger.info(
+                "%d of the %d captions to train on are cut at data.max_caption_tokens %d: their ends are not learned",
+                self.cut_captions,
+                count_captions(self.train),
+                longest,
+            )
 
     def describe(self) -> dict[str, Any]:
         """Returns what tells these rows from others: for each split the number of images and of captions, and a
@@ -154,20 +172,12 @@ def load_replay(config: RunConfig, drawn: int, own: int, bad: BadImages | None =
     return pool
 
 
-def count_cut(settings: DataSection, dataset: Dataset, processor: CaptionerProcessor) -> int:
-    """Returns how many captions of a dataset are cut at `data.max_caption_tokens`, and says so in the log."""
-    collator = CaptionCollator(processor, lambda rows: {}, max_caption_tokens=settings.max_caption_tokens)
-    starts = range(0, len(dataset), _ROWS_A_BATCH)
-    batches = (dataset.select(range(start, min(start + _ROWS_A_BATCH, len(dataset)))) for start in starts)
-    cut = sum(collator.count_cut(list(batch)) for batch in batches)
-    if cut:
-        logger.info(
-            "%d of the %d captions to train on are cut at data.max_caption_tokens %d, and do not learn to end there",
-            cut,
-            count_captions(dataset),
-            settings.max_caption_tokens,
-        )
-    return cut
+def _settle(bad: BadImages, config: RunConfig) -> None:
+    """Closes the list of bad images, and says how many there are."""
+    bad.settle()
+    if bad.reasons:
+        path = Path(config.training.output_dir) / BAD_IMAGES_NAME
+        logger.info("Left out %d bad images: %s", len(bad.reasons), path)
 
 
 def _groups(settings: DataSection, train: Dataset, names: Sequence[str]) -> list[Group]:
@@ -193,6 +203,7 @@ class TrainingData:
         replay: The same of the replayed rows; None if nothing is replayed.
         names: The names of the corpora, if there are several.
         left_out: How many images are left out because they cannot be opened or are missing.
+        cut_captions: How many of the captions to train on are cut.
     """
 
     train: Dataset
@@ -206,6 +217,7 @@ class TrainingData:
     replay: Group | None = None
     names: list[str] = field(default_factory=list)
     left_out: int = 0
+    cut_captions: int = 0
 
     def __post_init__(self):
         if not self.groups:
@@ -260,10 +272,7 @@ def prepare_data(
     images, dev_images = (ImageInputs(model, processor, dataset["image"], **options) for dataset in (rows, splits.dev))
     train, dev = images.keep(rows), dev_images.keep(splits.dev)
     if bad is not None:
-        bad.settle()
-        if bad.reasons:
-            path = Path(config.training.output_dir) / BAD_IMAGES_NAME
-            logger.info("Left out %d bad images: %s", len(bad.reasons), path)
+        _settle(bad, config)
         check_left(config.data, train, dev)
     if settings.eval_captions and len(dev) < 2:
         raise DataError(
@@ -289,6 +298,7 @@ def prepare_data(
         replay=None if splits.replay is None else Group(pool, min(splits.replayed, pool)),
         names=splits.names,
         left_out=0 if bad is None else len(bad.reasons),
+        cut_captions=splits.cut_captions,
     )
 
 

@@ -100,6 +100,8 @@ def _data_facts(settings: DataSection, data: TrainingData) -> dict[str, Any]:
         ]
         or None,
         "replay": replay,
+        "cut_captions": data.cut_captions or None,
+        "images_left_out": data.left_out or None,
     }
 
 

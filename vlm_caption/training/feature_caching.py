@@ -16,7 +16,7 @@ from ..towers.composition import NO_TOWER
 from ..towers.precision import hold_frozen
 from .data import count_replayed, load_replay
 from .launch import join_processes
-from .model import compose_captioner
+from .model import changed_towers, compose_captioner
 from .parent import adopt_parent
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def cache_features(config: RunConfig) -> dict[str, int]:
         model, processor = compose_captioner(config, each_text(datasets[config.data.train_split], config.data.prompt))
         model.core.vision_tower.to(state.device)
         # The cache's key contains the tower's dtype.
-        hold_frozen(model, config.training.precision, config.changed_towers)
+        hold_frozen(model, config.training.precision, changed_towers(config, model))
         for split, images in splits.items():
             signals.raise_if_received()
             logger.info("%s: %d images", split, len(images))

@@ -55,7 +55,6 @@ def report(
     loop: TrainingLoop,
     seconds: float | None,
     parent: dict[str, Any] | None = None,
-    cut_captions: int = 0,
 ) -> None:
     """Writes all that a run leaves to its output folder, and says how good its model is.
 
@@ -67,7 +66,6 @@ def report(
         loop: The last one's loop, which has ended; its model has the weights that are kept.
         seconds: How long all stages together took; None if that is not known.
         parent: The checkpoint that the run started from; see `describe_parent`.
-        cut_captions: How many captions of the training split were cut.
 
     Raises:
         ConfigError: The folder cannot be written to.
@@ -93,8 +91,6 @@ def report(
         stages,
         model,
         parent=parent,
-        cut_captions=cut_captions or None,
-        images_left_out=data.left_out or None,
         steps=state.global_step,
         best_step=state.best_global_step,
         epochs=state.epoch,

@@ -23,11 +23,11 @@ from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.precision import choose_kernels, hold_frozen, use_bf16
 from ..towers.processor import CaptionerProcessor
 from .checkpoints import load_weights, writing_to
-from .data import CaptionSplits, TrainingData, count_cut, prepare_data
+from .data import CaptionSplits, TrainingData, prepare_data
 from .launch import check_launcher, check_tracker, join_processes, keep_threads, open_accelerator, use_all_cores
 from .loop import TrainingLoop
 from .metrics_log import read_metrics, write_metrics
-from .model import check_stages, compose_captioner, log_parts, set_generation, set_prompt
+from .model import changed_towers, check_stages, compose_captioner, log_parts, set_generation, set_prompt
 from .packing_check import check_packing
 from .parent import adopt_parent, describe_parent
 from .report import report, save_stage
@@ -104,14 +104,11 @@ def _train(config: RunConfig, signals: StopSignals, is_sharding: bool) -> Captio
         keep_threads(output_dir / RUN_DATA_NAME)
     model, processor = _compose(config, splits, stages)
     parent = describe_parent(config, model)
-    cut = count_cut(config.data, splits.train, processor)
+    changed = changed_towers(config, model)
     signals.raise_if_received()
     if processes.num_processes > 1:
         logger.info("Training in %d processes, each with %d threads", processes.num_processes, torch.get_num_threads())
-    if not is_sharding:
-        model.to(device)
-    elif model.core.vision_tower is not None:
-        model.core.vision_tower.to(device)  # for the features
+    _move(model, device, is_sharding)
     is_prepared = False
     seconds: float | None = 0.0
     for stage in stages:
@@ -119,7 +116,7 @@ def _train(config: RunConfig, signals: StopSignals, is_sharding: bool) -> Captio
             set_seed(stage.settings.seed)
         set_policies(model, stage.policies)
         # Weights that a later stage trains must not be rounded before.
-        hold_frozen(model, config.training.precision, config.changed_towers)
+        hold_frozen(model, config.training.precision, changed)
         if stage.is_finished:
             load_weights(model, stage.folder)
             logger.info("Stage %d of %d, %s, is finished: %s", stage.number, len(stages), stage.name, stage.folder)
@@ -139,10 +136,10 @@ def _train(config: RunConfig, signals: StopSignals, is_sharding: bool) -> Captio
         if processes.is_main_process and not is_prepared:
             prepare_folder(config, data_found)
         is_prepared = True
-        loop = _train_stage(config, stage, model, processor, data, signals)
+        loop = _train_stage(config, stage, model, processor, data, signals, changed)
         seconds = _add(seconds, loop.state.seconds())
         if stage.is_last:
-            report(config, stages, loop, seconds, parent, cut)
+            report(config, stages, loop, seconds, parent)
         elif processes.is_main_process:
             save_stage(loop)
         processes.wait_for_everyone()
@@ -160,7 +157,15 @@ def _compose(
     set_generation(model, config)
     set_prompt(model, processor, config.data, [*each_question(splits.train), *each_question(splits.dev)])
     check_packing(model)
+    splits.count_cut(processor)
     return model, processor
+
+
+def _move(model: CaptionerForConditionalGeneration, device: torch.device, is_sharding: bool) -> None:
+    if not is_sharding:
+        model.to(device)
+    elif model.core.vision_tower is not None:
+        model.core.vision_tower.to(device)  # for the features
 
 
 def _fit_scale(config: RunConfig, model: CaptionerForConditionalGeneration, data: TrainingData) -> None:
@@ -177,6 +182,7 @@ def _train_stage(
     processor: CaptionerProcessor,
     data: TrainingData,
     signals: StopSignals,
+    changed: list[str],
 ) -> TrainingLoop:
     """Trains what is not frozen, from a checkpoint or from the start, and leaves the best weights in the model."""
     samples = None
@@ -184,7 +190,7 @@ def _train_stage(
         rows = data.dev.select(range(min(config.training.samples, len(data.dev))))
         samples = SampleCaptions(rows, data.dev_collator)
     # A tower that is float32 in any stage is multiplied in bfloat16 where a frozen one would be held in it.
-    autocast = bool(config.changed_towers) and use_bf16(config.training.precision)
+    autocast = bool(changed) and use_bf16(config.training.precision)
     loop_class = SelfCriticalLoop if stage.settings.objective == "cider" else TrainingLoop
     loop = loop_class(
         stage, model, processor, data, open_accelerator(stage.settings), signals, samples, autocast=autocast
