@@ -205,6 +205,7 @@ class ReinforceSettings:
     Attributes:
         num_generations: The number of captions that are sampled of each image. The mean reward of the others is the
             baseline of each.
+        max_completion_length: The largest number of tokens of a sampled caption. With null, that of captioning.
         temperature: What logits are divided by, in sampling and in training.
         bleu: The weight of BLEU-4 in the reward, beside CIDEr.
         num_iterations: The number of updates of the weights by the captions of a step. All count as one step.
@@ -214,6 +215,7 @@ class ReinforceSettings:
     """
 
     num_generations: int = 5
+    max_completion_length: int | None = None
     temperature: float = 1.0
     bleu: float = 0.0
     num_iterations: int = 1
