@@ -274,14 +274,7 @@ def prepare_data(
     rows = splits.train if splits.replay is None else concatenate_datasets([splits.train, splits.replay])
     images, dev_images = (ImageInputs(model, processor, dataset["image"], **options) for dataset in (rows, splits.dev))
     train, dev = images.keep(rows), dev_images.keep(splits.dev)
-    if bad is not None:
-        _settle(bad, config)
-        check_left(config.data, train, dev)
-    if settings.eval_captions and len(dev) < 2:
-        raise DataError(
-            f"{', '.join(config.data.paths)}: a single image of the split {config.data.dev_split!r} is left, whose "
-            "CIDEr is always 0: give it more images, or set training.eval_captions to 0."
-        )
+    _check_kept(config, settings, train, dev, bad)
     limits: dict[str, Any] = {
         "max_caption_tokens": config.data.max_caption_tokens,
         "positions": model.config.text_positions,
@@ -305,6 +298,24 @@ def prepare_data(
         left_out=0 if bad is None else len(bad.reasons),
         cut_captions=splits.cut_captions,
     )
+
+
+def _check_kept(
+    config: RunConfig, settings: TrainingSection, train: Dataset, dev: Dataset, bad: BadImages | None
+) -> None:
+    """Checks that enough images are left after the bad ones are taken out.
+
+    Raises:
+        DataError: Too many images are bad, a split is empty, or CIDEr would be measured on one image.
+    """
+    if bad is not None:
+        _settle(bad, config)
+        check_left(config.data, train, dev)
+    if settings.eval_captions and len(dev) < 2:
+        raise DataError(
+            f"{', '.join(config.data.paths)}: a single image of the split {config.data.dev_split!r} is left, whose "
+            "CIDEr is always 0: give it more images, or set training.eval_captions to 0."
+        )
 
 
 def _fingerprint(dataset: Dataset) -> str:
