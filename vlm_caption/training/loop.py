@@ -28,8 +28,9 @@ from ..model.loss import IGNORE_INDEX
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.processor import CaptionerProcessor
 from . import checkpoints
+from .averaging import AveragedWeights
 from .data import TrainingData
-from .dev_scores import score_cider, score_loss
+from .dev_scores import score_cider, score_losses
 from .intervals import choose_intervals
 from .metrics_log import append_metrics, write_metrics
 from .optimizer import create_optimizer, create_schedule, move_schedule
@@ -64,6 +65,7 @@ class TrainingLoop:
         state: How far the run has come.
         intervals: How often it logs, evaluates and saves.
         best_weights: The trained parameters at the best evaluation, on the CPU; {} before the first one.
+        average: The average of the trained parameters, which is evaluated in their place; None without one.
     """
 
     def __init__(
@@ -82,13 +84,11 @@ class TrainingLoop:
         self.accelerator, self.device = accelerator, accelerator.device
         self.signals, self.autocast = signals or StopSignals(), autocast
         self.sampler = LengthBatchSampler(
-            len(data.train) - data.pool,
+            [*data.groups, *([] if data.replay is None else [data.replay])],
             self.settings.batch_size,
             self.settings.accumulation * accelerator.num_processes,
             self._count_tokens,
             self.settings.seed,
-            pool=data.pool,
-            drawn=data.drawn,
         )
         self.loader = accelerator.prepare(
             DataLoader(
@@ -113,6 +113,7 @@ class TrainingLoop:
             self.state.schedule_start = self.state.global_step
         self.intervals = choose_intervals(self.settings, self.state.max_steps - self.state.schedule_start)
         self.best_weights: dict[str, torch.Tensor] = {}
+        self.average: AveragedWeights | None = None
         self.random_state_from = self.checkpoint
         self.progress: Progress | None = None
         # Since the last log entry: the sum of the steps' losses, the number of steps, and of captions and tokens.
@@ -149,6 +150,8 @@ class TrainingLoop:
                 for number, batches in enumerate(self._batches(epoch), self.state.global_step % self.steps_an_epoch):
                     self.step(batches)
                     self.state.global_step += 1
+                    if self.average is not None:
+                        self.average.update(self.state.global_step)
                     seen = min((number + 1) * self.settings.accumulation, len(self.loader))
                     self.state.epoch = epoch + seen / len(self.loader)
                     is_over = self._report_step()
@@ -179,8 +182,12 @@ class TrainingLoop:
         start = self.state.schedule_start
         warmup = self.intervals.warmup
         self.schedule = create_schedule(self.optimizer, warmup, self.state.max_steps - start, is_first=start == 0)
+        if self.settings.ema_decay is not None:
+            self.average = AveragedWeights(self.model, self.settings.ema_decay)
         if self.checkpoint is not None:
             checkpoints.load_optimizer(self.optimizer, self.schedule, self.checkpoint)
+            if self.average is not None:
+                self.average.load(self.checkpoint)
         if self.is_rescheduled:
             move_schedule(self.optimizer, self.schedule, self.state.global_step - start)
         if self.accelerator.is_main_process:
@@ -206,7 +213,7 @@ class TrainingLoop:
             "evaluating on %d images every %d steps, saving every %d; the time left is known after %d",
             len(data.own),
             count_captions(data.own),
-            f" and on {self.sampler.drawn} replayed images an epoch" if self.sampler.drawn else "",
+            data.describe_epoch(),
             state.max_steps - state.global_step,
             self.sampler.step_size,
             (state.max_steps - state.global_step) / self.steps_an_epoch,
@@ -244,8 +251,9 @@ class TrainingLoop:
     def _batches(self, epoch: int) -> Iterator[list[Batch]]:
         """Yields the batches of each step of an epoch, from the next step on."""
         self.sampler.epoch = self.data.choice.epoch = epoch
-        if self.data.choose_targets is not None:
-            self.data.choose_targets.epoch = epoch
+        for drawn in (self.data.choose_targets, self.data.flips):
+            if drawn is not None:
+                drawn.epoch = epoch
         loader, done = self.loader, self.state.global_step % self.steps_an_epoch
         if not done:
             self._load_random_state()
@@ -273,8 +281,19 @@ class TrainingLoop:
             batches: The batches that are accumulated.
         """
         targets = torch.stack([(batch["labels"] != IGNORE_INDEX).sum() for batch in batches]).sum()
-        targets = self.accelerator.reduce(targets, "sum")
         self.prepared.train()
+        self.update(batches, self.accelerator.reduce(targets, "sum"))
+        self.trained_on += torch.cat([batch["amount"] for batch in batches]).sum(dim=0)
+        self.learning_rate = self.schedule.get_last_lr()[0]
+        self.schedule.step()
+
+    def update(self, batches: list[Batch], targets: torch.Tensor) -> None:
+        """Updates the weights once.
+
+        Args:
+            batches: The batches that are accumulated.
+            targets: The number of targets in all of them, over all processes.
+        """
         for batch in batches:
             with contextlib.nullcontext() if batch is batches[-1] else self._keeping_gradients():
                 self.loss_sum += self.backward(batch, targets)
@@ -283,8 +302,6 @@ class TrainingLoop:
         )
         self._check_finite(self.grad_norm, "gradient", [row for batch in batches for row in batch["rows"].tolist()])
         self.optimizer.step()
-        self.learning_rate = self.schedule.get_last_lr()[0]
-        self.schedule.step()
         self.optimizer.zero_grad()
         self.steps_summed += 1
 
@@ -302,7 +319,6 @@ class TrainingLoop:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             loss = self.prepared(**inputs, num_items_in_batch=targets).loss * self.accelerator.num_processes
         self.accelerator.backward(loss)
-        self.trained_on += batch["amount"].sum(dim=0)
         self._check_finite(loss, "loss", batch["rows"].tolist())
         return loss.detach()
 
@@ -338,7 +354,8 @@ class TrainingLoop:
         if is_last or step % intervals.logging == 0:
             self._log_training()
         if is_last or step % intervals.evaluation == 0:
-            self.evaluate()
+            with contextlib.nullcontext() if self.average is None else self.average.in_model():
+                self.evaluate()
         is_over = self._is_stopped() or self._is_over()
         if is_over or step % intervals.saving == 0:
             self.save()
@@ -364,11 +381,16 @@ class TrainingLoop:
                 "learning_rate": self.learning_rate,
                 "captions_per_second": captions / seconds,
                 "tokens_per_second": tokens / seconds,
+                **self.take_measures(),
             }
         )
         self.loss_sum.zero_()
         self.trained_on.zero_()
         self.steps_summed, self.since_log = 0, now
+
+    def take_measures(self) -> dict[str, float]:
+        """Returns what else is logged of the steps since the last time. All processes call it."""
+        return {}
 
     def _log(self, values: dict[str, Any]) -> None:
         """Adds an entry to the log: to the state, the file, the terminal and the tracker."""
@@ -400,7 +422,7 @@ class TrainingLoop:
         """Measures dev loss and CIDEr, keeps the weights if they are the best so far, and writes sample captions."""
         data, size, start = self.data, self.settings.batch_size, time.perf_counter()
         with self._no_step(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            metrics = {"eval_loss": score_loss(self.model, data.dev_collator, data.dev, size)}
+            metrics = score_losses(self.model, data.dev_collator, data.dev, size)
             if self.settings.eval_captions:
                 first = list(data.dev.select(range(min(self.settings.eval_captions, len(data.dev)))))
                 metrics["eval_cider"] = score_cider(self.model, data.dev_collator, first, size)
@@ -449,6 +471,8 @@ class TrainingLoop:
             checkpoints.save_optimizer(optimizer, self.schedule, partial)
             checkpoints.save_random_states(random_states, partial)
             checkpoints.save_best_weights(self.best_weights, partial)
+            if self.average is not None:
+                self.average.save(partial)
             self.state.save(partial / checkpoints.STATE_NAME)
             move_folder(partial, self.folder / f"checkpoint-{self.state.global_step}")
             for folder in checkpoints.find_checkpoints(self.folder)[:-_CHECKPOINTS_KEPT]:
