@@ -26,7 +26,7 @@ from vlm_caption.export.vision import check_vision_tower  # noqa: E402
 SYSTEMS = {
     "dinov2, llama": {"image_tokens": "patches", "image_grid": 2, "pooled_in_front": True},
     "clip, gpt2": {"image_start": "learned"},
-    "siglip, llama": {"image_tokens": "patches"},
+    "siglip, llama": {"image_tokens": "patches", "vision_feature_layer": [-1, -2]},
     "vit_cls, gpt2": {},
 }
 
