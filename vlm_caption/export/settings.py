@@ -19,7 +19,6 @@ _LEFT_OUT = {
     "eos_token_id",
     "output_attentions",
     "output_hidden_states",
-    "pad_token_id",
     "transformers_version",
     "use_cache",
 }

@@ -255,8 +255,11 @@ class Captioner:
             starts = [self._decode(written.ids[:length]) for length in range(1, count + 1)]
             count = first_place(starts, lambda start: cut(start, settings.stop, settings.max_words) is not None)
             text, finished = shortened
-        score = sum(written.log_probs[:count]) / max(count, 1)
-        return Caption(image, " ".join(text.split()), score, finished)
+        pad = None if settings.pad_token_id in settings.eos_token_id else settings.pad_token_id
+        counted = [
+            number for token, number in zip(written.ids[:count], written.log_probs, strict=False) if token != pad
+        ]
+        return Caption(image, " ".join(text.split()), sum(counted) / max(len(counted), 1), finished)
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)

@@ -16,6 +16,7 @@ class DecodingSettings:
 
     Attributes:
         eos_token_id: The end tokens.
+        pad_token_id: The padding token, which counts for no score, should a model write it before the end.
         num_beams: Of beam search; 1 is greedy.
         max_new_tokens, min_new_tokens: The length of a caption in tokens, its end token included.
         num_return_sequences: Captions of each picture.
@@ -34,6 +35,7 @@ class DecodingSettings:
     """
 
     eos_token_id: Sequence[int] = ()
+    pad_token_id: int | None = None
     num_beams: int = 1
     max_new_tokens: int = 40
     min_new_tokens: int = 0
