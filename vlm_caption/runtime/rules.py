@@ -99,7 +99,7 @@ class DecodingSettings:
             given["eos_token_id"] = [given["eos_token_id"]]
         count = given.get("num_return_sequences", 1)
         beams = given.get("num_beams", self.num_beams)
-        if count > beams and not given.get("do_sample", self.do_sample):
+        if count > max(beams, 1) and not given.get("do_sample", self.do_sample):
             if "num_beams" in given:
                 raise ValueError(f"{count} captions of an image need at least {count} beams, or sampling.")
             given["num_beams"] = count
