@@ -1,3 +1,4 @@
+from .beside import Descriptions, Sidecars, Wording
 from .caption_file import CaptionFile
 from .captioner import Caption, Captioner
 from .checkpoints import DEFAULT_CHECKPOINT, find_checkpoint, find_device
@@ -6,7 +7,7 @@ from .inputs import find_pictures
 from .job import CaptionJob
 from .nll import caption_nll, sum_nll
 from .tables import read_table, write_table
-from .writers import ErrorLog, OutputFile, Sidecars, StandardOutput, Writer
+from .writers import ErrorLog, OutputFile, StandardOutput, StandardTable, Writer
 
 __all__ = [
     "DEFAULT_CHECKPOINT",
@@ -14,12 +15,15 @@ __all__ = [
     "CaptionFile",
     "CaptionJob",
     "Captioner",
+    "Descriptions",
     "ErrorLog",
     "Generation",
     "GenerationSettings",
     "OutputFile",
     "Sidecars",
     "StandardOutput",
+    "StandardTable",
+    "Wording",
     "Writer",
     "caption_nll",
     "find_checkpoint",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ImageError
@@ -46,7 +46,8 @@ class CaptionJob:
         Args:
             captioner: The captioner.
             on_error: Gets the error of each input that has no caption.
-            **settings: Arguments of `caption_each`.
+            **settings: Arguments of `caption_each`. A `question` with an entry for each input has one for all inputs,
+                also for those that have their captions already.
 
         Raises:
             DataError: Captions cannot be written.
@@ -56,12 +57,15 @@ class CaptionJob:
         for writer in self.writers:
             if isinstance(writer, OutputFile):
                 writer.check_checkpoint(checkpoint)
+        if isinstance(settings.get("question"), list):
+            settings["question"] = [settings["question"][row] for row in self._left]
         for results in self._results(captioner, settings):
             results = list(map(_refuse_empty, results))
             written = [caption for result in results if not isinstance(result, ImageError) for caption in result]
             captions = [replace(caption, checkpoint=checkpoint) for caption in written]
             for writer in self.writers:
-                writer.add([caption for caption in captions if not writer.has(caption.image)])
+                for error in writer.add([caption for caption in captions if not writer.has(caption.image)]):
+                    on_error(error)
             for result in results:
                 if isinstance(result, ImageError):
                     on_error(result)
@@ -89,10 +93,9 @@ class CaptionJob:
         if is_vectors_file(self.inputs):
             names = [self.inputs.name(row) for row in self._left]
             captions = captioner.caption_vectors(self.inputs.select(names), batch_size=self.batch_size, **settings)
-            own = captioner.model.generation_config.num_return_sequences
-            count = settings.get("num_return_sequences") or own or 1
+            of_each = (list(group) for _, group in groupby(captions, key=lambda caption: caption.image))
             for batch in batches.values():
-                yield [list(islice(captions, count)) for _ in batch]
+                yield list(islice(of_each, len(batch)))
             return
         pictures = ([self.inputs[row] for row in rows] for rows in batches.values())
         yield from captioner.caption_batches(pictures, **settings)

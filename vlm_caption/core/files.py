@@ -65,12 +65,13 @@ def write_text(path: Path, text: str, errors: str = "strict") -> None:
     write_bytes(path, text.encode("utf-8", errors))
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, mode: int | None = None) -> None:
     """Writes a file, and replaces the file that was there.
 
     Args:
         path: The file.
         content: Its content.
+        mode: Its permissions, by default those of new files.
 
     Raises:
         OSError: The file cannot be written. Nothing is left behind, and the old file stays.
@@ -81,6 +82,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if mode is not None:
+            partial.chmod(stat.S_IMODE(mode))
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
