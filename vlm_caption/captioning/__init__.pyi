@@ -2,6 +2,7 @@ from .beside import Descriptions, Sidecars, Wording
 from .caption_file import CaptionFile
 from .captioner import Caption, Captioner
 from .checkpoints import DEFAULT_CHECKPOINT, find_checkpoint, find_device
+from .consensus import DocumentFrequencies
 from .generation import Generation, GenerationSettings, generate, score
 from .inputs import find_pictures
 from .job import CaptionJob
@@ -16,6 +17,7 @@ __all__ = [
     "CaptionJob",
     "Captioner",
     "Descriptions",
+    "DocumentFrequencies",
     "ErrorLog",
     "Generation",
     "GenerationSettings",

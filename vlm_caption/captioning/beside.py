@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.errors import DataError, ImageError
-from ..core.files import exists, open_regular, write_bytes, write_text
+from ..core.files import exists, open_regular, remove_partials, write_bytes, write_text
 from ..core.text import readable
 from ..images.description import read_description, with_description
 from ..images.limits import MAX_BYTES
+from .writers import Writer
 
 if TYPE_CHECKING:
     from .captioner import Caption
@@ -43,7 +44,7 @@ class Wording:
         return "\n".join([*lines, *(f"{self.prefix}{caption}{self.suffix}" for caption in captions)])
 
 
-class _BesidePictures(ABC):
+class _BesidePictures(Writer, ABC):
     """A writer of one text for each picture.
 
     Args:
@@ -74,12 +75,6 @@ class _BesidePictures(ABC):
                 raise DataError(f"{self._target(name)}: the caption cannot be written ({reason})") from error
         return errors
 
-    def finish(self) -> None:
-        """Does nothing: every text is written at once."""
-
-    def close(self) -> None:
-        """Does nothing: no file stays open."""
-
     def unusable(self, names: Sequence[str]) -> dict[str, ImageError]:
         """Returns the errors of the pictures that no caption can be written for, by name."""
         errors: dict[str, ImageError] = {}
@@ -93,6 +88,10 @@ class _BesidePictures(ABC):
             if reason is not None:
                 errors[name] = ImageError(name, reason)
         return errors
+
+    def remove_leftovers(self, names: Sequence[str]) -> None:
+        """Removes what a killed job has left beside the pictures of these names."""
+        remove_partials(map(self._target, names))
 
     @abstractmethod
     def _target(self, name: str) -> Path:

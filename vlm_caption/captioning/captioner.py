@@ -240,7 +240,7 @@ class Captioner:
             max_pixels, max_bytes: The limits of `open_image`.
             **generation: What transformers' `generate` takes, such as `num_beams`, `max_new_tokens`, `do_sample` and
                 `num_return_sequences`, in place of the checkpoint's `generation_config.json`; and `stop`, `ban`,
-                `max_words` and `seed` of [`GenerationSettings`].
+                `max_words`, `seed`, `consensus` and `document_frequencies` of [`GenerationSettings`].
 
         Yields:
             A picture's caption, or the ImageError that says why it has none. With `num_return_sequences`, that many
@@ -372,19 +372,21 @@ class Captioner:
     ) -> Iterable[list[_Prompt]]:
         """Returns the prompts of each input: a list for each entry of `question`, or the same list without end."""
         one_for_all = question is None or isinstance(question, str)
-        entries = cast(Sequence[str | Sequence[str] | None], [question] if one_for_all else question)
-        asked = [list(entry) if isinstance(entry, (list, tuple)) else [entry] for entry in entries]
+        entries = cast(Sequence[Any], [question] if one_for_all else question)
+        asked: list[list[str | None]] = [list(e) if isinstance(e, (list, tuple)) else [e] for e in entries]
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not texts or not all(asked):
             raise ValueError("Give at least one prompt, and at least one question for each input.")
         prompts: list[list[_Prompt]] = [[] for _ in asked]
         for text in texts:
-            head, tails = self.processor.encode_prompts([q for part in asked for q in part], text, examples)
+            is_asking = len(texts) == 1 or QUESTION in (text or self.processor.prompt)
+            parts: list[list[str | None]] = asked if is_asking else [[None] for _ in asked]
+            head, tails = self.processor.encode_prompts([words for part in parts for words in part], text, examples)
             left = iter(tails)
-            for part, own in zip(asked, prompts, strict=True):
+            for part, own in zip(parts, prompts, strict=True):
                 for words in part:
-                    name = text.replace(QUESTION, words or "") if len(texts) > 1 else "" if one_for_all else words
-                    own.append(_Prompt(head + next(left), name or ""))
+                    name = "" if one_for_all else words or ""
+                    own.append(_Prompt(head + next(left), text.replace(QUESTION, words or "") if texts[1:] else name))
         return itertools.repeat(prompts[0]) if one_for_all else prompts
 
     @torch.inference_mode()

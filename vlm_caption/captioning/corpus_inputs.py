@@ -1,6 +1,6 @@
 """The inputs to caption that a config describes: the pictures of its corpus, or vectors, and questions about them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
@@ -26,7 +26,7 @@ class CorpusInputs:
         questions: The questions about each, if the config's prompt asks any.
     """
 
-    inputs: "Sequence[ImageSource] | Vectors"
+    inputs: "list[ImageSource] | Vectors"
     questions: list[list[str]] = field(default_factory=list)
 
 

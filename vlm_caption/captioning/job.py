@@ -19,8 +19,9 @@ Result = list[Caption] | ImageError
 class CaptionJob:
     """The pictures, or rows of vectors, to caption, and where their captions go.
 
-    The members of a batch are fixed, and its captions are written together. A job that was killed and is repeated
-    therefore captions the same batches, and ends with the same captions.
+    The members of a batch are fixed. What is drawn at random with a seed depends on all of them, so a job that was
+    killed and is repeated with the same seed captions whole batches, and writes those captions that are missing. It
+    ends with the same captions.
 
     Args:
         inputs: The pictures, or the vectors.
@@ -57,10 +58,12 @@ class CaptionJob:
         for writer in self.writers:
             if isinstance(writer, OutputFile):
                 writer.check_checkpoint(checkpoint)
+        batches = self._batches(whole=settings.get("seed") is not None)
         if isinstance(settings.get("question"), list):
-            settings["question"] = [settings["question"][row] for row in self._left]
-        for results in self._results(captioner, settings):
-            results = list(map(_refuse_empty, results))
+            settings["question"] = [settings["question"][row] for rows in batches for row in rows]
+        left = set(self._left)
+        for rows, batch in zip(batches, self._results(captioner, batches, settings), strict=True):
+            results = [_refuse_empty(result) for row, result in zip(rows, batch, strict=True) if row in left]
             written = [caption for result in results if not isinstance(result, ImageError) for caption in result]
             captions = [replace(caption, checkpoint=checkpoint) for caption in written]
             for writer in self.writers:
@@ -86,18 +89,31 @@ class CaptionJob:
             return map(self.inputs.name, range(len(self.inputs)))
         return map(describe, self.inputs)
 
-    def _results(self, captioner: Captioner, settings: dict[str, Any]) -> Iterator[list[Result]]:
+    def _batches(self, whole: bool) -> list[list[int]]:
+        """Returns the rows of each batch that is not done.
+
+        Args:
+            whole: Whether a batch keeps its members that have their captions.
+        """
         batches: dict[int, list[int]] = {}
         for row in self._left:
             batches.setdefault(row // self.batch_size, []).append(row)
+        if not whole:
+            return list(batches.values())
+        starts = [number * self.batch_size for number in batches]
+        return [list(range(start, min(start + self.batch_size, len(self.inputs)))) for start in starts]
+
+    def _results(
+        self, captioner: Captioner, batches: list[list[int]], settings: dict[str, Any]
+    ) -> Iterator[list[Result]]:
         if is_vectors_file(self.inputs):
-            names = [self.inputs.name(row) for row in self._left]
+            names = [self.inputs.name(row) for rows in batches for row in rows]
             captions = captioner.caption_vectors(self.inputs.select(names), batch_size=self.batch_size, **settings)
             of_each = (list(group) for _, group in groupby(captions, key=lambda caption: caption.image))
-            for batch in batches.values():
-                yield list(islice(of_each, len(batch)))
+            for rows in batches:
+                yield list(islice(of_each, len(rows)))
             return
-        pictures = ([self.inputs[row] for row in rows] for rows in batches.values())
+        pictures = ([self.inputs[row] for row in rows] for rows in batches)
         yield from captioner.caption_batches(pictures, **settings)
 
 

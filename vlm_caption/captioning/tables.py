@@ -128,7 +128,7 @@ def _write_parquet(entries: Sequence[Entry]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = {str: pa.string(), float: pa.float64(), bool: pa.bool_()}
+    types: dict[type, pa.DataType] = {str: pa.string(), float: pa.float64(), bool: pa.bool_()}
     schema = pa.schema([(name, types[kind]) for name, kind in columns_of(entries).items()])
     file = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(list(entries), schema=schema), file)

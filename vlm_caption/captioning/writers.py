@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, TextIO
 from ..core import outputs
 from ..core.console import printable
 from ..core.errors import DataError, ImageError
+from ..core.files import remove_partials
 from ..core.text import readable
 from .caption_file import CaptionFile, as_line
 from .columns import COLUMNS, Entry, as_entry
@@ -160,6 +161,7 @@ class OutputFile:
         self.file = CaptionFile(path.with_name(f".{path.name}.unfinished.jsonl") if self._is_table else path)
         self._remove_incomplete(captions_each)
         try:  # with the file locked: another process may have been writing the table
+            remove_partials([path])
             self.before = read_table(path, output_format) if self._is_table else []
         except DataError:
             self.close()

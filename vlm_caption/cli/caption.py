@@ -113,7 +113,7 @@ def _caption(parser: ArgumentParser, arguments: argparse.Namespace, stack: ExitS
     if job.num_left:
         captioner = _load(arguments)
         stack.enter_context(quiet_transformers())
-        steps = job.run(captioner, refuse, **_settings(captioner, arguments, config, questions, len(inputs)))
+        steps = job.run(captioner, refuse, **_settings(captioner, arguments, config, inputs, questions))
         if not any(isinstance(writer, StandardOutput) for writer in writers):
             steps = progress(steps, job.num_left, "captions", stderr)
         for _ in steps:
@@ -209,6 +209,8 @@ def _leave_out(
     for error in unusable.values():
         on_error(error)
     left = [row for row, name in enumerate(names) if name not in unusable]
+    for writer in writers:
+        writer.remove_leftovers([names[row] for row in left])
     return [pictures[row] for row in left], [questions[row] for row in left] if questions else []
 
 
@@ -262,8 +264,8 @@ def _settings(
     captioner: "Captioner",
     arguments: argparse.Namespace,
     config: "RunConfig | None",
+    inputs: "Sequence[ImageSource] | Vectors",
     questions: list[list[str]],
-    num_inputs: int,
 ) -> dict[str, Any]:
     """Returns the arguments of `caption_each` that the options and the config give.
 
@@ -275,10 +277,15 @@ def _settings(
     names = [option.lstrip("-").replace("-", "_") for option in _DECODING]
     settings = {name: getattr(arguments, name) for name in names}
     settings["num_return_sequences"] = settings.pop("num_captions")
+    settings["document_frequencies"] = settings.pop("consensus_captions")
+    if settings["document_frequencies"] is not None:
+        from ..captioning.consensus import DocumentFrequencies
+
+        settings["document_frequencies"] = DocumentFrequencies.load(settings["document_frequencies"])
     if settings.pop("sample"):
         settings |= {"do_sample": True, "num_beams": arguments.num_beams or 1}
     data = None if config is None else config.data
-    if captioner.model.config.feature_size is None:
+    if isinstance(inputs, list):
         settings["max_pixels"] = arguments.max_pixels or (data.max_pixels if data else MAX_PIXELS)
         settings["max_bytes"] = arguments.max_bytes or (data.max_bytes if data else MAX_BYTES)
         settings["examples"] = [(image, caption) for image, caption in arguments.example]
@@ -290,7 +297,7 @@ def _settings(
             f"{option}: {arguments.checkpoint} was not trained on questions: leave it out, or give a --prompt with "
             f"{QUESTION}."
         )
-    several = [asked] * num_inputs if len(asked) > 1 else questions if not asked else []
+    several = [asked] * len(inputs) if len(asked) > 1 else questions if not asked else []
     return settings | {
         "prompt": prompts[0] if len(prompts) == 1 else prompts,
         "question": several or (asked[0] if asked else None),
@@ -313,6 +320,10 @@ def _check_arguments(parser: ArgumentParser, arguments: argparse.Namespace) -> N
             parser.error(f"--{option} needs --sidecars or --xmp")
     if arguments.append and arguments.overwrite:
         parser.error("--append and --overwrite exclude each other")
+    if arguments.consensus is not None and arguments.num_captions is not None:
+        parser.error("--consensus keeps one caption of each picture, and --num-captions several: leave one out")
+    if arguments.consensus_captions is not None and arguments.consensus is None:
+        parser.error("--consensus-captions needs --consensus")
     for option in ("temperature", "top_p", "seed"):
         if getattr(arguments, option) is not None and not arguments.sample:
             parser.error(f"--{option.replace('_', '-')} needs --sample")
@@ -429,9 +440,18 @@ def _number(text: str) -> float:
     return number
 
 
-# The options of decoding. They are called as in transformers' `generate`, but for the first two.
+# The options of decoding. They are called as in transformers' `generate`, but for the first four.
 _DECODING: dict[str, dict[str, Any]] = {
     "--num-captions": {"type": positive_int, "metavar": "N", "help": "captions of each picture (1)"},
+    "--consensus": {
+        "type": positive_int,
+        "metavar": "N",
+        "help": "write N captions of each picture, and keep the one that agrees most with the others",
+    },
+    "--consensus-captions": {
+        "metavar": "FILE",
+        "help": "captions, one in each line, that show which words are frequent (a table beside the checkpoint)",
+    },
     "--sample": {"action": "store_true", "help": "draw the words at random instead of searching for the best"},
     "--temperature": {"type": _positive, "metavar": "X", "help": "of sampling: above 1 more varied, below 1 less"},
     "--top-p": {"type": _share, "metavar": "X", "help": "draw from the likeliest words of this total probability"},
