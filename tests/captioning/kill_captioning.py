@@ -61,7 +61,8 @@ class CaptioningJob:
     Args:
         folder: Holds the checkpoint, and gets the photos. They are restored before each job.
         originals: The photos.
-        output: What a key of `OUTPUTS` says.
+        output: A key of `OUTPUTS`.
+        batch_size: The pictures in a batch.
     """
 
     # The options of each kind of output.
@@ -75,13 +76,13 @@ class CaptioningJob:
         "all": ["--output", "c.csv", "--sidecars", "--xmp"],
     }
 
-    def __init__(self, folder: Path, originals: Path, output: str):
+    def __init__(self, folder: Path, originals: Path, output: str, batch_size: int):
         self.folder, self.originals = folder, originals
         self.photos, self.outputs = folder / "photos", folder / "outputs"
         options = [
             str(self.outputs / option) if option.startswith("c.") else option for option in self.OUTPUTS[output]
         ]
-        self.options = ["--checkpoint", str(folder / "checkpoint"), "--batch-size", str(BATCH_SIZE), str(self.photos)]
+        self.options = ["--checkpoint", str(folder / "checkpoint"), "--batch-size", str(batch_size), str(self.photos)]
         self.options += ["--sample", "--seed", "1", "--max-new-tokens", "12", *options]
         self.is_xmp = output == "xmp"
 
@@ -110,7 +111,13 @@ class CaptioningJob:
 
 
 def kill_captioning(
-    folder: Path, count: int, seed: int, outputs: Sequence[str] = ("lines",), originals: Path | None = None, kills=1
+    folder: Path,
+    count: int,
+    seed: int,
+    outputs: Sequence[str] = ("lines",),
+    originals: Path | None = None,
+    kills: int = 1,
+    batch_size: int = BATCH_SIZE,
 ) -> Iterator[Outcome]:
     """Captions pictures once in peace, and then with a kill −9 and a repetition; yields each outcome.
 
@@ -121,6 +128,7 @@ def kill_captioning(
         outputs: Keys of `CaptioningJob.OUTPUTS`.
         originals: The pictures. By default some are drawn, one of which is bad.
         kills: How often each job is killed.
+        batch_size: The pictures in a batch.
     """
     code = 0
     _save_checkpoint(folder / "checkpoint")
@@ -129,7 +137,7 @@ def kill_captioning(
     pictures = len(list(originals.iterdir()))
     draw = random.Random(seed)
     for output in outputs:
-        job = CaptioningJob(folder, originals, output)
+        job = CaptioningJob(folder, originals, output, batch_size)
         job.restore()
         _finish(job.start(), code)
         expected = job.content()
@@ -211,7 +219,7 @@ def _start(script: str, argv: list[str], cache: str):
 def _kill(process, is_near: Callable[[], bool], delay: float) -> bool:
     """Kills a job some time after it is near the moment. Returns whether it was still running."""
     while process.is_alive() and not is_near():
-        time.sleep(0.0005)
+        time.sleep(0.002)
     time.sleep(delay)
     killed = process.is_alive()
     process.kill()
@@ -233,12 +241,17 @@ def main() -> int:
     parser.add_argument("--caching", action="store_true")
     parser.add_argument("--outputs", nargs="+", choices=CaptioningJob.OUTPUTS, default=["lines"])
     parser.add_argument("--photos", type=Path, help="the folder of the pictures; by default some are drawn")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE)
     parser.add_argument("--kills", type=int, default=1, help="of each job")
     arguments = parser.parse_args()
     kill = kill_caching
     if not arguments.caching:
         kill = functools.partial(
-            kill_captioning, outputs=arguments.outputs, originals=arguments.photos, kills=arguments.kills
+            kill_captioning,
+            outputs=arguments.outputs,
+            originals=arguments.photos,
+            kills=arguments.kills,
+            batch_size=arguments.batch_size,
         )
     with tempfile.TemporaryDirectory() as folder:
         outcomes = []

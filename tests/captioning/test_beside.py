@@ -1,6 +1,7 @@
 """Captions in text files beside pictures, and in the pictures' own metadata."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,7 @@ from vlm_caption.captioning.captioner import Caption
 from vlm_caption.core.errors import DataError
 from vlm_caption.images.description import read_description
 
-needs_exiv2 = pytest.mark.skipif(
-    __import__("importlib").util.find_spec("pyexiv2") is None, reason="needs pyexiv2, of the extra xmp"
-)
+needs_exiv2 = pytest.mark.skipif(find_spec("pyexiv2") is None, reason="needs pyexiv2, of the extra xmp")
 
 
 @pytest.fixture
@@ -44,7 +43,7 @@ def test_a_text_file_that_cannot_be_read_is_kept(photo):
     text = photo.with_suffix(".txt")
     text.mkdir()
     assert Sidecars().has(str(photo))
-    with pytest.raises(DataError, match="a.txt: the caption cannot be written"):
+    with pytest.raises(DataError, match=r"a\.txt: the caption cannot be written"):
         Sidecars(Wording(overwrite=True)).add([caption(photo, "A dog.")])
 
 

@@ -38,9 +38,9 @@ def test_pictures_inside_larger_files_are_named_by_both(tmp_path):
     picture(1, width=21).save(tmp_path / "1.png")
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         archive.write(tmp_path / "1.png", "1.png")
-        archive.writestr("captions.csv", "image,caption\n1.png,A dog.\n")
     (tmp_path / "1.png").unlink()
-    found = open_corpus_inputs(DataSection(path=str(tmp_path / "photos.zip"), dev_share=0), None, pytest.fail)
+    (tmp_path / "captions.csv").write_text("image,caption\n1.png,A dog.\n")
+    found = open_corpus_inputs(DataSection(path=str(tmp_path / "captions.csv"), dev_share=0), None, pytest.fail)
     [source] = found.inputs
     assert describe(source) == f"{tmp_path / 'photos.zip'}, 1.png"
     assert open_image(source).width == 21
@@ -57,7 +57,7 @@ def test_the_questions_about_each_picture(tmp_path):
 
 def test_vectors_with_captions(tmp_path):
     np.save(tmp_path / "vectors.npy", np.eye(3, dtype=np.float32))
-    (tmp_path / "captions.csv").write_text("image,caption,split\n2,two,train\n0,zero,train\n")
+    (tmp_path / "captions.csv").write_text("row,caption,split\n2,two,train\n0,zero,train\n")
     data = DataSection(path=str(tmp_path / "captions.csv"), features=str(tmp_path / "vectors.npy"))
     found = open_corpus_inputs(data, "train", pytest.fail).inputs
     assert [found.name(row) for row in range(len(found))] == ["2", "0"]

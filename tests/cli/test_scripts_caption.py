@@ -525,7 +525,7 @@ class TestSeveralPrompts:
 class TestConfig:
     @pytest.fixture
     def config(self, photo, tmp_path):
-        rows = [f"{photo},A man.,train", f"{tmp_path / 'none.jpg'},Nothing.,train", f"{photo},A man.,dev"]
+        rows = ["an officer.jpg,A man.,train", "none.jpg,Nothing.,train", "an officer.jpg,A man.,dev"]
         (tmp_path / "captions.csv").write_text("\n".join(["image,caption,split", *rows]))
         (tmp_path / "config.yaml").write_text(f"data:\n  path: {tmp_path / 'captions.csv'}\n  prompt: A photo of\n")
         return tmp_path / "config.yaml"
@@ -537,6 +537,11 @@ class TestConfig:
         assert "none.jpg: the image is missing" in error
         assert run("--config", config, "--split", "dev")[0::2] == (0, [])
         assert out[0] == run(photo, photo, "--prompt", "A photo of")[1][0]
+
+    def test_a_corpus_without_a_good_record_says_why(self, run, config):
+        config.with_name("captions.csv").write_text("image,caption\n/etc/passwd,A man.\n")
+        code, _out, [error] = run("--config", config)
+        assert (code, "row 2" in error) == (2, True)
 
     def test_what_it_cannot_give_is_one_sentence(self, run, config):
         code, _out, [error] = run("--config", config, "--split", "test")
@@ -554,7 +559,8 @@ class TestStandardOutput:
         assert (code, [entry["image"] for entry in read_table(tmp_path / "table", kind)]) == (0, [str(photo)])
 
     def test_gets_captions_beside_other_outputs_where_it_is_named(self, run, photo):
-        assert run(photo, "--sidecars", "--output", "-")[1] == [Path(photo).with_suffix(".txt").read_text().strip()]
+        _code, [line], _err = run(photo, "--sidecars", "--output", "-")
+        assert line == printable(Path(photo).with_suffix(".txt").read_text().removesuffix("\n"))
 
 
 def test_descriptions_are_written_into_pictures(run, photo):
@@ -565,7 +571,7 @@ def test_descriptions_are_written_into_pictures(run, photo):
     assert run(photo, "--xmp", "--prefix", "my ")[0] == 0
     text = read_description(Path(photo).read_bytes())
     assert text.startswith("my ")
-    assert list(open_image(photo).getdata()) == list(before.getdata())
+    assert open_image(photo).tobytes() == before.tobytes()
     assert run(photo, "--xmp")[2] == ["caption.py: the pictures have 1 of these captions"]
 
 

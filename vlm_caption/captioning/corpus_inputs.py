@@ -44,7 +44,8 @@ def open_corpus_inputs(data: DataSection, split: str | None, on_error: Callable[
     """
     corpus = open_data(data)
     questions: dict[str, dict[str, None]] = {}
-    for name in corpus.splits if split is None else [split]:
+    # A corpus without a single good record has no splits: loading one says what is wrong.
+    for name in [split] if split is not None else corpus.splits or [data.train_split]:
         dataset = corpus.load(
             name, data.limit, on_missing=lambda problem: on_error(ImageError(problem.where, problem.reason))
         )

@@ -82,7 +82,8 @@ def _caption(parser: ArgumentParser, arguments: argparse.Namespace, stack: ExitS
     errors: list[ImageError] = []
     config = _load_config(arguments)
     inputs, questions = _find_inputs(parser, arguments, config, errors.append)
-    check_outputs(job_outputs(arguments.output, arguments.format, arguments.bad_images), _paths(inputs, arguments))
+    kept = arguments.output if _keeps(arguments) else None
+    check_outputs(job_outputs(kept, arguments.format, arguments.bad_images), _paths(inputs, arguments))
     log = ErrorLog(arguments.bad_images)
 
     def refuse(error: ImageError) -> None:
@@ -97,7 +98,7 @@ def _caption(parser: ArgumentParser, arguments: argparse.Namespace, stack: ExitS
         return 1
     if isinstance(inputs, list) and _all_missing(inputs, refuse):
         return 1
-    may_be_done = arguments.sidecars or arguments.xmp or (arguments.output is not None and exists(arguments.output))
+    may_be_done = arguments.sidecars or arguments.xmp or (kept is not None and exists(kept))
     if not may_be_done and not is_hub_id(str(arguments.checkpoint)):
         find_checkpoint(arguments.checkpoint)  # before the slow imports; a job that is done needs no checkpoint
     with loading("PyTorch and transformers"):
@@ -108,7 +109,7 @@ def _caption(parser: ArgumentParser, arguments: argparse.Namespace, stack: ExitS
     job = CaptionJob(inputs, writers, arguments.batch_size)
     if job.num_done:
         beside = "the pictures have" if arguments.xmp else "the files beside the pictures have"
-        holder = f"{arguments.output} has" if _keeps(arguments) else beside
+        holder = beside if kept is None else f"{kept} has"
         parser.complain(f"{holder} {job.num_done} of these captions", stderr)
     if job.num_left:
         captioner = _load(arguments)
@@ -246,6 +247,8 @@ def _writers(arguments: argparse.Namespace, named: bool, has_prompts: bool) -> l
         named: Whether a line of text names its picture.
         has_prompts: Whether the corpus asks questions.
     """
+    if arguments.format == "coco" and has_prompts:
+        raise ConfigError("--format coco has one caption for each picture, and the corpus asks questions.")
     writers: list[Writer] = [*_beside(arguments)]
     num_prompts = len(arguments.prompt or [""]) * len(arguments.question or [""])
     if _keeps(arguments):
