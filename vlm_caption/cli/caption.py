@@ -176,6 +176,8 @@ def _find_inputs(
     else:
         pictures = _find_pictures(parser, arguments, on_error)
     if not isinstance(pictures, list):
+        if arguments.sidecars or arguments.xmp or arguments.example:
+            raise ConfigError("--sidecars, --xmp and --example are for pictures, and data.features gives vectors.")
         return pictures, questions
     return _leave_out(pictures, questions, _beside(arguments), on_error)
 
@@ -250,7 +252,7 @@ def _writers(arguments: argparse.Namespace, named: bool, has_prompts: bool) -> l
     if arguments.format == "coco" and has_prompts:
         raise ConfigError("--format coco has one caption for each picture, and the corpus asks questions.")
     writers: list[Writer] = [*_beside(arguments)]
-    num_prompts = len(arguments.prompt or [""]) * len(arguments.question or [""])
+    num_prompts = _count_prompts(arguments.prompt or [""], arguments.question or [""])
     if _keeps(arguments):
         each = num_prompts * (arguments.num_captions or 1)
         return [OutputFile(arguments.output, arguments.format, each), *writers]
@@ -261,6 +263,13 @@ def _writers(arguments: argparse.Namespace, named: bool, has_prompts: bool) -> l
     columns = columns_of([dict.fromkeys(COLUMNS | ({"prompt": str} if num_prompts > 1 or has_prompts else {}))])
     is_named = named or arguments.features is not None or arguments.config is not None
     return [*writers, StandardOutput(arguments.format, is_named, list(columns))]
+
+
+def _count_prompts(prompts: Sequence[str], questions: Sequence[str]) -> int:
+    """Returns how many prompts a picture gets. Among several, some may ask no question."""
+    from ..model.processing_captioner import QUESTION
+
+    return sum(len(questions) if len(prompts) == 1 or QUESTION in prompt else 1 for prompt in prompts)
 
 
 def _settings(
