@@ -7,8 +7,8 @@ and a number is the median of its repeats. Beside captions a second it measures 
 peak that training reaches, each process's peak memory, and the speed of the feature cache beside the bare tower's.
 Language models have random weights: speed does not depend on them.
 
-The precision is the one that training chooses on the machine: bfloat16 where that is multiplied natively, else
-float32. In float32, loops that want bfloat16 are left out, for they would measure its emulation.
+The precision is the one that training chooses on the machine: bfloat16 where that is multiplied faster, else
+float32. In float32, loops that want bfloat16 are left out.
 """
 
 import argparse
@@ -198,7 +198,7 @@ def main() -> None:
     print(f"{arguments.language}, {precision}, {threads} threads a process", file=sys.stderr)
     left_out = set() if precision == "bfloat16" else NEED_BF16
     if left_out:
-        print(f"left out, for this machine emulates bfloat16: {', '.join(left_out)}", file=sys.stderr)
+        print(f"left out, for bfloat16 is no faster on this machine: {', '.join(left_out)}", file=sys.stderr)
     measures = {}
     for name in (name for name in MEASURES if name not in left_out):
         print(f"starting {name}", file=sys.stderr, flush=True)

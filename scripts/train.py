@@ -1,4 +1,4 @@
-"""Trains a captioner: `accelerate launch scripts/train.py --config configs/embedded.yaml [--max-steps 100 …]`."""
+"""Trains a captioner: `python scripts/train.py --config configs/embedded.yaml [--max-steps 100 …]`."""
 
 import sys
 

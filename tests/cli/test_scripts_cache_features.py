@@ -70,6 +70,14 @@ def test_what_cannot_be_used_ends_in_a_sentence(script, settings, cache, capfd, 
     assert not list(cache.glob("*/*.safetensors"))
 
 
+def test_the_images_to_replay_are_cached_too(script, settings, tmp_path, capfd):
+    other = write_colours(tmp_path / "other")
+    options = [option for name, value in settings.items() for option in (f"--{name}", value)]
+    arguments = ["--config", str(CONFIG), *options, "--data.replay", str(other)]
+    assert script.main(arguments) == 0
+    assert capfd.readouterr().out.endswith("replay 8 images\n")
+
+
 def test_a_picture_that_is_none_is_named(script, settings, tmp_path, capfd):
     (tmp_path / "train_blue.png").write_text("blue")
     assert script.main(["--config", str(CONFIG), "--data.path", settings["data.path"]]) == 2

@@ -13,7 +13,7 @@ import yaml
 from vlm_caption.config.checks import field_types
 from vlm_caption.config.command_line import add_arguments, parse_arguments, setting_meanings
 from vlm_caption.config.run_config import RunConfig
-from vlm_caption.config.sections import ModuleSettings
+from vlm_caption.config.sections import ModuleSettings, ReinforceSettings
 from vlm_caption.config.settings_page import fill_tables
 from vlm_caption.core.console import ArgumentParser
 from vlm_caption.core.errors import ConfigError
@@ -302,7 +302,7 @@ def documented() -> dict[str, object]:
 
 
 def test_the_page_of_settings_has_every_setting_and_no_other():
-    fields = {field.name for field in dataclasses.fields(ModuleSettings)}
+    fields = {field.name for section in (ModuleSettings, ReinforceSettings) for field in dataclasses.fields(section)}
     assert set(documented()) == set(field_types()) | fields
 
 
@@ -315,7 +315,9 @@ def test_the_page_of_settings_gives_the_default(name):
 
 def test_the_page_of_settings_gives_the_defaults_of_what_is_trained():
     given = {name: default for name, default in documented().items() if "." not in name}
-    assert ModuleSettings(**given) == ModuleSettings()
+    for section in (ModuleSettings, ReinforceSettings):
+        names = {field.name for field in dataclasses.fields(section)}
+        assert section(**{name: given[name] for name in names}) == section()
 
 
 def choices(hint: object) -> list:

@@ -8,8 +8,10 @@ import tarfile
 import pytest
 from datasets import Dataset
 from PIL import Image
+from tiny_models import tiny_model, tiny_processor
 
 from vlm_caption.data import DataError, ask_one_by_one, count_captions, load_captions, open_corpus
+from vlm_caption.data.collator import CaptionCollator
 
 ROWS = [
     {"image": "a.png", "questions": ["What is it?", "Where?"], "captions": ["a dog", "outside"]},
@@ -67,17 +69,45 @@ def test_shards_have_questions_in_their_json(photos):
     assert (row["questions"], row["captions"]) == (["What is it?"], ["a dog"])
 
 
-def test_every_question_of_a_conversation_is_asked_on_its_own(photos):
-    turns = [
-        {"from": "human", "value": "<image>\nWhat is it?"},
-        {"from": "gpt", "value": "a dog"},
-        {"from": "human", "value": "Where?"},
-        {"from": "gpt", "value": "outside"},
-    ]
+TURNS = [("user", "<image>\nWhat is  it?"), ("assistant", "a dog"), ("user", "Where?"), ("assistant", "outside")]
+DIALOGUE = {**ROWS[0], "questions": ["What is it?", "What is it?\na dog\nWhere?"]}
+
+
+def test_every_question_of_a_conversation_is_asked_behind_what_was_said_before(photos):
+    roles = {"user": "human", "assistant": "gpt"}
+    turns = [{"from": roles[role], "value": text} for role, text in TURNS]
     (photos / "llava.json").write_text(json.dumps([{"image": "a.png", "conversations": turns}]))
-    assert read(photos / "llava.json") == ROWS[:1]
+    assert read(photos / "llava.json") == [DIALOGUE]
     [row] = load_captions(photos / "llava.json", dev_share=0)  # without questions: captions alone
     assert (row["captions"], "questions" in row) == (["a dog"], False)
+
+
+def test_messages_are_asked_behind_what_was_said_before_and_without_the_system(photos):
+    turns = [{"role": role, "content": text} for role, text in (("system", "Be brief."), *TURNS)]
+    turns[1]["content"] = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "What is it?"}]
+    (photos / "talk.jsonl").write_text(json.dumps({"messages": turns}))
+    assert read(photos / "talk.jsonl") == [DIALOGUE]
+
+
+def test_an_empty_question_behind_others_is_a_problem(photos):
+    turns = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "a dog"}]
+    turns += [{"from": "human", "value": " "}, {"from": "gpt", "value": "outside"}]
+    (photos / "llava.json").write_text(json.dumps([{"image": "a.png", "conversations": turns}]))
+    with pytest.raises(DataError, match="conversation 1: a question is empty"):
+        read(photos / "llava.json")
+
+
+def test_the_turns_before_an_answer_are_context_and_only_the_answer_is_learned(photos):
+    model = tiny_model("dinov2", "llama", image_tokens="patches", image_grid=2)
+    processor = tiny_processor(model.config)
+    collator = CaptionCollator(processor, lambda rows: {}, prompt="Question: {question} Answer:")
+    batch = collator([DIALOGUE])
+    tokenizer = processor.tokenizer
+    text = tokenizer.decode(batch["input_ids"][0])
+    assert "Question: What is it?\na dog\nWhere? Answer: outside" in text.replace("<s>", "")
+    learned = tokenizer.decode([token for token in batch["labels"][0].tolist() if token >= 0])
+    assert learned.count("dog") == learned.count("outside") == 1
+    assert "Where" not in learned
 
 
 @pytest.mark.parametrize("version", ["", "v2_"])
@@ -154,6 +184,11 @@ def test_questions_are_counted_with_their_answers_and_cleaned(photos):
     dataset = load_captions(photos, dev_share=0, questions=True)
     assert count_captions(dataset) == 1
     assert (dataset[0]["questions"], dataset[0]["captions"]) == (["What is it?"], ["a dog."])
+
+
+def test_the_lines_of_a_question_stay(photos):
+    (photos / "captions.csv").write_text('image,question,answer\na.png,"Which one ?\n\n A.  a dog\nB. a cat",A\n')
+    assert load_captions(photos, dev_share=0, questions=True)[0]["questions"] == ["Which one?\nA. a dog\nB. a cat"]
 
 
 def test_an_empty_question_is_a_problem(photos):

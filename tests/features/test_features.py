@@ -277,6 +277,14 @@ class TestKey:
         assert len({key(model=tiny_model("dinov2", **choice)) for choice in choices}) == 4
         assert key(model=tiny_model("vit_cls")) != key(model=tiny_model("vit_cls", pooled_feature="pooler_output"))
 
+    def test_without_chosen_layers_is_that_of_caches_from_before_there_were_any(
+        self, model, processor, images, directory
+    ):
+        image_features(model, processor, images[:1], directory)
+        [described] = directory.glob("*/*.json")
+        known = {"image_tokens", "image_grid", "pooled_in_front", "pooled_feature"}
+        assert json.loads(described.read_text())["tokens"].keys() == known
+
     def test_follows_the_preprocessing(self, key, processor):
         other = ViTImageProcessorPil(size={"height": 32, "width": 32}, image_mean=[0.1] * 3)
         assert key(processor=CaptionerProcessor(other, processor.tokenizer)) != key()

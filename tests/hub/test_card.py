@@ -138,6 +138,11 @@ class TestCard:
                 "grid of 2 by 2 averaged patch tokens.",
             ),
             (
+                {"image_tokens": "patches", "pooled_in_front": True, "vision_feature_layer": [1, -1]},
+                "17 tokens, behind the language model's BOS: the tower's class token and all its patch tokens, of its "
+                "layers 1, -1, side by side.",
+            ),
+            (
                 {"projector": "resampler", "projector_tokens": 3, "image_tokens": "all", "query_tokens": 1},
                 "4 tokens, behind the language model's BOS: 3 that the projector makes of all the tower's tokens; the "
                 "last of them 1 learned query vector.",
@@ -212,6 +217,23 @@ class TestScores:
         assert "```sh\npython scripts/evaluate.py --split test\n```" in card.text
         assert "(num_beams 2, max_new_tokens 9)" in card.text
         assert "not test scores" not in card.text
+
+    def test_of_answers_are_vqa_accuracy(self, model, tmp_path):
+        model.save_pretrained(tmp_path)
+        record_evaluation(model, tmp_path, EVALUATION)
+        write_model_card(model, tmp_path)
+        assert "VQA accuracy" not in (tmp_path / "README.md").read_text()
+        metrics = {"loss": 1.25, "vqa_accuracy": 0.512, "cider": 0.75}
+        intervals = {"vqa_accuracy": [0.48, 0.54]}
+        record_evaluation(model, tmp_path, EVALUATION | {"metrics": metrics, "intervals": intervals})
+        write_model_card(model, tmp_path)
+        card = ModelCard.load(tmp_path / "README.md")
+        assert "| loss | VQA accuracy | CIDEr |" in card.text
+        assert "| 1.25 | 51.2 | 75.0 |\n|  | 48.0 to 54.0 |  |" in card.text
+        assert "VQA accuracy is that of the official evaluation" in card.text
+        tasks = {result.metric_type: (result.task_type, result.metric_value) for result in card.data.eval_results}
+        assert tasks["vqa_accuracy"] == ("visual-question-answering", 51.2)
+        assert tasks["cider"] == ("image-to-text", 75.0)
 
     @pytest.mark.parametrize("split", ["train", "dev"])
     def test_of_what_the_training_saw_are_no_test_scores(self, model, tmp_path, split):

@@ -11,7 +11,7 @@ import pytest
 from commands import REPOSITORY, load_script
 from html_page import Page
 from PIL import Image
-from tiny_models import tiny_config, tiny_processor
+from tiny_models import tiny_config, tiny_model, tiny_processor
 
 from vlm_caption.config.sections import DataSection
 from vlm_caption.core.errors import BackboneError
@@ -284,7 +284,7 @@ class TestCommand:
         assert script.main([str(bad), "--max-bad-share", "0.1"]) == 1
         out = capsys.readouterr().out
         [line] = [line for line in out.splitlines() if line.startswith("To train on this data as it is: ")]
-        assert line.endswith(f"embedded.yaml --data.max_bad_share 0.5 --data.path {bad} --data.on_bad_image skip")
+        assert line.endswith(f"finetune.yaml --data.max_bad_share 0.5 --data.path {bad} --data.on_bad_image skip")
         assert "python scripts/train.py --config" in line
         assert f"The contact sheet is in {Path.cwd()}" in out
         assert script.main([*shlex.split(line)[shlex.split(line).index("--config") :], "--json"]) == 0
@@ -308,6 +308,29 @@ class TestCommand:
         assert script.main(["--config", config, "--data.path", str(good), "--max-caption-tokens", "11", "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
         assert (found["max_caption_tokens"], found["all"]["too_long"], found["no_tokens"]) == (11, 1, None)
+
+    def test_line_breaks_in_captions_are_named(self, good, capsys):
+        with (good / "captions.csv").open("a") as file:
+            file.write('note.png,"A long note\nof two lines.",train\n')
+        Image.new("RGB", (80, 80)).save(good / "note.png")
+        assert script.main([str(good)]) == 0
+        out = capsys.readouterr().out
+        assert f"{good / 'note.png'} (train): a caption with line breaks, which become spaces: 'A long note" in out
+        assert "captions cut at" not in out  # not counted without a tokenizer
+
+    def test_takes_tokenizer_and_prompt_from_the_checkpoint_that_the_config_starts_from(self, good, tmp_path, capsys):
+        model = tiny_model("dinov2", "gpt2")
+        processor = tiny_processor(model.config)
+        processor.prompt = "Describe <image> in a word:"
+        model.save_pretrained(tmp_path / "parent", full=True)
+        processor.save_pretrained(tmp_path / "parent")
+        config = tmp_path / "mine.yaml"
+        config.write_text(f"model: {{init_from: {tmp_path / 'parent'}}}\ndata: {{max_caption_tokens: 3}}\n")
+        assert script.main([str(good), "--config", str(config), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        captions = [text for rows in inspect(good).datasets.values() for texts in rows["captions"] for text in texts]
+        lengths = [len(processor.tokenizer(f" {text}", add_special_tokens=False).input_ids) + 1 for text in captions]
+        assert (found["no_tokens"], found["all"]["tokens"]["max"]) == (None, max(lengths))
 
     def test_a_corpus_that_cannot_be_read_is_refused(self, tmp_path, capsys):
         nowhere = tmp_path / "nowhere"

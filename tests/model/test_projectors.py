@@ -128,6 +128,38 @@ def test_pixel_shuffle_has_a_hidden_layer_where_it_is_given_a_width():
     assert projector(torch.randn(2, 16, VISION_WIDTH)).shape == (2, 4, TEXT_WIDTH)
 
 
+def test_pixel_shuffle_gives_a_pooled_vector_in_front_a_layer_of_its_own():
+    config = small_config("pixel_shuffle", pooled_in_front=True)
+    assert config.image_seq_length == 5
+    projector = build_projector(config)
+    assert (
+        describe_projector(projector, config.projector_hidden_act)
+        == "Linear(16, 32) in front, pixel shuffle by 2 → Linear(64, 32)"
+    )
+    features = torch.randn(2, 17, VISION_WIDTH)
+    tokens = projector(features)
+    assert tokens.shape == (2, 5, TEXT_WIDTH)
+    assert tokens[:, :1].equal(projector.linear_pooled(features[:, :1]))
+    assert tokens[:, 1:].equal(projector.linear_1(projector.arrange(features[:, 1:])))
+
+
+def test_the_hidden_layer_has_the_width_it_is_given():
+    config = CaptionerConfig(
+        vision_config={"model_type": "dinov2", "hidden_size": 384, "num_hidden_layers": 12},
+        text_config={"model_type": "llama", "hidden_size": 576},
+        image_tokens="patches",
+        vision_feature_layer=[3, 6, 9, 12],
+        projector_hidden_size=768,
+    )
+    with torch.device("meta"):
+        projector = build_projector(config)
+    assert describe_projector(projector, "gelu") == "Linear(1536, 768) → GELU → Linear(768, 576)"
+    assert count(projector) == 1_623_360
+    shuffle = small_config("pixel_shuffle", projector_hidden_size=5)
+    assert (shuffle.projector_expansion, shuffle.projector_hidden_act) == (None, "gelu")
+    assert build_projector(shuffle).linear_1.out_features == 5
+
+
 @pytest.mark.parametrize("name", ["transformer", "resampler"])
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 1000))
@@ -194,6 +226,15 @@ def test_fit_scale_standardises_what_goes_in_and_gives_what_comes_out_the_wanted
     assert first.std() < 1.5
     assert count(projector) == before
     assert (projector(features[:1]) - projector(features[1:2])).abs().max() > 1e-4  # the image is in the tokens
+
+
+def test_fit_scale_gives_the_pooled_vector_in_front_the_same_spread_as_the_patches():
+    projector = build_projector(small_config("pixel_shuffle", pooled_in_front=True, projector_expansion=1))
+    features = torch.cat([5 * torch.randn(64, 1, VISION_WIDTH) - 3, torch.randn(64, 16, VISION_WIDTH) + 7], dim=1)
+    fit_scale(projector, features, output_std=0.13)
+    tokens = projector(features)
+    assert tokens[:, 0].std().item() == pytest.approx(0.13, rel=0.01)
+    assert tokens[:, 1:].std().item() == pytest.approx(0.13, rel=0.01)
 
 
 @every_projector
@@ -415,14 +456,16 @@ def test_a_query_text_that_makes_no_sense_is_refused(towers, settings, sentence)
         ({"query_tokens": -1}, "query_tokens must be at least 0, got -1"),
         ({"projector": "prefix_mlp", "image_tokens": "patches"}, "of one pooled vector: set image_tokens='pooled'"),
         ({"projector": "resampler"}, "set image_tokens to 'patches' or 'all'"),
-        ({"projector": "pixel_shuffle"}, "set image_tokens='patches' and leave out pooled_in_front"),
+        ({"projector": "pixel_shuffle"}, "puts neighbouring patches together: set image_tokens='patches'"),
+        ({"projector_hidden_size": 4, "projector_expansion": 2}, "both give the width of the hidden layer: leave out"),
+        ({"projector_hidden_size": 0}, "projector_hidden_size must be at least 1, got 0"),
         (
-            {"projector": "pixel_shuffle", "image_tokens": "patches", "pooled_in_front": True},
-            "set image_tokens='patches' and leave out pooled_in_front",
+            {"projector": "prefix_mlp", "projector_hidden_size": 4},
+            "leave it out, or choose the projector mlp or pixel_shuffle",
         ),
         (
             {"projector": "pixel_shuffle", "image_tokens": "patches", "projector_hidden_act": "gelu"},
-            "has one only where projector_expansion is set",
+            "has one only where projector_expansion or projector_hidden_size is set",
         ),
         ({"image_tokens": "all", "image_grid": 2}, "image_grid and pooled_in_front belong to image_tokens='patches'"),
         ({"image_tokens": "all", "pooled_feature": "image_embeds"}, "it belongs to image_tokens='pooled'"),

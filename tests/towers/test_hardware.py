@@ -2,11 +2,12 @@
 
 import copy
 
+import pytest
 import torch
 from tiny_models import pixels, tiny_model
 from transformers.activations import NewGELUActivation
 
-from vlm_caption.towers.precision import choose_kernels, hold_frozen
+from vlm_caption.towers.precision import choose_kernels, hold_frozen, multiplies_bf16_faster
 
 
 def test_chosen_kernels_compute_what_the_library_computes():
@@ -34,3 +35,23 @@ def test_frozen_weights_are_rounded_and_rotary_frequencies_are_not():
     assert frequencies
     assert all(tensor.dtype == torch.float32 for tensor in frequencies)
     assert model.core.multi_modal_projector.linear_1.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "faster"),
+    [
+        pytest.param("vendor_id\t: GenuineIntel\nflags\t\t: avx512f avx512_bf16 amx_bf16 amx_tile", True, id="AMX"),
+        pytest.param(
+            "vendor_id\t: GenuineIntel\nflags\t\t: avx512f avx512_bf16 avx512_fp16", False, id="Intel, no AMX"
+        ),
+        pytest.param("vendor_id\t: GenuineIntel\nflags\t\t: sse avx2", False, id="older Intel"),
+        pytest.param("vendor_id\t: AuthenticAMD\nflags\t\t: avx512f avx512_bf16", True, id="AMD"),
+        pytest.param("vendor_id\t: AuthenticAMD\nflags\t\t: sse avx2", False, id="older AMD"),
+        pytest.param("CPU implementer\t: 0x41\nFeatures\t: fp asimd sve bf16 i8mm", True, id="Arm"),
+        pytest.param("CPU implementer\t: 0x41\nFeatures\t: fp asimd", False, id="older Arm"),
+        pytest.param("", False, id="no cpuinfo"),
+    ],
+)
+def test_bf16_is_chosen_where_a_processor_multiplies_it_faster(cpuinfo, faster):
+    processor = f"processor\t: 0\n{cpuinfo}\nbugs\t\t: spectre_v1 bf16\n\n"
+    assert multiplies_bf16_faster(processor + processor.replace("0", "1", 1)) is faster

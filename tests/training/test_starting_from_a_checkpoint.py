@@ -11,8 +11,10 @@ from tiny_runs import COLOURS, history, projector, tiny_settings, weights, write
 
 from vlm_caption import Captioner
 from vlm_caption.config.run_config import RunConfig
-from vlm_caption.core.errors import CheckpointError, ConfigError
-from vlm_caption.model.adapters import has_adapter
+from vlm_caption.core.errors import CheckpointError, ConfigError, DataError
+from vlm_caption.model.adapters import has_adapter, plain_name
+from vlm_caption.towers import precision as hardware
+from vlm_caption.training import model as training_model
 from vlm_caption.training import train as training
 from vlm_caption.training.data import CaptionSplits
 from vlm_caption.training.train import train
@@ -179,6 +181,30 @@ def test_an_adapter_of_the_parent_is_kept_or_merged(start, tmp_path, policy, sta
     assert captions(tmp_path / "grandchild", pictures) == captions(tmp_path / "child", pictures)
 
 
+def test_an_adapter_that_a_later_stage_replaces_is_merged_in_float32(start, tmp_path, monkeypatch):
+    start(**{"training.train_language": {"policy": "lora", "rank": 2}})
+    expected = Captioner.from_pretrained(tmp_path / "child", device="cpu").model
+    expected.merge_adapters()
+    for module in (hardware, training, training_model):
+        monkeypatch.setattr(module, "use_bf16", lambda precision: True)
+    stages = [{"name": "a", "max_steps": 1}, {"name": "b", "max_steps": 1}]
+    stages[1]["train_language"] = {"policy": "lora", "rank": 3}
+    grandchild = RunConfig.load(
+        None,
+        child_settings(tmp_path / "parent")
+        | {
+            "model.init_from": str(tmp_path / "child"),
+            "training.output_dir": str(tmp_path / "grandchild"),
+            "training.learning_rate": 0.0,
+        },
+    )
+    grandchild.stages = stages
+    model = train(grandchild)
+    own = {plain_name(name): tensor for name, tensor in model.core.language_model.state_dict().items()}
+    for name, tensor in expected.core.language_model.state_dict().items():
+        torch.testing.assert_close(own[name], tensor, rtol=1e-6, atol=1e-7, msg=name)
+
+
 class TestGoingOn:
     """A finished run that is taken further, or is given other settings."""
 
@@ -266,6 +292,31 @@ class TestReplay:
         )
         assert len(splits.bad.reasons) == 2
         assert len(splits.replay) > 0
+
+    def test_the_other_corpus_may_call_its_training_split_by_its_usual_name(self, settings, tmp_path):
+        table = tmp_path / "mine" / "captions.csv"
+        table.write_text(table.read_text().replace(",train\n", ",mine\n").replace(",train\r\n", ",mine\r\n"))
+        splits = CaptionSplits(RunConfig.load(None, settings | {"data.train_split": "mine"}))
+        assert len(splits.replay) == 8
+
+    def test_a_corpus_that_needs_settings_of_its_own_is_refused_with_what_to_do(self, settings, tmp_path):
+        table = tmp_path / "other" / "captions.csv"
+        table.write_text(table.read_text().replace("caption", "words"))
+        with pytest.raises(
+            DataError, match=r"data.replay: .*no caption column.* are those of data.path: .*save_to_disk"
+        ):
+            CaptionSplits(RunConfig.load(None, settings))
+
+    def test_facts_log_and_card_tell_what_was_cut_and_left_out(self, settings, tmp_path, caplog):
+        caplog.set_level("INFO", "vlm_caption")
+        (tmp_path / "mine" / "train_red.png").write_text("no picture")
+        options = {"data.on_bad_image": "skip", "data.max_bad_share": 0.5, "data.max_caption_tokens": 5}
+        train(RunConfig.load(None, settings | options | {"training.max_steps": 1}))
+        facts = json.loads((tmp_path / "mine" / "run" / "model_card.json").read_text())["training"]
+        assert (facts["cut_captions"], facts["images_left_out"]) == (1, 1)  # "white" has 5 letters and no room to end
+        assert any("1 of the 4 captions to train on are cut" in message for message in caplog.messages)
+        card = (tmp_path / "mine" / "run" / "README.md").read_text()
+        assert "- 1 captions were cut at 5 tokens.\n- 1 images were left out" in card
 
     def test_facts_and_card_name_the_replayed_corpus(self, settings, tmp_path):
         train(RunConfig.load(None, settings | {"training.max_steps": 1}))

@@ -224,6 +224,11 @@ class TestResuming:
             "another training.output_dir, go back to its settings, or start afresh with training.resume false."
         )
 
+    def test_a_run_of_an_earlier_version_is_refused_with_the_warm_up_that_it_had(self, run, interrupt):
+        interrupt(run, **{"training.warmup_steps": 100})
+        with pytest.raises(ConfigError, match=r"to go on with this run, add --warmup-steps 100\.$"):
+            run(**{"training.warmup_steps": None})
+
     def test_another_way_to_write_captions_is_refused_with_the_difference(self, run, interrupt):
         interrupt(run)
         with pytest.raises(ConfigError, match=r"another config \(generation\.num_beams: None → 2\): choose"):
@@ -294,7 +299,7 @@ class TestSettings:
         assert isinstance(use_bf16("auto"), bool)
         assert (use_bf16("bf16"), use_bf16("fp32")) == (True, False)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        monkeypatch.setattr(hardware, "_cpu_flags", lambda: "fpu sse avx2 avx512f")
+        monkeypatch.setattr(hardware, "_cpuinfo", lambda: "flags : fpu sse avx2 avx512f")
         assert use_bf16("auto") is False
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         # A GPU that can, by emulation alone.

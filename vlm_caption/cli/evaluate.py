@@ -115,14 +115,19 @@ def _run_settings(arguments: argparse.Namespace, overrides: dict[str, Any]) -> d
         if "data.path" in overrides:
             return {}
         raise
-    if not _same_place(overrides.get("data.path", data["path"]), data["path"]):
+    own = _places(data["path"])
+    chosen = _places(overrides.get("data.path", data["path"]))
+    if not chosen <= own:
         return {}
     logger.info("The data settings are those of %s", path)
+    if chosen != own:
+        data["weights"] = None  # which has a number for each of the others too
     return {f"data.{name}": value for name, value in data.items()}
 
 
-def _same_place(path: str, other: str) -> bool:
-    return path == other or Path(path).resolve() == Path(other).resolve()
+def _places(path: str | list) -> set[Path]:
+    """Returns the places of a corpus, or of several."""
+    return {Path(str(place)).resolve() for place in (path if isinstance(path, list) else [path])}
 
 
 def _load(
@@ -237,7 +242,7 @@ def _evaluate(captioner: "Captioner", config: RunConfig, arguments: argparse.Nam
         captioner,
         dataset,
         name=str(arguments.checkpoint),
-        data=f"{data.path}, {split}",
+        data=", ".join([*data.paths, split]),
         generation=config.generation.settings(),
         inputs=InputSettings(
             prompt=data.prompt,
@@ -279,7 +284,8 @@ def _record(
     folder = Path(arguments.checkpoint)
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         return 0
-    scores = {"loss": result.loss, "shuffled_loss": result.shuffled_loss, **result.metrics}
+    losses = {"loss": result.loss, "shuffled_loss": result.shuffled_loss}
+    scores = losses | {"vqa_accuracy": result.vqa_accuracy} | result.metrics
     facts = evaluation_facts(
         captioner.model,
         data=config.data.path,

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.command_line import add_arguments, parse_arguments
 from ..config.run_config import RunConfig
-from ..config.sections import ModelSection
 from ..core.console import ArgumentParser, loading, positive_int, printable, setup_logging
 from ..core.errors import BackboneError, ConfigError, DataError
 from ..core.outputs import PAGE, Output, check_outputs
@@ -33,13 +32,13 @@ def main(argv: list[str] | None, prog: str) -> int:
     parser = _parser(prog)
     try:
         arguments, overrides = parse_arguments(parser, argv)
-        if arguments.path is not None:
-            overrides["data.path"] = arguments.path
+        if arguments.path:
+            overrides["data.path"] = arguments.path[0] if len(arguments.path) == 1 else arguments.path
         config = RunConfig.load(arguments.config, overrides)
         _check(parser, arguments, config)
         setup_logging()
         if (page := _page(arguments)) is not None:
-            check_outputs([Output("--html", page, PAGE)], [arguments.config, config.data.path])
+            check_outputs([Output("--html", page, PAGE)], [arguments.config, *config.data.paths])
         inspection = _inspect(config, with_tokens=arguments.config is not None)
     except DataError as error:
         if arguments.json:
@@ -64,7 +63,9 @@ def main(argv: list[str] | None, prog: str) -> int:
 
 def _parser(prog: str) -> ArgumentParser:
     parser = ArgumentParser(prog=prog, description=__doc__, allow_abbrev=False)
-    parser.add_argument("path", nargs="?", metavar="PATH", help="the corpus; the same as --data.path")
+    parser.add_argument(
+        "path", nargs="*", metavar="PATH", help="the corpus, or several to train on together; the same as --data.path"
+    )
     parser.add_argument(
         "--config", help="the YAML file of a training, whose language model counts tokens if it is local"
     )
@@ -97,12 +98,12 @@ def _training_command(
     if changes is None:
         return None
     program = ["python", "scripts/train.py"] if prog.endswith(".py") else [prog.split()[0], "train"]
-    usual = Path("configs/embedded.yaml")
+    usual = Path("configs/finetune.yaml")
     config = config or str(usual if usual.exists() else shipped(str(usual)))
     options = [
         word
         for name, value in (overrides | changes).items()
-        for word in (f"--{name}", value if isinstance(value, str) else json.dumps(value))
+        for word in (f"--{name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     ]
     return shlex.join([*program, "--config", config, *options])
 
@@ -122,16 +123,30 @@ def _inspect(config: RunConfig, with_tokens: bool) -> "Inspection":
     tokenizer, no_tokens = None, "give the --config of the training, for its language model's tokenizer"
     if with_tokens:
         try:
-            tokenizer = _tokenizer(config.model)
+            config, tokenizer = _as_trained(config)
         except BackboneError as error:
             no_tokens = str(error).rstrip(".")
     return inspect_data(open_data(config.data), config.data, config.training.eval_images, tokenizer, no_tokens)
 
 
-def _tokenizer(model: ModelSection) -> "PreTrainedTokenizerBase | None":
-    from ..inspection.inspect import local_tokenizer
+def _as_trained(config: RunConfig) -> "tuple[RunConfig, PreTrainedTokenizerBase]":
+    """Returns the config as training takes it, and the tokenizer: those of the checkpoint that it starts from, if any.
 
-    return local_tokenizer(model.language, model.language_revision, model.tokenizer)
+    Raises:
+        BackboneError: There is no tokenizer on this machine.
+        ConfigError, CheckpointError: The config does not fit the checkpoint, or the checkpoint is damaged.
+    """
+    if config.model.init_from is None:
+        from ..inspection.inspect import local_tokenizer
+
+        model = config.model
+        return config, local_tokenizer(model.language, model.language_revision, model.tokenizer)
+    from ..captioning.checkpoints import find_checkpoint
+    from ..towers.processor import CaptionerProcessor
+    from ..training.parent import adopt_parent
+
+    config = adopt_parent(config)
+    return config, CaptionerProcessor.from_pretrained(find_checkpoint(str(config.model.init_from))).tokenizer
 
 
 def _page(arguments: argparse.Namespace) -> Path | None:

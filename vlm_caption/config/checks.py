@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from ..core.errors import ConfigError
-from .sections import DataSection, GenerationSection, ModelSection, ModuleSettings, TrainingSection
+from .sections import DataSection, GenerationSection, ModelSection, ModuleSettings, ReinforceSettings, TrainingSection
 
 SECTIONS: dict[str, type] = {
     "model": ModelSection,
@@ -42,6 +42,7 @@ _NOT_NEGATIVE = {
     "training.samples",
     "generation.no_repeat_ngram_size",
 }
+_CORPORA = {"data.path", "data.replay"}
 _SHARES = {"data.dev_share", "data.max_bad_share", "data.replay_share"}
 
 # The policy that a setting of a module belongs to.
@@ -99,8 +100,14 @@ def check_value(name: str, value: Any) -> Any:
     value = _convert(name, value, field_types()[name])
     if name.startswith("training.train_") and isinstance(value, dict):
         return _check_module(name, value)
+    if name == "training.reinforce" and value:
+        return _check_reinforce(name, value)
     if name == "data.prompt" and value:
         _check_prompt(name, value)
+    if name in _CORPORA and isinstance(value, list):
+        return _check_corpora(name, value)
+    if name == "data.weights" and value is not None:
+        return _check_weights(name, value)
     if value is None:
         return None
     if name in _POSITIVE and value <= 0:
@@ -177,6 +184,27 @@ def _check_share(name: str, value: float) -> None:
         raise ConfigError(f"{name} must be at least 0 and below 1, and {value} is not.")
 
 
+def _check_corpora(name: str, paths: list) -> list[str]:
+    """Returns the paths of a list of corpora."""
+    if not paths:
+        raise ConfigError(f"{name} is an empty list: name at least one corpus.")
+    checked = [_convert(f"{name}[{number}]", path, str) for number, path in enumerate(paths)]
+    for number, path in enumerate(checked):
+        if not path:
+            raise ConfigError(f"{name}[{number}] is empty: name a folder, a file or a Hub dataset.")
+        if path in checked[:number]:
+            raise ConfigError(f"{name} names {path} twice: name it once; data.weights says how often it is seen.")
+    return checked
+
+
+def _check_weights(name: str, weights: list) -> list[float]:
+    checked = [_convert(f"{name}[{number}]", weight, float) for number, weight in enumerate(weights)]
+    for weight in checked:
+        if weight <= 0:
+            raise ConfigError(f"{name} must be numbers above 0, and {weight:g} is not: leave that corpus out instead.")
+    return checked
+
+
 def _check_prompt(name: str, value: str) -> None:
     from ..towers.processor import check_prompt
 
@@ -202,6 +230,21 @@ def _check_module(name: str, value: dict) -> dict[str, Any]:
         if checked.get(key) is not None and checked[key] < 1:
             raise ConfigError(f"{name}.{key} must be at least 1, and {checked[key]} is not.")
     _check_share(f"{name}.dropout", checked.get("dropout", 0))
+    return checked
+
+
+def _check_reinforce(name: str, value: dict) -> dict[str, Any]:
+    hints = typing.get_type_hints(ReinforceSettings)
+    for key in value:
+        check_name(str(key), hints, f"{name}: there is no setting")
+    checked = {key: _convert(f"{name}.{key}", given, hints[key]) for key, given in value.items()}
+    for key, least in (("num_generations", 2), ("num_iterations", 1), ("bleu", 0), ("beta", 0)):
+        if checked.get(key, least) < least:
+            raise ConfigError(f"{name}.{key} must be at least {least}, and {checked[key]} is not.")
+    if checked.get("temperature", 1) <= 0:
+        raise ConfigError(f"{name}.temperature must be above 0, and {checked['temperature']} is not.")
+    if checked.get("epsilon") is not None and not 0 < checked["epsilon"] < 1:
+        raise ConfigError(f"{name}.epsilon must be above 0 and below 1, and {checked['epsilon']} is not.")
     return checked
 
 

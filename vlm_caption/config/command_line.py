@@ -78,8 +78,9 @@ def _parse(name: str, text: str, hint: Any) -> Any:
     """Parses a value as YAML, except text, which is taken literally because a prompt may look like YAML."""
     kinds = members(hint)
     is_dict = dict in kinds and text.startswith("{")
+    is_list = list in kinds and text.startswith("[") and text.endswith("]")
     is_null = types.NoneType in kinds and text == "null"
-    if str in kinds and not is_dict and not is_null:
+    if str in kinds and not (is_dict or is_list or is_null):
         return text
     try:
         return load_yaml(text, name, ConfigError)

@@ -50,9 +50,9 @@ class RunConfig:
     ) -> "RunConfig":
         """Loads a config from a YAML file and from settings by their full names, such as `training.max_steps`.
 
-        In the file, a relative `model.init_from`, `data.path`, `data.images`, `data.replay` or `data.features` that
-        does not exist in the working directory is taken to be relative to the parent of the file's folder: the
-        repository, for files in `configs/`.
+        In the file, a relative `model.init_from`, `data.path`, `data.images`, `data.replay` or `data.features`, or one
+        of a list of these, that does not exist in the working directory is taken to be relative to the parent of the
+        file's folder: the repository, for files in `configs/`.
 
         Args:
             path: The YAML file. With None, only `overrides` and `defaults` are used.
@@ -150,8 +150,11 @@ def _read(path: Path) -> tuple[dict[str, Any], Any]:
             raise ConfigError(f"{path}: the section {section} holds no fields.")
         values |= {f"{section}.{name}": value for name, value in fields.items()}
     for name in _PATHS:
-        if isinstance(values.get(name), str):
-            values[name] = _find_data(values[name], path)
+        value = values.get(name)
+        if isinstance(value, str):
+            values[name] = _find_data(value, path)
+        elif isinstance(value, list):
+            values[name] = [_find_data(entry, path) if isinstance(entry, str) else entry for entry in value]
     return values, stages
 
 

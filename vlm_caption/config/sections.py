@@ -33,6 +33,9 @@ class ModelSection:
         pooled_in_front: With "patches": put the pooled vector before the patches.
         pooled_feature: The pooled vector: the tower's "pooler_output", its first token ("cls"), or the "image_embeds"
             of CLIP. See docs/vision_towers.md.
+        vision_feature_layer: The layer of the vision tower whose hidden state is taken, or a list of layers, such as
+            [3, 6, 9, 12], whose states stand side by side. 1 is the first layer and -1 the last. With null, the
+            tower's output is taken. See docs/vision_towers.md.
         image_start: What precedes the image tokens: the language model's start token ("bos"), a "learned" vector, or
             "none". With null: "bos" if the language model has a start token, otherwise "none".
         image_end: Whether a "learned" vector follows the image tokens, or "none".
@@ -45,6 +48,7 @@ class ModelSection:
         projector_heads: The number of attention heads of "transformer" and "resampler".
         projector_shuffle: The height and width of the block of patches that "pixel_shuffle" makes one token of.
         projector_expansion: The hidden width, as a multiple of the input width.
+        projector_hidden_size: With "mlp" and "pixel_shuffle": the hidden width itself, instead of a multiple.
         projector_hidden_act: The activation of the hidden layers.
         projector_dropout: The dropout probability during training.
     """
@@ -59,6 +63,7 @@ class ModelSection:
     image_grid: int | None = None
     pooled_in_front: bool = False
     pooled_feature: Literal["pooler_output", "cls", "image_embeds"] = "pooler_output"
+    vision_feature_layer: int | list | None = None
     image_start: Literal["bos", "learned", "none"] | None = None
     image_end: Literal["learned", "none"] = "none"
     query_tokens: int = 0
@@ -69,6 +74,7 @@ class ModelSection:
     projector_heads: int | None = None
     projector_shuffle: int | None = None
     projector_expansion: int | None = None
+    projector_hidden_size: int | None = None
     projector_hidden_act: str | None = None
     projector_dropout: float = 0.0
 
@@ -78,16 +84,20 @@ class DataSection:
     """The captioned images. See docs/data.md for the formats.
 
     Attributes:
-        path: The folder or file of the corpus, or the id of a Hub dataset. See docs/data.md for relative paths.
+        path: The folder or file of the corpus, or the id of a Hub dataset. A list, `[a, b]`, trains on several corpora
+            at once, each of its own format. See docs/data.md, also for relative paths.
+        weights: With a list in `path`: how often the images of each corpus are seen in an epoch, as in `[1, 0.5]`: all
+            of the first one, and half of the second one, another half in each epoch. With null, every image is seen
+            once. See docs/data.md.
         format: The name of the format, a key of `vlm_caption.data.FORMATS`. With null, the format is recognised.
         images: The folder that image paths are relative to. With null, it is searched for beside the captions.
         image_column: The column of images in a table, a dataset or tar shards. With null, it is found by its name.
         caption_column: The column of captions, or of answers. With null, it is found by its name.
         question_column: The column of questions. With null, it is found by its name.
         subset: The subset of a Hub dataset that has several.
-        replay: The folder, file or Hub id of another corpus, such as the one that `model.init_from` was trained on.
-            Some of its images are mixed into each epoch, so that less of what was learned is forgotten. See
-            docs/training.md.
+        replay: The folder, file or Hub id of another corpus, or a list of several, such as what `model.init_from` was
+            trained on. Some of its images are mixed into each epoch, so that less of what was learned is forgotten.
+            See docs/training.md.
         replay_share: The share of an epoch's images that comes from `replay`.
         features: A file of vectors to caption instead of images. See docs/data.md.
         feature_column: The column of vectors in a Parquet file that has several.
@@ -117,14 +127,15 @@ class DataSection:
         max_bytes: An image whose file has more bytes is bad.
     """
 
-    path: str = ""
+    path: str | list = ""
+    weights: list | None = None
     format: str | None = None
     images: str | None = None
     image_column: str | None = None
     caption_column: str | None = None
     question_column: str | None = None
     subset: str | None = None
-    replay: str | None = None
+    replay: str | list | None = None
     replay_share: float = 0.5
     features: str | None = None
     feature_column: str | None = None
@@ -145,6 +156,11 @@ class DataSection:
     max_bad_share: float = 0.05
     max_pixels: int = MAX_PIXELS
     max_bytes: int = MAX_BYTES
+
+    @property
+    def paths(self) -> list[str]:
+        """The corpora of `path`: one, or those of the list."""
+        return self.path if isinstance(self.path, list) else [self.path]
 
 
 @dataclass(frozen=True)
@@ -179,6 +195,29 @@ class ModuleSettings:
         return ModulePolicy(train=self.policy, **{name: getattr(self, name) for name in names})
 
 
+@dataclass(frozen=True)
+class ReinforceSettings:
+    """How a captioner is trained on rewards, named as in TRL. The defaults are self-critical training.
+
+    Attributes:
+        num_generations: The number of captions that are sampled of each image. The mean reward of the others is the
+            baseline of each.
+        temperature: What logits are divided by, in sampling and in training.
+        bleu: The weight of BLEU-4 in the reward, beside CIDEr.
+        num_iterations: The number of updates of the weights by the captions of a step. All count as one step.
+        epsilon: The bound on how much more or less probable an update makes a token: beyond it, the token is not
+            learned from. With null, there is none.
+        beta: The weight of the divergence (KL) from the captioner at the start of the training, or of the stage.
+    """
+
+    num_generations: int = 5
+    temperature: float = 1.0
+    bleu: float = 0.0
+    num_iterations: int = 1
+    epsilon: float | None = None
+    beta: float = 0.0
+
+
 ModuleField = Literal["frozen", "lora", "last_n", "full"] | dict
 
 
@@ -193,7 +232,9 @@ class TrainingSection:
         epochs: The number of passes over the images, which may be a fraction.
         max_steps: Stop after this many steps. With -1, `epochs` decides.
         objective: Learn "all" tokens of a caption in each epoch, or one "random_token" of it, weighted by the number
-            of its tokens, so that the gradient is the same on average. The dev loss always uses all.
+            of its tokens, so that the gradient is the same on average. With "cider", a trained captioner learns from the
+            CIDEr of captions that it samples itself. The dev loss always uses all. See docs/training.md.
+        reinforce: How to train with the objective "cider": a mapping of the fields below, as in `{num_generations: 8}`.
         train_vision: How to train the vision tower: "frozen", "lora", "last_n", "full", or a mapping of the fields
             below, as in `{policy: lora, rank: 64}`. A tower with random weights must be trained. See docs/training.md.
         train_projector: How to train the projector: "full" or "frozen", or a mapping of the fields below. The policies
@@ -208,7 +249,7 @@ class TrainingSection:
         output_scale: The standard deviation of the image tokens at the start, as a multiple of that of the language
             model's embeddings.
         precision: The precision of frozen weights: "fp32", "bf16", or "auto", which is bf16 on hardware that
-            multiplies it. See docs/training.md.
+            multiplies it faster. See docs/training.md.
         cache_features: Whether to compute the output of a frozen vision tower once for each image and keep it. See
             docs/features.md.
         compile: Whether to compile the language model. This takes minutes at the start and makes steps faster.
@@ -233,7 +274,8 @@ class TrainingSection:
     accumulation: int = 1
     epochs: float = 3.0
     max_steps: int = -1
-    objective: Literal["all", "random_token"] = "all"
+    objective: Literal["all", "random_token", "cider"] = "all"
+    reinforce: dict | None = None
     train_vision: ModuleField = "frozen"
     train_projector: ModuleField = "full"
     train_language: ModuleField = "frozen"
@@ -264,6 +306,10 @@ class TrainingSection:
         """
         given = getattr(self, f"train_{module}")
         return ModuleSettings(**given) if isinstance(given, dict) else ModuleSettings(policy=given)
+
+    def reinforcement(self) -> ReinforceSettings:
+        """Returns how to train with the objective "cider"."""
+        return ReinforceSettings(**(self.reinforce or {}))
 
 
 @dataclass

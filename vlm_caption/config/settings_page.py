@@ -9,18 +9,19 @@ from typing import Any
 from ..core.files import write_text
 from .checks import SECTIONS
 from .command_line import attribute_meanings
-from .sections import ModuleSettings
+from .sections import ModuleSettings, ReinforceSettings
 
 
 def fill_tables(page: str) -> str:
     """Returns a page with a new table between each pair of lines `<!-- SECTION -->` and `<!-- end -->`.
 
     Args:
-        page: Markdown. A section is "model", "data", "training", "generation", or "module" for the fields of
-            `ModuleSettings`.
+        page: Markdown. A section is "model", "data", "training", "generation", "module" for the fields of
+            `ModuleSettings`, or "reinforce" for those of `ReinforceSettings`.
     """
     tables = {name: _table(section, f"{name}.") for name, section in SECTIONS.items()}
     tables["module"] = _table(ModuleSettings, "")
+    tables["reinforce"] = _table(ReinforceSettings, "")
     for name, table in tables.items():
         before, mark, rest = page.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition("<!-- end -->")

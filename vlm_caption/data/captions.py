@@ -63,6 +63,12 @@ def clean_caption(text: str, final_stop: FinalStop = "keep", lower_case: bool = 
     return text
 
 
+def clean_question(text: str) -> str:
+    """Cleans each line of a question as `clean_caption` does. Lines part what was said before, or a choice of answers;
+    empty ones are removed."""
+    return "\n".join(line for line in map(clean_caption, text.splitlines()) if line)
+
+
 def count_words(caption: str) -> int:
     """Counts the words of a cleaned caption, separated by spaces. Scripts without spaces have few."""
     return len(caption.split())

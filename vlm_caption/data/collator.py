@@ -155,20 +155,38 @@ class CaptionCollator:
         Raises:
             DataError: if a caption is empty, or exceeds the positions.
         """
-        start = len(self.prefix)
         packed = self.encode_captions(rows)
+        batch = self.pack(packed)
+        if self.unknown_token_id is not None:
+            # What cannot be written is not to be learnt: it would be written for all rare characters alike.
+            batch["labels"][batch["labels"] == self.unknown_token_id] = IGNORE_INDEX
+        if self.choose_targets is not None:
+            captions = [[caption for _, caption in segments] for segments in packed]
+            batch |= self._draw_targets(rows, captions, batch["logits_to_keep"], batch["labels"])
+        return batch | self.encode_images(rows)
+
+    def pack(self, packed: list[list[tuple[list[int], list[int]]]]) -> dict[str, torch.Tensor]:
+        """Packs token ids of captions behind one copy of the prefix a row.
+
+        Args:
+            packed: The captions of each row, each behind its question, as `encode_captions` returns them.
+
+        Returns:
+            See `__call__`; without images, and with all tokens of captions as targets.
+        """
+        start = len(self.prefix)
         width = max(sum(len(caption) for _, caption in segments) for segments in packed)  # M
         longest = max(sum(len(asked) + len(caption) for asked, caption in segments) for segments in packed)
         length = start + longest  # T
         pad = self.tokenizer.pad_token_id
 
-        input_ids = torch.full((len(rows), length), pad)
+        input_ids = torch.full((len(packed), length), pad)
         input_ids[:, :start] = torch.tensor(self.prefix)
-        position_ids = torch.zeros(len(rows), length, dtype=torch.long)
+        position_ids = torch.zeros(len(packed), length, dtype=torch.long)
         position_ids[:, :start] = torch.arange(start)
-        segment = torch.full((len(rows), length), -1)  # whose caption, or question, a token is; −1 is padding
-        predictor = torch.zeros(len(rows), width, dtype=torch.long)
-        targets = torch.full((len(rows), width), IGNORE_INDEX)
+        segment = torch.full((len(packed), length), -1)  # whose caption, or question, a token is; −1 is padding
+        predictor = torch.zeros(len(packed), width, dtype=torch.long)
+        targets = torch.full((len(packed), width), IGNORE_INDEX)
         for b, segments in enumerate(packed):
             at, target = start, 0
             for number, (asked, ids) in enumerate(segments):
@@ -183,24 +201,16 @@ class CaptionCollator:
                     predictor[b, target] = start - 1  # the last prefix token predicts every caption's first one
                 at, target = end, target + len(ids)
 
-        if self.unknown_token_id is not None:
-            # What cannot be written is not to be learnt: it would be written for all rare characters alike.
-            targets[targets == self.unknown_token_id] = IGNORE_INDEX
-
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         same_caption = segment[:, :, None] == segment[:, None, :]
         in_prefix = torch.arange(length) < start
-        chosen = {"logits_to_keep": predictor, "shift_labels": targets}
-        if self.choose_targets is not None:
-            captions = [[caption for _, caption in segments] for segments in packed]
-            chosen = self._draw_targets(rows, captions, predictor, targets)
         return {
             "input_ids": input_ids,
             "position_ids": position_ids,
             "attention_mask": ((same_caption | in_prefix) & causal)[:, None],
+            "logits_to_keep": predictor,
             "labels": targets,
-            **chosen,
-            **self.encode_images(rows),
+            "shift_labels": targets,
         }
 
     def _draw_targets(

@@ -12,7 +12,7 @@ from datasets import Dataset
 from ..core.errors import DataError
 from .captions import Cleaning
 from .places import Place
-from .records import Format, Problem, Source
+from .records import Format, Problem, Record, Source
 from .store import store
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ class Corpus:
     ):
         self.source, self.format = source, name
         self._skips = on_bad_record == "skip"
+        self._read = corpus_format.read
         self._store = lambda renew: store(source, name, corpus_format, cleaning, dev_share, renew)
         self._stored, self._was_there = self._store(False)
         self.dropped = self._stored.dropped
@@ -87,6 +88,19 @@ class Corpus:
         for problem in self._stored.problems():
             if split is None or problem.split in (None, split):
                 yield problem
+
+    def records(self) -> Iterator[Record | Problem]:
+        """Yields what the reader of the corpus does, before captions are cleaned. The corpus is read again for this.
+
+        Raises:
+            DataError: The corpus cannot be read any more.
+        """
+        return self._read(self.source)
+
+    def count(self, split: str) -> int | None:
+        """Returns the number of images of a split, missing ones among them; None if there is no such split."""
+        found = self._name_of(split)
+        return None if found is None else len(self._stored.open(found))
 
     def load(
         self,
@@ -130,12 +144,16 @@ class Corpus:
             dataset = drop_rows(dataset, missing)
         return dataset
 
-    def _find_split(self, split: str) -> str:
+    def _name_of(self, split: str) -> str | None:
+        """Returns the corpus's own name of a split; None if there is no such split."""
         if split in self._stored.splits:
             return split
         others = [word for word in _DEV_WORDS if split == "dev" and word in self._stored.splits]
-        if len(others) == 1:
-            return others[0]
+        return others[0] if len(others) == 1 else None
+
+    def _find_split(self, split: str) -> str:
+        if (found := self._name_of(split)) is not None:
+            return found
         self._report(None, None)  # what is wrong may be why
         there = ", ".join(sorted(self._stored.splits)) or "none"
         raise DataError(f"{self.source.path}: no image is in the split {split!r}; splits that are there: {there}")

@@ -12,25 +12,57 @@ from ..model.processing_captioner import QUESTION
 from ..towers.composition import NO_TOWER
 from .bad_images import BadImages, PictureOpener
 from .captions import Cleaning
+from .corpora import Corpora, in_turn
 from .corpus import Corpus
 from .formats import open_corpus
 from .vectors import Vectors, open_vectors
 
+# Settings that describe one corpus, and cannot be those of several.
+_OF_ONE_CORPUS = ("images", "subset", "features", "feature_column")
 
-def open_data(settings: DataSection) -> Corpus:
-    """Opens the corpus that the settings describe.
+
+def open_data(settings: DataSection) -> Corpus | Corpora:
+    """Opens the corpus that the settings describe, or several corpora as one.
 
     Raises:
-        ConfigError: They name a column of questions, and the prompt asks none.
-        DataError: The corpus cannot be read.
+        ConfigError: They name a column of questions, and the prompt asks none; or settings do not fit the number of
+            corpora.
+        DataError: A corpus cannot be read.
     """
+    _check_corpora(settings)
+    if len(settings.paths) == 1:
+        return _open_one(settings, settings.paths[0])
+    return Corpora([_open_one(settings, path) for path in settings.paths])
+
+
+def _check_corpora(settings: DataSection) -> None:
+    """Checks that the settings fit the number of corpora.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    count = len(settings.paths)
+    if settings.weights is not None and len(settings.weights) != count:
+        raise ConfigError(
+            f"data.weights has {len(settings.weights)} numbers, and data.path names {count} "
+            f"{'corpus' if count == 1 else 'corpora'}: give one number for each."
+        )
+    for name in _OF_ONE_CORPUS:
+        if count > 1 and getattr(settings, name) is not None:
+            raise ConfigError(
+                f"data.{name} is of one corpus, and data.path names {count}: leave it out, or bring that corpus into "
+                "a form that needs no such setting."
+            )
+
+
+def _open_one(settings: DataSection, path: str) -> Corpus:
     if settings.question_column is not None and QUESTION not in settings.prompt:
         raise ConfigError(
             f"data.question_column is {settings.question_column!r}, and data.prompt asks no question: write "
             f"{QUESTION} in data.prompt, or leave out data.question_column."
         )
     return open_corpus(
-        settings.path,
+        path,
         settings.format,
         images=settings.images,
         image_column=settings.image_column,
@@ -73,20 +105,24 @@ def bad_images(settings: DataSection, path: Path | None = None) -> BadImages | N
 
 
 def load_splits(
-    corpus: Corpus, settings: DataSection, eval_images: int, bad: BadImages | None = None
+    corpus: Corpus | Corpora, settings: DataSection, eval_images: int, bad: BadImages | None = None
 ) -> tuple[Dataset, Dataset]:
     """Loads the images to train on and those to watch the loss on, at most `eval_images`; missing ones go to `bad`.
+
+    Of several corpora, the images to watch the loss on come in turn.
 
     Raises:
         DataError: Something is wrong with the corpus, or too many images are bad.
     """
     on_missing = None if bad is None else bad.add_missing
+    if isinstance(corpus, Corpora):
+        corpus.require(settings.train_split)
     train_set = corpus.load(settings.train_split, settings.limit, on_missing=on_missing)
     dev_limit = min(eval_images, settings.limit or eval_images)
     dev_set = corpus.load(settings.dev_split, dev_limit, on_missing=on_missing)
     if bad is not None:
         bad.expect(len(train_set) + len(dev_set))
-    return train_set, dev_set
+    return train_set, in_turn(dev_set)
 
 
 def each_caption(dataset: Dataset) -> Iterator[str]:
@@ -117,4 +153,6 @@ def check_left(settings: DataSection, train_set: Dataset, dev_set: Dataset) -> N
     """
     for split, dataset in ((settings.train_split, train_set), (settings.dev_split, dev_set)):
         if len(dataset) == 0:
-            raise DataError(f"{settings.path}: none of the images of the split {split!r} that are read can be opened")
+            raise DataError(
+                f"{', '.join(settings.paths)}: none of the images of the split {split!r} that are read can be opened"
+            )

@@ -293,6 +293,12 @@ def as_captions(value: object) -> list[str]:
     return values if all(isinstance(caption, str) for caption in values) else []
 
 
+def join_turns(turns: Sequence[str]) -> str:
+    """Returns a question behind what was said before it, a line for each turn; "" if the question is empty."""
+    lines = [" ".join(turn.split()) for turn in turns]
+    return "\n".join(filter(None, lines)) if lines[-1] else ""
+
+
 def as_answers(question: object, answers: object) -> tuple[list[str], list[str]]:
     """Questions and as many answers: a question with each of several answers, or lists of both; else none."""
     questions, texts = as_captions(question), as_captions(answers)

@@ -30,7 +30,7 @@ from ..core.cache import cache_dir
 from ..core.errors import DataError
 from ..core.files import move_folder
 from ..core.untrusted import load_json
-from .captions import Cleaning, clean_caption, count_words
+from .captions import Cleaning, clean_question, count_words
 from .places import Place
 from .records import Format, Problem, Record, Source
 
@@ -40,7 +40,7 @@ FEATURES = Features({"image": Value("string"), "captions": List(Value("string"))
 ASKED_FEATURES = Features({**FEATURES, "questions": List(Value("string"))})
 
 # Raise it whenever a reader or this file gives other rows for the same corpus.
-_READER_VERSION = 3
+_READER_VERSION = 4
 
 _REPORT = "report.json"
 _PROBLEMS = "problems.jsonl"
@@ -145,7 +145,8 @@ def _open(directory: Path) -> Stored | None:
         return None
     try:
         report = load_json((directory / _REPORT).read_bytes(), str(directory / _REPORT))
-        if report["files"] == _describe_files(directory):
+        # datasets puts its own files here, of selected rows.
+        if report["files"] == {name: _describe_file(directory / name) for name in report["files"]}:
             return Stored(directory, report["splits"], report["dropped"])
     except (OSError, DataError, KeyError, TypeError):
         pass
@@ -154,16 +155,17 @@ def _open(directory: Path) -> Stored | None:
 
 
 def _describe_files(directory: Path) -> dict[str, list[Any]]:
-    """The size of each file in the folder beside the report, and a hash of all but pictures, which may be large."""
-    described: dict[str, list[Any]] = {}
-    for path in directory.iterdir():
-        if path.name == _REPORT:
-            continue
-        described[path.name] = [path.stat().st_size]
-        if path.suffix != ".pictures":
-            with path.open("rb") as file:
-                described[path.name].append(hashlib.file_digest(file, xxhash.xxh3_64).hexdigest())
-    return described
+    """Describes each file in the folder beside the report."""
+    return {path.name: _describe_file(path) for path in directory.iterdir() if path.name != _REPORT}
+
+
+def _describe_file(path: Path) -> list[Any]:
+    """Returns the size of a file, and a hash of it unless it holds pictures, which may be large."""
+    size = path.stat().st_size
+    if path.suffix == ".pictures":
+        return [size]
+    with path.open("rb") as file:
+        return [size, hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()]
 
 
 def _write(
@@ -258,7 +260,7 @@ def _gather(
             _put(problems, Problem(record.where, reason))
             continue
         captions = []
-        for text, question in itertools.zip_longest(record.captions, map(clean_caption, record.questions)):
+        for text, question in itertools.zip_longest(record.captions, map(clean_question, record.questions)):
             caption = cleaning.clean(text)
             words = count_words(caption)
             if cleaning.min_words is not None and words < cleaning.min_words:

@@ -23,6 +23,7 @@ from ..captioning.nll import paired_nll
 from ..core.errors import DataError
 from ..data.bad_images import BadImages, PictureOpener
 from ..data.collator import CaptionCollator
+from ..data.corpora import Corpora
 from ..data.corpus import Corpus, ask_one_by_one
 from ..data.places import Place
 from ..data.vectors import Vectors
@@ -160,11 +161,11 @@ def evaluate_files(
     )
 
 
-def training_captions(corpus: Corpus, split: str) -> list[str] | None:
+def training_captions(corpus: Corpus | Corpora, split: str) -> list[str] | None:
     """Returns all captions of a corpus's training split, even of pictures that are missing; None without the split.
 
     Args:
-        corpus: What `open_corpus` returns.
+        corpus: What `open_data` returns.
         split: The name of the training split.
 
     Raises:
@@ -240,7 +241,7 @@ def _without_captions(dataset: Dataset, inputs: InputSettings) -> Captioned:
     image_ids: list[ImageId] = [id_of[source] for source in sources]
     if asks:
         questions = [texts[0] for texts in dataset["questions"]]
-        image_ids = [f"{image}: {question}" for image, question in zip(image_ids, questions, strict=True)]
+        image_ids = [f"{image}: {' '.join(text.split())}" for image, text in zip(image_ids, questions, strict=True)]
     images = list(sources) if inputs.vectors is None else [None] * len(sources)
     return Captioned(image_ids, sources, images, list(dataset["captions"]), [], asks)
 

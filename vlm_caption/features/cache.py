@@ -86,13 +86,15 @@ def _settings(
     tower_config = model.core.vision_tower.config.to_dict()
     # An adapter's scale is in no weight. Without an adapter, the keys are the same as before there were adapters.
     adapter = {} if config.vision_adapter is None else {"adapter": config.vision_adapter}
+    # Without chosen layers, the keys are the same as before layers could be chosen.
+    layers = {"vision_feature_layer": config.vision_feature_layers} if config.vision_feature_layers else {}
     return adapter | {
         # The weights in the model, because they may differ from those of the backbone.
         "tower_weights": digest_tensors(model.core.vision_tower.state_dict().items()).hexdigest(),
         "tower_config": {name: value for name, value in tower_config.items() if name not in _INCIDENTAL},
         "tower_dtype": str(model.core.vision_tower.dtype),
         "preprocessing": processor.image_processor.to_dict(),
-        "tokens": {name: getattr(config, name) for name in _TOKEN_SETTINGS},
+        "tokens": {name: getattr(config, name) for name in _TOKEN_SETTINGS} | layers,
         "dtype": str(dtype),
         "pixels": [PIXELS_VERSION, open_picture.max_pixels, open_picture.max_bytes],
     }

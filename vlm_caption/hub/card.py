@@ -53,6 +53,7 @@ _SOFT_TOKENS = {
 _METRIC_NAMES = {
     "loss": "loss",
     "shuffled_loss": "loss with the images shuffled",
+    "vqa_accuracy": "VQA accuracy",
     **METRIC_NAMES,
 }
 
@@ -229,8 +230,8 @@ def _metadata(config: CaptionerConfig, title: str, facts: dict[str, Any], tags: 
 def _eval_results(evaluation: dict[str, Any]) -> list[EvalResult]:
     return [
         EvalResult(
-            task_type="image-to-text",
-            task_name="Image captioning",
+            task_type="visual-question-answering" if metric == "vqa_accuracy" else "image-to-text",
+            task_name="Visual question answering" if metric == "vqa_accuracy" else "Image captioning",
             dataset_type=evaluation["data"],
             dataset_name=evaluation["data"],
             dataset_split=evaluation["split"],

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..core.files import write_text
 from ..core.untrusted import load_json
+from ..data.corpora import corpus_names
 from ..towers.captioner import CaptionerForConditionalGeneration, CaptionerPreTrainedModel
 from ..towers.fingerprints import weights_fingerprint
 
@@ -108,7 +109,7 @@ def record_evaluation(model: CaptionerForConditionalGeneration, folder: Path, ev
 
 def evaluation_facts(
     model: CaptionerForConditionalGeneration,
-    data: str,
+    data: str | Sequence[str],
     generation: dict[str, Any],
     metrics: dict[str, float | None],
     command: list[str],
@@ -119,7 +120,7 @@ def evaluation_facts(
 
     Args:
         model: The model that was evaluated.
-        data: The path of the captioned images.
+        data: The path of the captioned images, or several.
         generation: The generation settings that differ from the model's own.
         metrics: The scores as fractions and the losses in nats per token; None if not computed.
         command: The command line that reproduces the evaluation, word by word.
@@ -137,10 +138,9 @@ def evaluation_facts(
     }
 
 
-def data_name(path: str) -> str:
-    """Returns the name of the folder of a corpus, given the folder or a table in it."""
-    resolved = Path(path).resolve()
-    return resolved.parent.name if resolved.is_file() else resolved.name
+def data_name(path: str | Sequence[str]) -> str:
+    """Returns the name of a corpus; of several, all their names."""
+    return ", ".join(corpus_names([path] if isinstance(path, str) else path))
 
 
 def _without_folder(word: str) -> str:

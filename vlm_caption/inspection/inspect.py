@@ -26,13 +26,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ..config.sections import DataSection
 from ..core.console import printable, progress, quiet_transformers
 from ..core.errors import BackboneError, DataError, ImageError
+from ..core.text import preview
 from ..core.threads import map_in_threads
 from ..data.captions import count_words
+from ..data.corpora import Corpora
 from ..data.corpus import Corpus, drop_rows
 from ..data.opening import bad_images, check_left, load_splits
 from ..data.places import NamedBytes, Place, open_place
 from ..data.readers.text_files import shared_texts
-from ..data.records import Problem
+from ..data.records import Problem, Record
 from ..images.limits import MAX_BYTES, MAX_PIXELS
 from ..images.opening import IMAGE_SUFFIXES, ImageSource, open_image
 from ..pages.gallery import write_gallery
@@ -124,7 +126,7 @@ class Finding:
     caption: str | None = None
 
     def __str__(self) -> str:
-        about = f": {self.caption!r:.80}" if self.caption is not None else ""
+        about = f": {preview(self.caption)}" if self.caption is not None else ""
         return f"{self.file} ({self.split}): {self.reason}{about}"
 
 
@@ -145,7 +147,7 @@ class Inspection:
         common_captions: The captions that occur most often, if more than once.
         small, elongated: Images with a side below `SMALL_SIDE` pixels, or one above `LONG_SIDES` times the other.
         odd_captions: Captions without a letter, with broken characters, or with markup or a web address; texts such as
-            "nan"; and captions far longer than the rest.
+            "nan"; and captions far longer than the rest, or with line breaks.
         cut_captions: Captions that `data.max_caption_tokens` would cut, if tokens were counted.
         without_caption: Pictures in the corpus's folders that it does not mention.
         same_names: Groups of images whose names differ only by case; each a list of files.
@@ -197,7 +199,7 @@ class Inspection:
 
 
 def inspect_data(
-    corpus: Corpus,
+    corpus: Corpus | Corpora,
     settings: DataSection | None = None,
     eval_images: int = 200,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -209,7 +211,7 @@ def inspect_data(
     about 100 bytes for each image.
 
     Args:
-        corpus: The corpus; see `open_corpus`.
+        corpus: The corpus, or several; see `open_data`.
         settings: The settings of training: limits, splits, what to do with bad pictures.
         eval_images: How many images of the dev split training uses.
         tokenizer: The language model's tokenizer; see `local_tokenizer`.
@@ -222,11 +224,12 @@ def inspect_data(
     datasets, missing = _load_splits(corpus, settings)
     tallies, odd, cut = _measure_captions(datasets, settings, tokenizer)
     pictures = _Pictures.open_all(datasets, tallies, settings)
+    odd += _find_line_breaks(corpus, datasets)
     problems = list(corpus.problems())
     refusals, changes = _find_refusals(corpus, settings, eval_images, pictures.errors)
     lost = [missing, pictures.unreadable]
     return Inspection(
-        path=settings.path or str(corpus.source.path),
+        path=", ".join(str(part.source.path) for part in _parts(corpus)),
         format=corpus.format,
         splits={split: _facts({split: tally}, lost, settings) for split, tally in tallies.items()},
         all=_facts(tallies, lost, settings),
@@ -395,15 +398,20 @@ def _facts(tallies: dict[str, _Tally], lost: Sequence[list[Finding]], settings: 
     )
 
 
-def _load_splits(corpus: Corpus, settings: DataSection) -> tuple[dict[str, Dataset], list[Finding]]:
+def _parts(corpus: Corpus | Corpora) -> list[Corpus]:
+    return corpus.corpora if isinstance(corpus, Corpora) else [corpus]
+
+
+def _load_splits(corpus: Corpus | Corpora, settings: DataSection) -> tuple[dict[str, Dataset], list[Finding]]:
     """Loads all splits of a corpus of pictures. Returns them and the missing images.
 
     Raises:
         DataError: The corpus has vectors instead of pictures, or cannot be read at all.
     """
-    if corpus.source.features is not None:
+    features = _parts(corpus)[0].source.features
+    if features is not None:
         raise DataError(
-            f"{corpus.source.features}: its rows are vectors, and this looks at pictures: training checks every "
+            f"{features}: its rows are vectors, and this looks at pictures: training checks every "
             "number before it begins"
         )
     if not corpus.splits:
@@ -517,6 +525,31 @@ def _find_oddity(caption: str) -> str | None:
     return None
 
 
+def _find_line_breaks(corpus: Corpus | Corpora, datasets: dict[str, Dataset]) -> list[Finding]:
+    """Returns the captions with line breaks, which the datasets no longer have."""
+    found = [
+        (record, caption)
+        for part in _parts(corpus)
+        for record in part.records()
+        if isinstance(record, Record)
+        for caption in record.captions
+        if len(caption.strip().splitlines()) > 1
+    ]
+    images = {record.image for record, _ in found}
+    splits = {
+        image: split for split, dataset in datasets.items() if images for image in dataset["image"] if image in images
+    }
+    return [
+        Finding(
+            splits.get(record.image, record.split or "left out"),
+            Place.parse(record.image).described if record.image else record.where,
+            "a caption with line breaks, which become spaces",
+            caption,
+        )
+        for record, caption in found
+    ]
+
+
 def _find_copies(datasets: dict[str, Dataset], tallies: dict[str, _Tally]) -> list[list[tuple[str, str]]]:
     digests = np.concatenate([tally.digests for tally in tallies.values()])
     rows = [(split, row) for split, dataset in datasets.items() for row in range(len(dataset))]
@@ -585,14 +618,17 @@ def _find_same_names(datasets: dict[str, Dataset]) -> list[list[str]]:
     return [sorted(files) for files in groups.values() if len(set(files)) > 1]
 
 
-def _find_shared_texts(corpus: Corpus) -> dict[str, list[str]]:
-    if corpus.format != "text_files":
-        return {}
-    return {str(text): list(map(str, images)) for text, images in shared_texts(corpus.source.path)}
+def _find_shared_texts(corpus: Corpus | Corpora) -> dict[str, list[str]]:
+    return {
+        str(text): list(map(str, images))
+        for part in _parts(corpus)
+        if part.format == "text_files"
+        for text, images in shared_texts(part.source.path)
+    }
 
 
 def _find_refusals(
-    corpus: Corpus, settings: DataSection, eval_images: int, errors: dict[str, ImageError]
+    corpus: Corpus | Corpora, settings: DataSection, eval_images: int, errors: dict[str, ImageError]
 ) -> tuple[list[str], dict[str, Any] | None]:
     """Returns all sentences with which training would refuse the data, and the settings with which it would take it.
 
@@ -624,7 +660,7 @@ def _find_refusals(
     return refusals, changes
 
 
-def _remedies(corpus: Corpus, settings: DataSection) -> Iterator[tuple[str, Any]]:
+def _remedies(corpus: Corpus | Corpora, settings: DataSection) -> Iterator[tuple[str, Any]]:
     """Yields settings that may each overcome a refusal, in the order in which training meets these."""
     if settings.on_bad_record == "error":
         yield "on_bad_record", "skip"
@@ -641,7 +677,7 @@ def _remedies(corpus: Corpus, settings: DataSection) -> Iterator[tuple[str, Any]
 
 
 def _find_refusal(
-    corpus: Corpus, settings: DataSection, eval_images: int, errors: dict[str, ImageError]
+    corpus: Corpus | Corpora, settings: DataSection, eval_images: int, errors: dict[str, ImageError]
 ) -> str | None:
     """The first error that training would meet, in its order; `errors` are those of images that cannot be opened."""
     bad = bad_images(settings)
@@ -717,6 +753,7 @@ def _table_lines(inspection: Inspection) -> Iterator[str]:
 def _finding_lines(inspection: Inspection) -> Iterator[str]:
     """Yields how many findings of each kind there are, and the first of them."""
     copies = [" = ".join(f"{file} ({split})" for split, file in group) for group in inspection.same_bytes]
+    cut = f"captions cut at {inspection.max_caption_tokens} tokens"
     across = [" = ".join(f"{file} ({split})" for split, file in group) for group in inspection.in_two_splits]
     for what, found in (
         ("problems", inspection.problems),
@@ -733,7 +770,7 @@ def _finding_lines(inspection: Inspection) -> Iterator[str]:
             [f"{text}: {', '.join(images)}" for text, images in inspection.shared_texts.items()],
         ),
         ("odd captions", inspection.odd_captions),
-        (f"captions cut at {inspection.max_caption_tokens} tokens", inspection.cut_captions),
+        *([] if inspection.no_tokens else [(cut, inspection.cut_captions)]),
         ("captions that occur often", [f"{count:,} x {caption}" for caption, count in inspection.common_captions]),
     ):
         if what != "captions that occur often":

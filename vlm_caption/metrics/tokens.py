@@ -31,7 +31,9 @@ def tokenize_characters(captions: Sequence[str]) -> list[str]:
 
     A character of a script without spaces is a token, with the vowel and tone signs on it, and so is a word of any
     other script. For Chinese these are the tokens of sacreBLEU's tokenizer `zh` (Post, "A Call for Clarity in
-    Reporting BLEU Scores", WMT 2018), without punctuation.
+    Reporting BLEU Scores", WMT 2018), without punctuation. They need no dictionary, unlike the words that the AI
+    Challenger scores (Wu et al., "AI Challenger: A Large-scale Dataset for Going Deeper in Image Understanding", 2017)
+    and that papers on COCO-CN (Li et al. 2019) may score.
 
     Args:
         captions: Captions in any language.

@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 # The number of class and register tokens before the patches, for towers whose config does not have it.
-_PREFIX_TOKENS = {
+PREFIX_TOKENS = {
     **dict.fromkeys(("beit", "clip_vision_model", "data2vec-vision", "dinov2", "dinov2_with_registers"), 1),
     **dict.fromkeys(("dinov3_vit", "vit"), 1),
     "deit": 2,
@@ -44,6 +44,7 @@ class CaptionerConfig(PreTrainedConfig):
     text_config: Any = None
     feature_size: int | None = None
     feature_tokens: int = 1
+    vision_feature_layer: int | list[int] | None = None
     image_tokens: Literal["pooled", "patches", "all"] = "pooled"
     image_grid: int | None = None
     image_size: int | None = None
@@ -58,6 +59,7 @@ class CaptionerConfig(PreTrainedConfig):
     projector_heads: int | None = None
     projector_shuffle: int | None = None
     projector_expansion: int | None = None
+    projector_hidden_size: int | None = None
     projector_hidden_act: str | None = None
     projector_dropout: float = 0.0
     image_token_id: int | None = None
@@ -82,6 +84,12 @@ class CaptionerConfig(PreTrainedConfig):
         return self.image_tokens == "pooled" if self.feature_size is None else self.feature_tokens == 1
 
     @property
+    def vision_feature_layers(self) -> list[int]:
+        """The layers of the vision tower whose hidden states are taken; none for its last, normalised output."""
+        layers = self.vision_feature_layer
+        return [layers] if isinstance(layers, int) else list(layers or ())
+
+    @property
     def vision_feature_size(self) -> int:
         """The width of the projector's input: of the vision tower's tokens, or of the vectors in their place.
 
@@ -93,7 +101,7 @@ class CaptionerConfig(PreTrainedConfig):
         names = ("projection_dim",) if self.pooled_feature == "image_embeds" else ("hidden_size", "num_features")
         for name in names:
             if width := getattr(self.vision_config, name, None):
-                return width
+                return width * max(1, len(self.vision_feature_layers))
         raise ValueError(
             f"The {self.vision_config.model_type} vision config names no feature width: set its {' or '.join(names)}."
         )
@@ -132,7 +140,7 @@ class CaptionerConfig(PreTrainedConfig):
         """The number of class and register tokens before the patches, which timm calls `num_prefix_tokens`."""
         count = getattr(self.vision_config, "num_prefix_tokens", None)
         if count is None:
-            count = _PREFIX_TOKENS.get(self.vision_config.model_type)
+            count = PREFIX_TOKENS.get(self.vision_config.model_type)
             registers = getattr(self.vision_config, "num_register_tokens", 0)
             count = None if count is None else count + registers
         if count is None:
@@ -148,7 +156,8 @@ class CaptionerConfig(PreTrainedConfig):
         if self.projector_tokens is not None:
             tokens = self.projector_tokens
         elif self.projector_shuffle is not None:
-            tokens = (math.isqrt(self.vision_seq_length) // self.projector_shuffle) ** 2
+            patches = self.vision_seq_length - self.pooled_in_front
+            tokens = (math.isqrt(patches) // self.projector_shuffle) ** 2 + self.pooled_in_front
         else:
             tokens = self.vision_seq_length
         return tokens + (self.image_start == "learned") + (self.image_end == "learned") + self.query_tokens

@@ -24,7 +24,7 @@ from .adapters import (
     plain_name,
     set_scale,
 )
-from .blocks import last_blocks
+from .blocks import find_blocks, last_blocks
 from .configuration_captioner import CaptionerConfig
 
 MODULES = ("vision", "projector", "language")
@@ -115,11 +115,27 @@ def check_policies(model: Any, policies: dict[str, ModulePolicy]) -> None:
         try:
             if policy.layers is not None and policy.train == "last_n":
                 last_blocks(tower, policy.layers)
+                if module == "vision":
+                    _check_reached(model.config, len(find_blocks(tower)[1]), policy.layers)
             else:
                 adapter_targets(tower, policy.targets)
                 import_peft()
         except ValueError as error:
             raise ValueError(f"{module}: {error}") from error
+
+
+def _check_reached(config: CaptionerConfig, blocks: int, trained: int) -> None:
+    """Checks that the features come out of one of a vision tower's last blocks, which are to be trained.
+
+    Raises:
+        ValueError: They all come out before.
+    """
+    layers = [layer % (blocks + 1) for layer in config.vision_feature_layers]
+    if layers and max(layers) <= blocks - trained:
+        raise ValueError(
+            f"the features are those of vision_feature_layer={config.vision_feature_layer!r}, and the last {trained} "
+            f"of {blocks} blocks do not change them: train more blocks, or name a later layer."
+        )
 
 
 def check_policy(module: str, policy: ModulePolicy) -> None:

@@ -29,14 +29,28 @@ def caption_loss(
     Returns:
         A scalar, float32. Its gradient cannot be differentiated again.
     """
-    logits, targets = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1).to(logits.device)
-    counts = (targets != IGNORE_INDEX).float()
+    counts = (targets != IGNORE_INDEX).float().to(logits.device)
     if weights is not None:
-        counts = counts * weights.reshape(-1).to(counts)
-    total: torch.Tensor = _SummedCrossEntropy.apply(logits, targets, counts)
+        counts = counts * weights.to(counts)
+    total = (target_nll(logits, targets) * counts).sum()
     if num_items_in_batch is None:
         num_items_in_batch = counts.sum()
     return total / torch.as_tensor(num_items_in_batch, device=total.device).clamp_min(1)
+
+
+def target_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Returns the negative log-probability of each target, in nats, float32 [...]; 0 for `IGNORE_INDEX`.
+
+    Args:
+        logits: float [..., V].
+        targets: int64 [...], aligned with `logits`.
+
+    Returns:
+        Its gradient cannot be differentiated again.
+    """
+    flat = targets.reshape(-1).to(logits.device)
+    nll: torch.Tensor = _CrossEntropy.apply(logits.reshape(-1, logits.shape[-1]), flat)
+    return nll.masked_fill(flat == IGNORE_INDEX, 0.0).view(targets.shape)
 
 
 def training_loss(
@@ -51,8 +65,8 @@ def training_loss(
     return caption_loss(logits, cast(torch.Tensor, shift_labels), num_items_in_batch, target_weights)
 
 
-class _SummedCrossEntropy(torch.autograd.Function):
-    """The sum of the targets' cross-entropies; a few rows at a time are float32.
+class _CrossEntropy(torch.autograd.Function):
+    """The targets' cross-entropies; a few rows at a time are float32.
 
     The gradient, softmax less one-hot, is made in the forward pass, in the logits' dtype, as in Liger-Kernel (Hsu et
     al. 2024, arXiv:2410.10989): torch's own would hold the logits, their log-softmax and its gradient in float32, all
@@ -60,28 +74,32 @@ class _SummedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-        """logits float [M, V], targets int64 [M], how often each counts float32 [M] → a float32 scalar."""
-        total = torch.zeros((), device=logits.device)
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """logits float [M, V], targets int64 [M] → float32 [M]."""
+        losses = torch.empty(len(logits), device=logits.device)
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         for start in range(0, len(logits), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
-            wanted = targets[rows, None].clamp_min(0)  # what is ignored counts 0 times
+            wanted = targets[rows, None].clamp_min(0)  # the caller leaves out what is ignored
             scores = torch.log_softmax(logits[rows], -1, dtype=torch.float32)
-            total -= (scores.gather(1, wanted) * counts[rows, None]).sum()
+            losses[rows] = -scores.gather(1, wanted)[:, 0]
             if gradient is not None:
                 probabilities = scores.exp_()
                 probabilities.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=torch.float32))
-                gradient[rows] = probabilities * counts[rows, None]
+                gradient[rows] = probabilities
         ctx.save_for_backward(gradient)
-        return total
+        return losses
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        """The scalar's gradient → that of the logits, float [M, V]."""
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """The losses' gradient, float32 [M] → that of the logits, float [M, V]."""
         (gradient,) = ctx.saved_tensors
-        return gradient * outputs[0], None, None  # the scalar stays float32
+        scaled = torch.empty_like(gradient)
+        for start in range(0, len(gradient), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            scaled[rows] = gradient[rows] * outputs[0][rows, None]  # in float32
+        return scaled, None
 
 
-__all__ = ["IGNORE_INDEX", "caption_loss", "training_loss"]
+__all__ = ["IGNORE_INDEX", "caption_loss", "target_nll", "training_loss"]

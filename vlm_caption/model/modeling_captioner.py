@@ -143,25 +143,46 @@ class CaptionerModel(CaptionerPreTrainedModel):
                 f"{self._feature_shape}, and not as pixel_values."
             )
         pixel_values = _move(pixel_values, self.vision_tower.device, self.vision_tower.dtype)
-        outputs = self.vision_tower(pixel_values, return_dict=True, **kwargs)
+        wanted = {"output_hidden_states": True} if self.config.vision_feature_layers else {}
+        outputs = self.vision_tower(pixel_values, return_dict=True, **(kwargs | wanted))
         hidden = outputs.last_hidden_state  # [I, prefix + P, D], or a convolutional map [I, D, h, w]
+        if wanted:
+            hidden = self._join_layers(outputs)  # [I, prefix + P, layers · D]
         tokens = []
         if self.config.image_tokens == "pooled" or self.config.pooled_in_front:
-            tokens.append(self._pooled(outputs)[:, None])
+            tokens.append((hidden[:, 0] if wanted else self._pooled(outputs))[:, None])
         if self.config.image_tokens == "all":
             tokens.append(hidden)
         elif self.config.image_tokens == "patches":
             tokens.append(self._patch_tokens(hidden, pixel_values))
         return BaseModelOutputWithPooling(
-            last_hidden_state=hidden,
+            last_hidden_state=outputs.last_hidden_state,
             pooler_output=torch.cat(tokens, dim=1),
-            hidden_states=outputs.get("hidden_states"),
+            hidden_states=outputs.get("hidden_states") if "output_hidden_states" in kwargs or not wanted else None,
             attentions=outputs.get("attentions"),
         )
 
     @property
     def _feature_shape(self) -> str:
         return f"[inputs, {self.config.feature_tokens}, {self.config.feature_size}]"
+
+    def _join_layers(self, outputs: Any) -> torch.Tensor:
+        """Returns the hidden states of the config's layers side by side, float [I, prefix + P, layers · D].
+
+        Each is normalised, because hidden states grow from layer to layer, and only the tower's last output has passed
+        its norm.
+        """
+        states, shape = outputs.get("hidden_states") or (), outputs.last_hidden_state.shape
+        chosen = [states[i] for i in self.config.vision_feature_layers if -len(states) <= i < len(states)]
+        if len(chosen) < len(self.config.vision_feature_layers) or any(
+            state.ndim != 3 or state.shape != shape for state in chosen
+        ):
+            raise ValueError(
+                f"The {self.config.vision_config.model_type} tower gives no hidden states of all its tokens for "
+                f"vision_feature_layer={self.config.vision_feature_layer}: it has {len(states)} states; leave out the "
+                "setting, or choose other layers."
+            )
+        return torch.cat([nn.functional.layer_norm(state, state.shape[-1:]) for state in chosen], dim=-1)
 
     def _pooled(self, outputs: Any) -> torch.Tensor:
         """Returns the tower's pooled vectors, float [I, D]."""

@@ -48,22 +48,36 @@ def fit_scale(projector: nn.Module, image_features: torch.Tensor, output_std: fl
     """
     layer = input_layer(projector)
     image_features = image_features.to(layer.weight)
-    rows = input_rows(projector, image_features).flatten(0, -2)  # [S, width of the layer]
-    mean, std = rows.mean(0), rows.std(0, correction=0)
-    std = torch.where(std > 1e-6, std, 1.0)  # a feature that is constant in the sample is centred, not blown up
-    layer.weight.div_(std)
-    layer.bias.sub_(layer.weight @ mean)
+    _standardise(layer, input_rows(projector, image_features))
     was_training = projector.training
     projector.eval()  # dropout would add its own spread
     size = _SCALE_SAMPLE if type(projector) in _LEARNED_STD else len(image_features)
     sample = image_features[:: max(1, len(image_features) // size)]
-    scale = output_std / projector(sample).std().item()
+    pooled = linear_pooled(projector)
+    if pooled is not None:
+        _standardise(pooled, image_features[..., :1, :])
+        _scale(pooled, output_std / pooled(sample[..., :1, :]).std().item())
+    tokens = projector(sample) if pooled is None else projector(sample)[..., 1:, :]
+    scale = output_std / tokens.std().item()
     if isinstance(projector, TransformerProjector):
         projector.learned_tokens.mul_(scale)
     for linear in _output_layers(projector):
-        linear.weight.mul_(scale)
-        linear.bias.mul_(scale)
+        _scale(linear, scale)
     projector.train(was_training)
+
+
+def _standardise(layer: nn.Linear, rows: torch.Tensor) -> None:
+    """Makes a layer take off the mean of its inputs, float [..., width], and divide by their standard deviation."""
+    rows = rows.flatten(0, -2)
+    mean, std = rows.mean(0), rows.std(0, correction=0)
+    std = torch.where(std > 1e-6, std, 1.0)  # a feature that is constant in the sample is centred, not blown up
+    layer.weight.div_(std)
+    layer.bias.sub_(layer.weight @ mean)
+
+
+def _scale(layer: nn.Linear, scale: float) -> None:
+    layer.weight.mul_(scale)
+    layer.bias.mul_(scale)
 
 
 def input_layer(projector: Any) -> nn.Linear:
@@ -73,7 +87,14 @@ def input_layer(projector: Any) -> nn.Linear:
 
 def input_rows(projector: nn.Module, image_features: torch.Tensor) -> torch.Tensor:
     """Returns features [..., N, D_vision] as the input layer gets them."""
-    return projector.arrange(image_features) if isinstance(projector, PixelShuffleProjector) else image_features
+    if not isinstance(projector, PixelShuffleProjector):
+        return image_features
+    return projector.arrange(image_features if projector.linear_pooled is None else image_features[..., 1:, :])
+
+
+def linear_pooled(projector: nn.Module) -> nn.Linear | None:
+    """Returns the layer of its own that a pooled vector in front of the patches has, if it has one."""
+    return projector.linear_pooled if isinstance(projector, PixelShuffleProjector) else None
 
 
 def _output_layers(projector: Any) -> list[nn.Linear]:
@@ -105,7 +126,8 @@ def describe_projector(projector: Any, activation: str | None = None) -> str:
     if projector.linear_2 is not None:
         chain = _chain(projector.linear_1, activation, projector.linear_2)
     if isinstance(projector, PixelShuffleProjector):
-        return f"pixel shuffle by {projector.factor} → {chain}"
+        pooled = "" if projector.linear_pooled is None else f"{_chain(projector.linear_pooled)} in front, "
+        return f"{pooled}pixel shuffle by {projector.factor} → {chain}"
     width = getattr(projector, "width", None)  # of the tokens that a prefix MLP makes
     return chain if width is None else f"{chain}, {projector.linear_2.out_features // width} tokens of {width}"
 

@@ -15,6 +15,13 @@ from transformers.activations import ACT2FN
 from .configuration_captioner import CaptionerConfig
 
 
+def _hidden_size(config: CaptionerConfig, width: int) -> int | None:
+    """Returns the width of the hidden layer of a projector whose input has this width; None without such a layer."""
+    if config.projector_hidden_size is not None or config.projector_expansion is None:
+        return config.projector_hidden_size
+    return config.projector_expansion * width
+
+
 class LinearProjector(nn.Module):
     """Linear(in, out): one image token to one embedding (Merullo et al. 2022, "LiMBeR"; the first LLaVA)."""
 
@@ -29,13 +36,13 @@ class LinearProjector(nn.Module):
 
 
 class MultiModalProjector(nn.Module):
-    """Linear(in, k·in) → GELU → Linear(k·in, out): one image token to one embedding (LLaVA-1.5; seemore)."""
+    """Linear(in, hidden) → GELU → Linear(hidden, out): one image token to one embedding (LLaVA-1.5; seemore)."""
 
     def __init__(self, config: CaptionerConfig):
         super().__init__()
         self.dropout = nn.Dropout(config.projector_dropout)
         width = config.vision_feature_size
-        hidden = cast(int, config.projector_expansion) * width
+        hidden = cast(int, _hidden_size(config, width))
         self.linear_1 = nn.Linear(width, hidden)
         self.act = ACT2FN[config.projector_hidden_act]
         self.linear_2 = nn.Linear(hidden, config.text_embedding_size)
@@ -70,7 +77,8 @@ class PixelShuffleProjector(nn.Module):
     """Joins r × r neighbouring patches into one token, followed by a linear layer, or by an MLP if that has a width.
 
     This is Shi et al. 2016 in reverse (space to depth), as in Idefics3 and nanoVLM (linear) and InternVL (MLP). Here,
-    the linear one has a bias, which absorbs the features' mean.
+    the linear one has a bias, which absorbs the features' mean. A pooled vector in front of the patches has a linear
+    layer of its own.
     """
 
     def __init__(self, config: CaptionerConfig):
@@ -78,7 +86,8 @@ class PixelShuffleProjector(nn.Module):
         self.dropout = nn.Dropout(config.projector_dropout)
         self.factor = cast(int, config.projector_shuffle)
         width, out = self.factor**2 * config.vision_feature_size, config.text_embedding_size
-        hidden = None if config.projector_expansion is None else config.projector_expansion * width
+        hidden = _hidden_size(config, width)
+        self.linear_pooled = nn.Linear(config.vision_feature_size, out) if config.pooled_in_front else None
         self.linear_1 = nn.Linear(width, hidden or out)
         self.linear_2 = None if hidden is None else nn.Linear(hidden, out)
         self.act = None if hidden is None else ACT2FN[config.projector_hidden_act]
@@ -99,10 +108,13 @@ class PixelShuffleProjector(nn.Module):
         return cells.transpose(-4, -3).flatten(-3).flatten(-3, -2)
 
     def forward(self, image_features: torch.Tensor) -> torch.Tensor:
-        """float [I, N, D_vision] → float [I, N/r², D_text]."""
-        tokens = self.linear_1(self.arrange(image_features))
+        """float [I, (1 +) N, D_vision] → float [I, (1 +) N/r², D_text]."""
+        patches = image_features if self.linear_pooled is None else image_features[..., 1:, :]
+        tokens = self.linear_1(self.arrange(patches))
         if self.act is not None and self.linear_2 is not None:
             tokens = self.linear_2(self.act(tokens))
+        if self.linear_pooled is not None:
+            tokens = torch.cat([self.linear_pooled(image_features[..., :1, :]), tokens], dim=-2)
         return self.dropout(tokens)
 
 

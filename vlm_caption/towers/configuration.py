@@ -17,7 +17,7 @@ _GENERATION_SETTINGS = {name for name in vars(GenerationConfig()) if not name.st
 # The settings of each projector, with their defaults: those of its source.
 PROJECTOR_SETTINGS: dict[str, dict[str, Any]] = {
     "linear": {},
-    "mlp": {"projector_expansion": 3, "projector_hidden_act": "gelu"},
+    "mlp": {"projector_expansion": 3, "projector_hidden_size": None, "projector_hidden_act": "gelu"},
     "prefix_mlp": {"projector_tokens": 10, "projector_hidden_act": "tanh"},
     "transformer": {
         "projector_tokens": 10,
@@ -33,7 +33,12 @@ PROJECTOR_SETTINGS: dict[str, dict[str, Any]] = {
         "projector_expansion": 4,
         "projector_hidden_act": "gelu",
     },
-    "pixel_shuffle": {"projector_shuffle": 2, "projector_expansion": None, "projector_hidden_act": None},
+    "pixel_shuffle": {
+        "projector_shuffle": 2,
+        "projector_expansion": None,
+        "projector_hidden_size": None,
+        "projector_hidden_act": None,
+    },
 }
 
 _PROJECTOR_FIELDS = list(dict.fromkeys(name for settings in PROJECTOR_SETTINGS.values() for name in settings))
@@ -63,7 +68,11 @@ class CaptionerConfig(configuration_captioner.CaptionerConfig):
         pooled_in_front (`bool`): Put the pooled vector before the patches. Needs `"patches"`.
         pooled_feature (`"pooler_output"`, `"cls"` or `"image_embeds"`): Which vector is the pooled one. `"cls"` is the
             first token of `last_hidden_state`; `"image_embeds"` is CLIP's joint embedding, for which the tower is
-            built with its visual projection.
+            built with its visual projection. With `vision_feature_layer`, it is the class token of each layer.
+        vision_feature_layer (`int` or `list[int]`, *optional*): The layers of the vision tower whose hidden states are
+            taken instead of its output, by their places in transformers' `hidden_states`: 1 is the first layer, −1
+            the last. Each state goes through a layer norm without weights; several stand side by side, so the
+            projector's input is as many times as wide.
         image_start (`"bos"`, `"learned"` or `"none"`, *optional*): The vector at position 0, before the image tokens.
             Decoder language models park attention on their first position; a single projected token that stood there
             did not learn. By default the embedding of the language model's BOS, if it has one.
@@ -78,7 +87,9 @@ class CaptionerConfig(configuration_captioner.CaptionerConfig):
         projector_shuffle (`int`, *optional*): r, where `pixel_shuffle` makes one token of r × r patches (2).
         projector_expansion (`int`, *optional*): Hidden width of the projector, or of its transformer layers, in
             multiples of their input width: `mlp` (3), `transformer` (2), `resampler` (4). `pixel_shuffle` has a hidden
-            layer only if this is set.
+            layer only if this or `projector_hidden_size` is set.
+        projector_hidden_size (`int`, *optional*): Hidden width of `mlp` and `pixel_shuffle`, instead of
+            `projector_expansion`.
         projector_hidden_act (`str`, *optional*): Activation of the hidden layers: gelu, in `prefix_mlp` tanh, in
             `transformer` relu.
         projector_dropout (`float`): Dropout of the projected tokens; in `transformer` and `resampler`, of the
@@ -138,12 +149,11 @@ class CaptionerConfig(configuration_captioner.CaptionerConfig):
             raise ValueError(
                 "feature_size says that there is no vision tower: leave out vision_config, or feature_size."
             )
-        if (self.image_tokens, self.image_grid, self.pooled_in_front) != ("pooled", None, False) or (
-            self.pooled_feature != "pooler_output"
-        ):
+        chosen = (self.image_tokens, self.image_grid, self.pooled_in_front, self.pooled_feature)
+        if chosen != ("pooled", None, False, "pooler_output") or self.vision_feature_layer is not None:
             raise ValueError(
-                "image_tokens, image_grid, pooled_in_front and pooled_feature choose among a vision tower's tokens, "
-                "and there is no vision tower: leave them out."
+                "image_tokens, image_grid, pooled_in_front, pooled_feature and vision_feature_layer choose among a "
+                "vision tower's tokens, and there is no vision tower: leave them out."
             )
         for name in ("feature_size", "feature_tokens"):
             if getattr(self, name) < 1:
@@ -162,6 +172,8 @@ class CaptionerConfig(configuration_captioner.CaptionerConfig):
             raise ValueError(
                 "pooled_feature='image_embeds' is not as wide as the patches are: it belongs to image_tokens='pooled'."
             )
+        if self.vision_feature_layer is not None:
+            self._check_layers()
         if self.image_grid is not None and self.image_grid < 1:
             raise ValueError(f"image_grid must be at least 1, got {self.image_grid}.")
         if self.query_tokens < 0:
@@ -172,9 +184,43 @@ class CaptionerConfig(configuration_captioner.CaptionerConfig):
                 f"{self.text_config.vocab_size}; the placeholder must be an id behind it."
             )
 
+    def _check_layers(self) -> None:
+        """Checks the layers of the vision tower whose hidden states are wanted."""
+        tower, layers = self.vision_config, self.vision_feature_layers
+        where = f"vision_feature_layer={self.vision_feature_layer!r}"
+        if tower.model_type == "timm_wrapper":
+            raise ValueError(
+                f"{where} takes all tokens of a layer, and timm's towers give its patches alone: leave out the "
+                "setting, or choose a tower of another family."
+            )
+        count = getattr(tower, "num_hidden_layers", None)
+        if not layers or (isinstance(count, int) and not all(-count <= i <= count and i for i in layers)):
+            raise ValueError(
+                f"{where} must name layers of the {tower.model_type} tower, from 1 to {count} or from -1 backwards."
+            )
+        if isinstance(count, int) and len({i % (count + 1) for i in layers}) < len(layers):
+            raise ValueError(f"{where} names a layer twice: name each once.")
+        if self.pooled_feature == "image_embeds":
+            raise ValueError(
+                f"{where} takes no image_embeds, which are made of the last layer: leave out one of them."
+            )
+        tokens_in_front = configuration_captioner.PREFIX_TOKENS.get(tower.model_type, self.pooled_feature == "cls")
+        if (self.image_tokens == "pooled" or self.pooled_in_front) and not tokens_in_front:
+            raise ValueError(
+                f"{where} takes the class token of each layer for the pooled vector, and the {tower.model_type} tower "
+                "is not known to have one: choose image_tokens='patches' without pooled_in_front."
+            )
+
     def _settle_projector(self) -> None:
         """Gives the projector's settings their defaults, and checks them."""
-        own = PROJECTOR_SETTINGS[self.projector]
+        own = dict(PROJECTOR_SETTINGS[self.projector])
+        if self.projector_hidden_size is not None and self.projector_expansion is not None:
+            raise ValueError(
+                "projector_hidden_size and projector_expansion both give the width of the hidden layer: leave out one "
+                "of them."
+            )
+        if self.projector_hidden_size is not None and "projector_hidden_size" in own:
+            own["projector_expansion"] = None
         for name in _PROJECTOR_FIELDS:
             value = getattr(self, name)
             if value is None:
@@ -190,7 +236,7 @@ class CaptionerConfig(configuration_captioner.CaptionerConfig):
         if not 0 <= self.projector_dropout < 1:
             raise ValueError(f"projector_dropout must be at least 0 and below 1, got {self.projector_dropout}.")
         self._check_projector_input()
-        if self.projector == "pixel_shuffle" and self.projector_expansion is not None:
+        if self.projector == "pixel_shuffle" and self._has_hidden_width:
             self.projector_hidden_act = self.projector_hidden_act or "gelu"
 
     def _check_projector_input(self) -> None:
@@ -210,16 +256,19 @@ class CaptionerConfig(configuration_captioner.CaptionerConfig):
             )
         if self.projector != "pixel_shuffle":
             return
-        if self.image_tokens != "patches" or self.pooled_in_front:
+        if self.image_tokens != "patches":
             raise ValueError(
-                "projector='pixel_shuffle' puts neighbouring patches together: set image_tokens='patches' and "
-                "leave out pooled_in_front."
+                "projector='pixel_shuffle' puts neighbouring patches together: set image_tokens='patches'."
             )
-        if self.projector_expansion is None and self.projector_hidden_act is not None:
+        if not self._has_hidden_width and self.projector_hidden_act is not None:
             raise ValueError(
                 "projector_hidden_act is for a hidden layer, and projector='pixel_shuffle' has one only where "
-                "projector_expansion is set: set that as well."
+                "projector_expansion or projector_hidden_size is set: set one of them as well."
             )
+
+    @property
+    def _has_hidden_width(self) -> bool:
+        return self.projector_expansion is not None or self.projector_hidden_size is not None
 
     @property
     def image_seq_length(self) -> int:
@@ -229,7 +278,7 @@ class CaptionerConfig(configuration_captioner.CaptionerConfig):
             ValueError: See `vision_seq_length`; or `projector_shuffle` does not divide the grid of patches.
         """
         if self.projector_shuffle is not None:
-            grid = math.isqrt(self.vision_seq_length)
+            grid = math.isqrt(self.vision_seq_length - self.pooled_in_front)
             if grid % self.projector_shuffle:
                 raise ValueError(
                     f"projector_shuffle={self.projector_shuffle} does not divide the {grid} by {grid} patches of an "

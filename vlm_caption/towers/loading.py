@@ -46,7 +46,9 @@ def load_towers(
                 "allow_different_backbone=True to go on with it."
             )
         backbone["fingerprint"] = found  # if another tower was allowed, later checkpoints name that one
-        tower = _load_tower(part, directory, tower_config, config.pooled_feature)
+        # Chosen layers give the pooled vector themselves.
+        pooled_feature = "cls" if config.vision_feature_layers else config.pooled_feature
+        tower = _load_tower(part, directory, tower_config, pooled_feature)
         weights |= {f"core.{part}.{name}": tensor for name, tensor in tower.items()}
     return weights
 

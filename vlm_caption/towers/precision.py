@@ -57,15 +57,33 @@ def choose_kernels(model: CaptionerForConditionalGeneration, compiled: bool) -> 
 
 
 def use_bf16(precision: str) -> bool:
-    """Returns whether to hold frozen weights in bfloat16. With `"auto"`, if the machine multiplies it natively."""
+    """Returns whether to hold frozen weights in bfloat16. With `"auto"`, if the machine multiplies it faster."""
     if precision != "auto":
         return precision == "bf16"
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" in _cpu_flags() and torch.backends.mkldnn.is_available()
+    return multiplies_bf16_faster(_cpuinfo()) and torch.backends.mkldnn.is_available()
 
 
-def _cpu_flags() -> str:
-    # oneDNN also takes bfloat16 on processors that only emulate it, which is slower than float32.
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.read_text() if cpuinfo.exists() else ""
+def multiplies_bf16_faster(cpuinfo: str) -> bool:
+    """Returns whether a processor multiplies matrices faster in bfloat16 than in float32.
+
+    Intel's and Arm's processors do so with AMX and with Arm's BF16, and AMD's with AVX-512 BF16. Intel's run AVX-512
+    BF16 at half the rate of AMD's, which makes it slower than float32, and virtual machines may have it without AMX.
+    Other processors only emulate bfloat16, which oneDNN does without a warning.
+
+    Args:
+        cpuinfo: The text of Linux's /proc/cpuinfo.
+    """
+    fields: dict[str, str] = {}
+    for line in cpuinfo.splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value)
+    flags = {*fields.get("flags", "").split(), *fields.get("Features", "").split()}  # x86's and Arm's
+    is_amd = fields.get("vendor_id", "").strip() == "AuthenticAMD"
+    return bool(flags & {"amx_bf16", "bf16"}) or (is_amd and "avx512_bf16" in flags)
+
+
+def _cpuinfo() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.exists() else ""

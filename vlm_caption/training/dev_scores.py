@@ -10,30 +10,42 @@ from datasets import Dataset
 from ..captioning.generation import caption_rows
 from ..captioning.nll import sum_nll
 from ..data.collator import CaptionCollator
+from ..data.corpora import rows_of
 from ..data.places import Place
 from ..metrics.scoring import score
 from ..towers.captioner import CaptionerForConditionalGeneration
 from .sharding import is_sharded
 
 
-def score_loss(
+def score_losses(
     model: CaptionerForConditionalGeneration, collator: CaptionCollator, dataset: Dataset, batch_size: int
-) -> float:
+) -> dict[str, float]:
     """Returns the mean loss of all captions, in nats a token, exact over tokens. Several processes share the images.
+
+    It is called `eval_loss`. With several corpora, `eval_loss/NAME` is that of each.
 
     Args:
         model: The captioner, in any mode.
         collator: The dataset's collator.
-        dataset: Rows with `image`, `captions` and `index`; the same in all processes.
+        dataset: Rows with `image`, `captions` and `index`, and with `corpus` if there are several; the same in all
+            processes.
         batch_size: Images at a time.
     """
     process, processes = _share(model)
-    rows = range(process, len(dataset), processes)
-    batches = (
-        collator([dataset[row] for row in rows[start : start + batch_size]])
-        for start in range(0, len(rows), batch_size)
-    )
-    sums = gather_object([sum_nll(model, batches)])
+    parts: Mapping[str, Sequence[int]] = rows_of(dataset) or {"": range(len(dataset))}
+    own = {}
+    for name, rows in parts.items():
+        mine = rows[process::processes]
+        starts = range(0, len(mine), batch_size)
+        own[name] = sum_nll(
+            model, (collator([dataset[row] for row in mine[start : start + batch_size]]) for start in starts)
+        )
+    sums = gather_object([own])
+    losses = {f"eval_loss/{name}": _mean([share[name] for share in sums]) for name in parts if name}
+    return {"eval_loss": _mean([pair for share in sums for pair in share.values()])} | losses
+
+
+def _mean(sums: Sequence[tuple[float, int]]) -> float:
     return sum(total for total, _ in sums) / sum(count for _, count in sums)
 
 

@@ -8,6 +8,7 @@ import transformers
 
 from ..config.run_config import RunConfig
 from ..config.sections import DataSection
+from ..data.corpora import rows_of
 from ..data.corpus import count_captions
 from ..hub.facts import data_name
 from ..model.freezing import ModulePolicy, describe_policy, policies_of
@@ -49,7 +50,7 @@ def training_facts(
         "max_caption_tokens": config.data.max_caption_tokens,
         "steps": steps,
         "images_a_step": settings.batch_size * settings.accumulation * processes,
-        "images_seen": round(epochs * len(data.own)),
+        "images_seen": round(epochs * data.own_an_epoch),
         "optimiser": "AdamW",
         "learning_rate": settings.learning_rate,
         "learning_rates": _own_rates(stages[-1]) or None,
@@ -76,8 +77,8 @@ def training_facts(
 def _data_facts(settings: DataSection, data: TrainingData) -> dict[str, Any]:
     """Returns the names and sizes of the corpora."""
     replay = None
-    if settings.replay is not None:
-        replay = {"name": data_name(settings.replay), "images_an_epoch": min(data.drawn, data.pool)}
+    if settings.replay is not None and data.replay is not None:
+        replay = {"name": data_name(settings.replay), "images_an_epoch": data.replay.drawn}
     return {
         "data": {
             "name": data_name(settings.path),
@@ -88,7 +89,19 @@ def _data_facts(settings: DataSection, data: TrainingData) -> dict[str, Any]:
             },
             "dev": {"split": settings.dev_split, "images": len(data.dev)},
         },
+        "corpora": [
+            {
+                "name": name,
+                "images": group.rows,
+                "images_an_epoch": group.drawn,
+                "dev_images": len(rows_of(data.dev).get(name, ())),
+            }
+            for name, group in zip(data.names, data.groups, strict=False)
+        ]
+        or None,
         "replay": replay,
+        "cut_captions": data.cut_captions or None,
+        "images_left_out": data.left_out or None,
     }
 
 

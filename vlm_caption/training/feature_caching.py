@@ -9,24 +9,27 @@ from ..config.run_config import RunConfig
 from ..core.errors import ConfigError, ImageError
 from ..core.interrupts import StopSignals
 from ..data.bad_images import BadImages
+from ..data.corpora import Corpora
 from ..data.opening import bad_images, each_text, open_data, picture_opener
 from ..features.cache import image_features
 from ..towers.composition import NO_TOWER
 from ..towers.precision import hold_frozen
+from .data import count_replayed, load_replay
 from .launch import join_processes
-from .model import compose_captioner
+from .model import changed_towers, compose_captioner
 from .parent import adopt_parent
 
 logger = logging.getLogger(__name__)
 
 
 def cache_features(config: RunConfig) -> dict[str, int]:
-    """Computes the image features of the config's train and dev split that are not in the cache yet.
+    """Computes the image features of the config's train and dev split that are not in the cache yet, and of the images
+    that training would replay.
 
     Several processes (`torchrun --nproc_per_node 2 scripts/cache_features.py …`) share the work.
 
     Returns:
-        The number of images of each split.
+        The number of images of each split, and of those to "replay".
 
     Raises:
         ConfigError: Settings do not go together.
@@ -48,11 +51,16 @@ def cache_features(config: RunConfig) -> dict[str, int]:
         splits = {split: dataset["image"] for split, dataset in datasets.items()}
         if bad is not None:
             bad.expect(sum(map(len, splits.values())))
+        if config.data.replay is not None:
+            train = datasets[config.data.train_split]
+            names = corpus.names if isinstance(corpus, Corpora) else []
+            drawn = count_replayed(config.data, train, names)
+            splits["replay"] = load_replay(config, drawn, sum(map(len, splits.values())), bad)["image"]
         open_picture = picture_opener(config.data)
         model, processor = compose_captioner(config, each_text(datasets[config.data.train_split], config.data.prompt))
         model.core.vision_tower.to(state.device)
         # The cache's key contains the tower's dtype.
-        hold_frozen(model, config.training.precision, config.changed_towers)
+        hold_frozen(model, config.training.precision, changed_towers(config, model))
         for split, images in splits.items():
             signals.raise_if_received()
             logger.info("%s: %d images", split, len(images))

@@ -29,7 +29,7 @@ from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.processor import CaptionerProcessor
 from . import checkpoints
 from .data import TrainingData
-from .dev_scores import score_cider, score_loss
+from .dev_scores import score_cider, score_losses
 from .intervals import choose_intervals
 from .metrics_log import append_metrics, write_metrics
 from .optimizer import create_optimizer, create_schedule, move_schedule
@@ -82,13 +82,11 @@ class TrainingLoop:
         self.accelerator, self.device = accelerator, accelerator.device
         self.signals, self.autocast = signals or StopSignals(), autocast
         self.sampler = LengthBatchSampler(
-            len(data.train) - data.pool,
+            [*data.groups, *([] if data.replay is None else [data.replay])],
             self.settings.batch_size,
             self.settings.accumulation * accelerator.num_processes,
             self._count_tokens,
             self.settings.seed,
-            pool=data.pool,
-            drawn=data.drawn,
         )
         self.loader = accelerator.prepare(
             DataLoader(
@@ -206,7 +204,7 @@ class TrainingLoop:
             "evaluating on %d images every %d steps, saving every %d; the time left is known after %d",
             len(data.own),
             count_captions(data.own),
-            f" and on {self.sampler.drawn} replayed images an epoch" if self.sampler.drawn else "",
+            data.describe_epoch(),
             state.max_steps - state.global_step,
             self.sampler.step_size,
             (state.max_steps - state.global_step) / self.steps_an_epoch,
@@ -273,8 +271,19 @@ class TrainingLoop:
             batches: The batches that are accumulated.
         """
         targets = torch.stack([(batch["labels"] != IGNORE_INDEX).sum() for batch in batches]).sum()
-        targets = self.accelerator.reduce(targets, "sum")
         self.prepared.train()
+        self.update(batches, self.accelerator.reduce(targets, "sum"))
+        self.trained_on += torch.cat([batch["amount"] for batch in batches]).sum(dim=0)
+        self.learning_rate = self.schedule.get_last_lr()[0]
+        self.schedule.step()
+
+    def update(self, batches: list[Batch], targets: torch.Tensor) -> None:
+        """Updates the weights once.
+
+        Args:
+            batches: The batches that are accumulated.
+            targets: The number of targets in all of them, over all processes.
+        """
         for batch in batches:
             with contextlib.nullcontext() if batch is batches[-1] else self._keeping_gradients():
                 self.loss_sum += self.backward(batch, targets)
@@ -283,8 +292,6 @@ class TrainingLoop:
         )
         self._check_finite(self.grad_norm, "gradient", [row for batch in batches for row in batch["rows"].tolist()])
         self.optimizer.step()
-        self.learning_rate = self.schedule.get_last_lr()[0]
-        self.schedule.step()
         self.optimizer.zero_grad()
         self.steps_summed += 1
 
@@ -302,7 +309,6 @@ class TrainingLoop:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             loss = self.prepared(**inputs, num_items_in_batch=targets).loss * self.accelerator.num_processes
         self.accelerator.backward(loss)
-        self.trained_on += batch["amount"].sum(dim=0)
         self._check_finite(loss, "loss", batch["rows"].tolist())
         return loss.detach()
 
@@ -364,11 +370,16 @@ class TrainingLoop:
                 "learning_rate": self.learning_rate,
                 "captions_per_second": captions / seconds,
                 "tokens_per_second": tokens / seconds,
+                **self.take_measures(),
             }
         )
         self.loss_sum.zero_()
         self.trained_on.zero_()
         self.steps_summed, self.since_log = 0, now
+
+    def take_measures(self) -> dict[str, float]:
+        """Returns what else is logged of the steps since the last time. All processes call it."""
+        return {}
 
     def _log(self, values: dict[str, Any]) -> None:
         """Adds an entry to the log: to the state, the file, the terminal and the tracker."""
@@ -400,7 +411,7 @@ class TrainingLoop:
         """Measures dev loss and CIDEr, keeps the weights if they are the best so far, and writes sample captions."""
         data, size, start = self.data, self.settings.batch_size, time.perf_counter()
         with self._no_step(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            metrics = {"eval_loss": score_loss(self.model, data.dev_collator, data.dev, size)}
+            metrics = score_losses(self.model, data.dev_collator, data.dev, size)
             if self.settings.eval_captions:
                 first = list(data.dev.select(range(min(self.settings.eval_captions, len(data.dev)))))
                 metrics["eval_cider"] = score_cider(self.model, data.dev_collator, first, size)

@@ -15,7 +15,8 @@ from ..config.sections import DataSection
 from ..core.errors import ConfigError
 from ..core.files import writing_files
 from ..data.vectors import Vectors
-from ..model.freezing import check_policies
+from ..model.adapters import adapter_targets
+from ..model.freezing import PARTS, TOWERS, check_policies
 from ..model.processing_captioner import QUESTION
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.composition import compose
@@ -56,6 +57,27 @@ def compose_captioner(
         return compose(**settings, **options)
     except (ValueError, StrictDataclassError) as error:
         raise ConfigError(f"The settings in model do not go together: {' '.join(str(error).split())}") from error
+
+
+def changed_towers(config: RunConfig, model: CaptionerForConditionalGeneration) -> list[str]:
+    """Returns the towers whose own weights change in any stage, by training or by merging an adapter into them.
+
+    Args:
+        config: The run's config.
+        model: The captioner before its first stage. It may have adapters of the checkpoint that the run starts from.
+    """
+
+    def replaces_adapter(module: str) -> bool:
+        adapter = getattr(model.config, f"{PARTS[TOWERS[module]]}_adapter")
+        settings = [stage.module(module) for stage in config.stage_settings()]
+        return adapter is not None and any(
+            (own.rank, adapter_targets(getattr(model.core, TOWERS[module]), own.targets))
+            != (adapter["rank"], adapter["targets"])
+            for own in settings
+            if own.policy == "lora"
+        )
+
+    return [module for module in TOWERS if module in config.changed_towers or replaces_adapter(module)]
 
 
 def set_generation(model: CaptionerForConditionalGeneration, config: RunConfig) -> None:

@@ -80,6 +80,7 @@ def _describe(entry: dict[str, Any]) -> str:
     """Returns the values of a log entry that a person follows."""
     shown = {
         "loss": ("loss {:.4g}", 1),
+        "reward": ("reward {:.3f}", 1),
         "captions_per_second": ("{:.4g} captions/s", 1),
         "eval_loss": ("dev loss {:.4f}", 1),
         "eval_cider": ("dev CIDEr {:.1f}", 100),  # the scale that papers use

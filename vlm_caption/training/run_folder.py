@@ -111,8 +111,17 @@ def check_same_run(config: RunConfig) -> None:
         raise ConfigError(
             f"{output_dir} holds a run of another config ({'; '.join(changes)}): choose another "
             "training.output_dir, go back to its settings, or start afresh with training.resume false."
+            + _advice_on_warmup(before, config)
             + (further if holds_weights(output_dir) else "")
         )
+
+
+def _advice_on_warmup(before: RunConfig, config: RunConfig) -> str:
+    """Returns what to add to the command of a run that an earlier version began with its default of 100 steps."""
+    steps = before.training.warmup_steps
+    if steps is None or config.training.warmup_steps is not None:
+        return ""
+    return f" Versions differ in their default warm-up: to go on with this run, add --warmup-steps {steps}."
 
 
 def _changes_of_finished(before: RunConfig, config: RunConfig) -> list[str]:

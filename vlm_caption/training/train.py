@@ -27,7 +27,7 @@ from .data import CaptionSplits, TrainingData, prepare_data
 from .launch import check_launcher, check_tracker, join_processes, keep_threads, open_accelerator, use_all_cores
 from .loop import TrainingLoop
 from .metrics_log import read_metrics, write_metrics
-from .model import check_stages, compose_captioner, log_parts, set_generation, set_prompt
+from .model import changed_towers, check_stages, compose_captioner, log_parts, set_generation, set_prompt
 from .packing_check import check_packing
 from .parent import adopt_parent, describe_parent
 from .report import report, save_stage
@@ -41,6 +41,7 @@ from .run_folder import (
     prepare_folder,
 )
 from .samples import SampleCaptions
+from .self_critical import SelfCriticalLoop, check_objective
 from .sharding import check_sharding, hiding_fsdp, shard
 from .stages import Stage, plan_stages
 from .state import RunState
@@ -69,6 +70,7 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
     check_tracker(config.training.report_to)
     config = adopt_parent(config)
     _check_eval_captions(config)
+    check_objective(config)
     check_writable(output_dir)
     with StopSignals() as signals, holding(output_dir), hiding_fsdp() as is_sharding:
         return _train(config, signals, is_sharding)
@@ -102,13 +104,11 @@ def _train(config: RunConfig, signals: StopSignals, is_sharding: bool) -> Captio
         keep_threads(output_dir / RUN_DATA_NAME)
     model, processor = _compose(config, splits, stages)
     parent = describe_parent(config, model)
+    changed = changed_towers(config, model)
     signals.raise_if_received()
     if processes.num_processes > 1:
         logger.info("Training in %d processes, each with %d threads", processes.num_processes, torch.get_num_threads())
-    if not is_sharding:
-        model.to(device)
-    elif model.core.vision_tower is not None:
-        model.core.vision_tower.to(device)  # for the features
+    _move(model, device, is_sharding)
     is_prepared = False
     seconds: float | None = 0.0
     for stage in stages:
@@ -116,7 +116,7 @@ def _train(config: RunConfig, signals: StopSignals, is_sharding: bool) -> Captio
             set_seed(stage.settings.seed)
         set_policies(model, stage.policies)
         # Weights that a later stage trains must not be rounded before.
-        hold_frozen(model, config.training.precision, config.changed_towers)
+        hold_frozen(model, config.training.precision, changed)
         if stage.is_finished:
             load_weights(model, stage.folder)
             logger.info("Stage %d of %d, %s, is finished: %s", stage.number, len(stages), stage.name, stage.folder)
@@ -136,7 +136,7 @@ def _train(config: RunConfig, signals: StopSignals, is_sharding: bool) -> Captio
         if processes.is_main_process and not is_prepared:
             prepare_folder(config, data_found)
         is_prepared = True
-        loop = _train_stage(config, stage, model, processor, data, signals)
+        loop = _train_stage(config, stage, model, processor, data, signals, changed)
         seconds = _add(seconds, loop.state.seconds())
         if stage.is_last:
             report(config, stages, loop, seconds, parent)
@@ -157,7 +157,15 @@ def _compose(
     set_generation(model, config)
     set_prompt(model, processor, config.data, [*each_question(splits.train), *each_question(splits.dev)])
     check_packing(model)
+    splits.count_cut(processor)
     return model, processor
+
+
+def _move(model: CaptionerForConditionalGeneration, device: torch.device, is_sharding: bool) -> None:
+    if not is_sharding:
+        model.to(device)
+    elif model.core.vision_tower is not None:
+        model.core.vision_tower.to(device)  # for the features
 
 
 def _fit_scale(config: RunConfig, model: CaptionerForConditionalGeneration, data: TrainingData) -> None:
@@ -174,6 +182,7 @@ def _train_stage(
     processor: CaptionerProcessor,
     data: TrainingData,
     signals: StopSignals,
+    changed: list[str],
 ) -> TrainingLoop:
     """Trains what is not frozen, from a checkpoint or from the start, and leaves the best weights in the model."""
     samples = None
@@ -181,8 +190,9 @@ def _train_stage(
         rows = data.dev.select(range(min(config.training.samples, len(data.dev))))
         samples = SampleCaptions(rows, data.dev_collator)
     # A tower that is float32 in any stage is multiplied in bfloat16 where a frozen one would be held in it.
-    autocast = bool(config.changed_towers) and use_bf16(config.training.precision)
-    loop = TrainingLoop(
+    autocast = bool(changed) and use_bf16(config.training.precision)
+    loop_class = SelfCriticalLoop if stage.settings.objective == "cider" else TrainingLoop
+    loop = loop_class(
         stage, model, processor, data, open_accelerator(stage.settings), signals, samples, autocast=autocast
     )
     loop.run()

@@ -43,6 +43,7 @@ from ..records import (
     find_column,
     find_split,
     find_texts,
+    join_turns,
     list_subfolders,
     settle_names,
 )
@@ -240,7 +241,10 @@ def _read_dialogue(texts: object, all_questions: bool) -> tuple[list[str], list[
     questions, answers = as_captions([pair[0] for pair in pairs]), as_captions([pair[1] for pair in pairs])
     if not answers or (all_questions and not questions):
         return f"the column 'texts' must hold turns of user and assistant, and holds {preview(texts)}"
-    return (questions if all_questions else []), answers
+    if not all_questions:
+        return [], answers
+    turns = [text for pair in zip(questions, answers, strict=True) for text in pair]
+    return [join_turns(turns[: 2 * number + 1]) for number in range(len(questions))], answers
 
 
 def _read_texts(

@@ -10,7 +10,7 @@ from typing import Any
 from ...core.files import is_folder
 from ...core.text import first_line, preview
 from ...core.untrusted import iterate_json
-from ..records import ImageFolder, Problem, Record, Source, as_captions, list_subfolders, the_one
+from ..records import ImageFolder, Problem, Record, Source, as_captions, join_turns, list_subfolders, the_one
 from .json_corpora import find_json
 from .table import is_conversation, read_jsonl
 
@@ -50,7 +50,8 @@ def read_llava(source: Source) -> Iterator[Record | Problem]:
     A turn counts where a question of `human` mentions `<image>` and `gpt` answers it next: the answer is a caption. A
     question without `<image>`, later in the conversation, does not count, and conversations without a picture are
     passed over. So LLaVA-Pretrain is read whole, and the first answer of dialogues about pictures. Where questions are
-    read, every question counts with its answer, on its own.
+    read, every question counts with its answer, and what was said before stands before the question, a line for each
+    turn: LLaVA learns each answer of a dialogue behind the turns before it (Liu et al. 2023).
 
     The roles may be `user` and `assistant`, and the list `messages`; then the first question counts where none
     mentions `<image>`.
@@ -142,14 +143,16 @@ def _find_turns(sample: dict[str, Any]) -> list[Turn]:
 def _pair(turns: list[Turn], sample: dict[str, Any], all_questions: bool) -> list[tuple[str, str | None]]:
     """Returns the questions that count, with their answers."""
     pairs = [
-        (question, answer.text)
-        for question, answer in pairwise(turns)
+        (number, question, answer.text)
+        for number, (question, answer) in enumerate(pairwise(turns))
         if question.role == "human" and answer.role == "gpt"
     ]
-    if not all_questions:
-        show_image = [pair for pair in pairs if pair[0].shows_image]
-        pairs = show_image or (pairs[:1] if "messages" in sample else [])
-    return [((question.text or "").replace("<image>", " "), answer) for question, answer in pairs]
+    if all_questions:
+        texts = [(turn.text or "").replace("<image>", " ") for turn in turns]
+        return [(join_turns(texts[: number + 1]), answer) for number, _, answer in pairs]
+    show_image = [pair for pair in pairs if pair[1].shows_image]
+    pairs = show_image or (pairs[:1] if "messages" in sample else [])
+    return [(question.text or "", answer) for _, question, answer in pairs]
 
 
 __all__ = ["find_llava", "read_llava"]

@@ -214,10 +214,11 @@ def read_csv(table: Path) -> Iterator[Row | Problem]:
         elif not all(map(is_utf8, cells)):
             problem = Problem(str(table), f"the file is not UTF-8 ({name}): save it as UTF-8")
         elif cells and header and len(cells) != len(header):
-            reason = (
-                f"{len(cells)} fields, and the header has {len(header)}: put a field that holds the separator "
-                'between quotation marks (")'
-            )
+            reason = f"{len(cells)} field{'s' * (len(cells) > 1)}, and the header has {len(header)}: "
+            if len(cells) > len(header):
+                reason += 'put a field that holds the separator between quotation marks (")'
+            else:
+                reason += "add what is missing"
             problem = Problem(f"{table}, {name}", reason)
         elif cells and header:
             yield Row(table, name, dict(zip(header, map(_spelt_out, cells), strict=True)))
