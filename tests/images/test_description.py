@@ -39,6 +39,10 @@ class TestDescriptions:
         with Image.open(io.BytesIO(written)) as image:
             assert image.format == image_format
 
+    def test_are_valid_xml(self):
+        written = with_description(encoded("PNG"), "a\x0e\x00\udcff\uffffb")
+        assert read_description(written) == "a    b"
+
     def test_leave_other_metadata_and_what_follows_the_picture(self):
         exif = Image.Exif()
         exif[0x010F] = "a camera"

@@ -4,6 +4,7 @@ Exiv2 rewrites the metadata of JPEG, PNG, WebP, TIFF and JPEG 2000 files. What e
 """
 
 import contextlib
+import re
 from collections.abc import Generator
 from typing import Any
 
@@ -11,6 +12,9 @@ from ..core.extras import require
 
 _KEY = "Xmp.dc.description"
 _DEFAULT = 'lang="x-default"'  # XMP has a text for each language, and this one for all others
+
+# Characters outside of XML 1.0.
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def read_description(content: bytes) -> str | None:
@@ -33,13 +37,13 @@ def with_description(content: bytes, text: str) -> bytes:
 
     Args:
         content: The picture's encoded bytes.
-        text: The description.
+        text: The description. Control characters, which XML has no place for, become spaces.
 
     Raises:
         ValueError, MissingPackageError: See `read_description`.
     """
     with _opened(content) as picture:
-        picture.modify_xmp({_KEY: {**_texts(picture), _DEFAULT: text}})
+        picture.modify_xmp({_KEY: {**_texts(picture), _DEFAULT: _NOT_XML.sub(" ", text)}})
         return picture.get_bytes()
 
 
