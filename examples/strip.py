@@ -1,7 +1,7 @@
 """Captions the photos in this folder with the shipped checkpoint: `python examples/strip.py`, or `make examples`.
 
-Writes the table of captions in `examples/README.md` and the picture at the top of the repository's `README.md`. Whether a
-caption is right is judged by a person, in the last column of the table. A judgement stays while its caption does.
+Writes the table of captions in `examples/README.md` and the picture at the top of the repository's `README.md`. A person
+judges whether a caption is right, in the last column of the table. A judgement stays while its caption does.
 """
 
 import io
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vlm_caption import Captioner, open_image
+from vlm_caption import open_image
 from vlm_caption.core.files import write_bytes, write_text
 
 FOLDER = Path(__file__).resolve().parent
@@ -79,7 +79,7 @@ def draw(rows: list[Row]) -> Image.Image:
 def write_picture(path: Path, rows: list[Row]) -> None:
     """Draws the photos to a JPEG file, whose comment holds the rows as JSON."""
     encoded = io.BytesIO()
-    draw(rows).save(encoded, "JPEG", quality=80, optimize=True, comment=json.dumps(rows))
+    draw(rows).save(encoded, "JPEG", quality=70, optimize=True, comment=json.dumps(rows))
     write_bytes(path, encoded.getvalue())
 
 
@@ -114,6 +114,8 @@ def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageF
 
 
 def main() -> None:
+    from vlm_caption import Captioner  # imports torch
+
     captions = Captioner.from_pretrained().caption(sorted(FOLDER.glob("*.jpg")))
     page = replace_table(PAGE.read_text(), {Path(caption.image).name: caption.text for caption in captions})
     write_text(PAGE, page)

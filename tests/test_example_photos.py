@@ -1,4 +1,4 @@
-"""The photos in examples/: their captions in its README and in the picture of README.md, and their copies in the wheel."""
+"""The photos in examples/: their captions in two files, and their copies in the wheel."""
 
 import importlib.util
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlm_caption import BackboneError, Captioner
+from vlm_caption import BackboneError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PHOTOS = sorted(path.name for path in (REPOSITORY / "examples").glob("*.jpg"))
@@ -43,6 +43,8 @@ def test_the_picture_shows_the_captions_of_the_page(strip, rows):
 
 @pytest.mark.index
 def test_the_captions_are_what_the_shipped_checkpoint_says(rows):
+    from vlm_caption import Captioner  # imports torch
+
     try:
         captioner = Captioner.from_pretrained()
     except BackboneError as error:
@@ -68,7 +70,9 @@ def test_the_picture_keeps_every_photo_and_every_word(strip):
     long = [row._replace(caption="A dog. " * 40) for row in short]
     assert strip.draw(short).height < strip.draw(long).height
     assert strip.draw(short).tobytes() == strip.draw(short).tobytes()
-    assert strip.draw(short).tobytes() != strip.draw([row._replace(judgement="wrong: a cat") for row in short]).tobytes()
+    assert (
+        strip.draw(short).tobytes() != strip.draw([row._replace(judgement="wrong: a cat") for row in short]).tobytes()
+    )
 
 
 def test_an_installed_wheel_has_every_photo():
