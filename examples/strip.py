@@ -1,7 +1,7 @@
 """Captions the photos in this folder with the shipped checkpoint: `python examples/strip.py`, or `make examples`.
 
-Writes the table of captions in `examples/README.md` and the picture at the top of the repository's `README.md`. A person
-judges whether a caption is right, in the last column of the table. A judgement stays while its caption does.
+Writes the table of captions in `examples/README.md`, and the picture at the top of the repository's `README.md`. A
+person judges each caption, in the last column of the table. A judgement stays while its caption does.
 """
 
 import io
