@@ -17,6 +17,7 @@ class Caption:
         finished: Whether the caption came to its end. False if it was cut at the maximum length.
         checkpoint: An identifier of the weights; see `Captioner.checkpoint`. Only jobs of `scripts/caption.py` fill it
             in, because identifying the weights may take as long as reading them.
+        prompt: Which of several prompts or questions the caption is for; empty if there is one for all pictures.
     """
 
     image: str
@@ -24,6 +25,7 @@ class Caption:
     score: float
     finished: bool = True
     checkpoint: str = ""
+    prompt: str = ""
 
 
 def first_place(starts: Sequence[str], is_reached: Callable[[str], bool]) -> int:

@@ -15,7 +15,7 @@ COMMANDS = {
     "inspect": "look at captioned images before training",
     "export": "export a checkpoint to ONNX, for captioning without torch",
     "cache": "compute image features ahead of training",
-    "demo": "caption three photos and write a page of them",
+    "demo": "caption eight photos and write a page of them",
 }
 
 
