@@ -121,6 +121,22 @@ def test_left_padded_prompts_are_continued_as_each_alone(language):
     assert batch[:, -6:].tolist() == alone
 
 
+def test_a_penalty_of_repetition_does_not_depend_on_the_padding(model):
+    rows = [[BOS, *[IMAGE] * 5], [BOS, *[IMAGE] * 5, *range(20, 32)]]
+    settings = {
+        "do_sample": False,
+        "num_beams": 3,
+        "max_new_tokens": 12,
+        "min_new_tokens": 12,
+        "repetition_penalty": 5.0,
+    }
+    together = model.generate(**left_padded(*rows), pixel_values=pixels(), **settings)[:, -12:]
+    for row, image, new in zip(rows, pixels(), together, strict=True):
+        alone = model.generate(**left_padded(row), pixel_values=image[None], **settings)[0, -12:]
+        assert new.tolist() == alone.tolist()
+        assert len(set(new.tolist())) > len(new) // 2
+
+
 def test_several_images_in_one_prompt_and_beams(model):
     prompts = [BOS, *[IMAGE] * 5, 50, *[IMAGE] * 5, 60], [BOS, *[IMAGE] * 5, 70]
     images = pixels(3)

@@ -13,7 +13,15 @@ from typing import Any, cast
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    PreTrainedModel,
+    RepetitionPenaltyLogitsProcessor,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple, logging
 
@@ -440,7 +448,9 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
         settings = copy.deepcopy(generation_config or self.generation_config)
         if generation_config is not None:
             settings.update(**self.generation_config.to_dict(), defaults_only=True, allow_custom_entries=True)
-        kwargs = settings.update(**kwargs)  # returns those that are no settings
+        kwargs = _penalize_repetition(
+            settings, settings.update(**kwargs)
+        )  # `update` returns those that are no settings
         if prompt is None and embeds is None:
             if encoded is None:
                 raise ValueError("Pass an image or a prompt to generate from.")
@@ -470,6 +480,24 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
                 f"positions of the {self.config.text_config.model_type} language model: lower max_new_tokens or "
                 "shorten the prompt."
             )
+
+
+def _penalize_repetition(settings: GenerationConfig, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of `generate` with a repetition penalty that does not depend on the rest of the batch.
+
+    transformers spares as many tokens from its own penalty as a row has padding. They are to be those of the padding,
+    but behind embeddings they are the first new ones.
+
+    Args:
+        settings: The settings, whose penalty is taken out.
+        kwargs: The arguments.
+    """
+    penalty = settings.repetition_penalty
+    if penalty is None or penalty == 1:
+        return kwargs
+    settings.repetition_penalty = 1.0
+    own = RepetitionPenaltyLogitsProcessor(penalty)
+    return kwargs | {"logits_processor": LogitsProcessorList([own, *(kwargs.get("logits_processor") or ())])}
 
 
 def _refuse_drafts(kwargs: dict[str, Any]) -> None:
