@@ -1,7 +1,9 @@
 """Exported captioners: the same captions as the checkpoint's, without torch."""
 
 import hashlib
+import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,9 +14,10 @@ from commands import load_script
 from tiny_models import EOS, picture, tiny_model, tiny_processor
 
 from vlm_caption import Captioner
+from vlm_caption.captioning.consensus import DocumentFrequencies
 from vlm_caption.core.errors import CheckpointError, ConfigError
 
-for package in ("onnx", "onnxruntime", "onnxscript"):
+for package in ("onnx", "onnxruntime"):
     pytest.importorskip(package)
 
 from vlm_caption import runtime  # noqa: E402
@@ -22,6 +25,11 @@ from vlm_caption.export import export_onnx  # noqa: E402
 from vlm_caption.export.builder import GraphBuilder, quantize_columns  # noqa: E402
 from vlm_caption.export.language import build_language_graph  # noqa: E402
 from vlm_caption.export.vision import check_vision_tower  # noqa: E402
+
+pytestmark = [
+    pytest.mark.export,
+    pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="needs onnxscript, of the extra onnx"),
+]
 
 SYSTEMS = {
     "dinov2, llama": {"image_tokens": "patches", "image_grid": 2, "pooled_in_front": True},
@@ -55,6 +63,8 @@ def both(request, folder):
 
 PICTURES = [picture(seed, width, height) for seed, (width, height) in enumerate([(40, 30), (33, 70), (32, 32)])]
 
+FREQUENCIES = DocumentFrequencies.count([["a b"], ["c d"], ["e"], ["f g h"]] * 5)
+
 
 @pytest.mark.parametrize(
     "settings",
@@ -66,6 +76,9 @@ PICTURES = [picture(seed, width, height) for seed, (width, height) in enumerate(
         {"ban": ["e", "o"], "min_new_tokens": 4},
         {"examples": [(PICTURES[2], "a cat")]},
         {"prompt": "{question}", "question": ["a?", "what is that?", "b"]},
+        {"prompt": ["", "A photo of", "See: {question}"], "question": [["a?", "what is that?"], ["b"], ["c"]]},
+        {"prompt": ["", "A photo of"], "examples": [(PICTURES[2], "a cat")], "num_return_sequences": 2},
+        {"consensus": 3, "prompt": ["", "A photo of"], "document_frequencies": FREQUENCIES},
     ],
     ids=str,
 )
@@ -75,6 +88,27 @@ def test_an_export_writes_the_captions_of_its_checkpoint(both, settings):
     assert [caption.finished for caption in ours] == [caption.finished for caption in theirs]
     assert [caption.score for caption in ours] == pytest.approx([caption.score for caption in theirs], abs=1e-3)
     assert [caption.image for caption in ours] == [caption.image for caption in theirs]
+    assert [caption.prompt for caption in ours] == [caption.prompt for caption in theirs]
+
+
+def test_a_picture_is_encoded_once_for_all_prompts(both, monkeypatch):
+    _, ours = both
+    seen = []
+    run = ours._vision.run
+    monkeypatch.setattr(ours._vision, "run", lambda pixels: (seen.append(len(pixels)), run(pixels))[1])
+    assert len(ours.caption(PICTURES, prompt=["", "A", "B"])) == 9
+    assert seen == [len(PICTURES)]
+
+
+def test_a_consensus_needs_frequencies_and_takes_those_of_the_folder(quantized, tmp_path):
+    shutil.copytree(quantized, tmp_path / "copy")
+    ours = runtime.Captioner.from_pretrained(tmp_path / "copy", threads=1)
+    with pytest.raises(ConfigError, match="document_frequencies"):
+        ours.caption(PICTURES[0], consensus=2)
+    with pytest.raises(ValueError, match="leave num_return_sequences out"):
+        ours.caption(PICTURES[0], consensus=2, num_return_sequences=2)
+    FREQUENCIES.save(tmp_path / "copy")
+    assert len(ours.caption(PICTURES[0], consensus=2)) == 1
 
 
 def test_an_export_is_named_like_its_checkpoint(both):

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ from ..core.console import first_line_of, quiet_transformers
 from ..core.errors import BackboneError, CheckpointError, ImageError
 from ..images.limits import MAX_BYTES, MAX_PIXELS
 from ..images.opening import ImageSource, describe, open_image
-from ..model.processing_captioner import QUESTION
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.checks import check_checkpoint, check_processor, load_config
 from ..towers.fingerprints import weights_fingerprint
@@ -34,6 +33,7 @@ from .caption import Caption
 from .checkpoints import DEFAULT_CHECKPOINT, find_checkpoint, find_device
 from .generation import GenerationSettings, generate, score
 from .inputs import is_vectors_file
+from .prompts import NOT_AS_MANY, Prompt, Question, encode_prompts
 
 if TYPE_CHECKING:
     import huggingface_hub
@@ -42,19 +42,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Prompt:
-    """The token ids of a prompt, and its name as in `Caption.prompt`."""
-
-    input_ids: list[int]
-    name: str
-
-
-@dataclass(frozen=True)
 class _Input:
     """The model's inputs for a picture: its prompts, and `pixel_values` float [1, 3, H, W]."""
 
     image: str
-    prompts: list[_Prompt]
+    prompts: list[Prompt]
     pixel_values: torch.Tensor
 
 
@@ -70,11 +62,6 @@ class _Limits:
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
 
-
-_NOT_AS_MANY = "There are not as many questions as inputs: give one for all, or one for each."
-
-# The text for the prompt's `{question}`: one for all pictures; or for each picture one text, or several.
-Question = str | Sequence[str | Sequence[str]] | None
 
 # A picture and its caption; or a picture, a question about it, and the answer.
 Example = tuple[ImageSource, str] | tuple[ImageSource, str, str]
@@ -334,12 +321,12 @@ class Captioner:
     def _caption_rows(
         self,
         vectors: "Vectors | torch.Tensor",
-        prompts: Iterable[list[_Prompt]],
+        prompts: Iterable[list[Prompt]],
         batch_size: int,
         settings: GenerationSettings,
     ) -> Iterator[Caption]:
         if len(vectors) and not isinstance(prompts, itertools.repeat) and len(list(prompts)) != len(vectors):
-            raise ValueError(_NOT_AS_MANY)
+            raise ValueError(NOT_AS_MANY)
         pairs = zip(range(len(vectors)), prompts, strict=False)
         for batch in _batched(pairs, batch_size):
             rows, asked = zip(*batch, strict=True)
@@ -351,25 +338,14 @@ class Captioner:
         prompt: str | Sequence[str],
         question: Question,
         examples: Sequence[tuple[str | None, str]] = (),
-    ) -> Iterable[list[_Prompt]]:
+    ) -> Iterable[list[Prompt]]:
         """Returns the prompts of each input: a list for each entry of `question`, or the same list without end."""
-        one_for_all = question is None or isinstance(question, str)
-        entries = cast(Sequence[Any], [question] if one_for_all else question)
-        asked: list[list[str | None]] = [list(e) if isinstance(e, (list, tuple)) else [e] for e in entries]
-        texts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not texts or not all(asked):
-            raise ValueError("Give at least one prompt, and at least one question for each input.")
-        prompts: list[list[_Prompt]] = [[] for _ in asked]
-        for text in texts:
-            is_asking = len(texts) == 1 or QUESTION in (text or self.processor.prompt)
-            parts: list[list[str | None]] = asked if is_asking else [[None] for _ in asked]
-            head, tails = self.processor.encode_prompts([words for part in parts for words in part], text, examples)
-            left = iter(tails)
-            for part, own in zip(parts, prompts, strict=True):
-                for words in part:
-                    name = "" if one_for_all else words or ""
-                    own.append(_Prompt(head + next(left), text.replace(QUESTION, words or "") if texts[1:] else name))
-        return itertools.repeat(prompts[0]) if one_for_all else prompts
+
+        def encode(asked: list[str | None], text: str) -> list[list[int]]:
+            head, tails = self.processor.encode_prompts(asked, text, examples)
+            return [head + tail for tail in tails]
+
+        return encode_prompts(prompt, question, self.prompt, encode)
 
     @torch.inference_mode()
     def _encode_examples(self, images: list[ImageSource], limits: _Limits) -> torch.Tensor | None:
@@ -382,7 +358,7 @@ class Captioner:
     def _caption_batches(
         self,
         batches: Iterable[Sequence[ImageSource]],
-        prompts: Iterable[list[_Prompt]],
+        prompts: Iterable[list[Prompt]],
         shown: torch.Tensor | None,
         limits: _Limits,
         settings: GenerationSettings,
@@ -391,15 +367,15 @@ class Captioner:
         for batch in batches:
             asked = list(itertools.islice(left, len(batch)))
             if len(asked) < len(batch):
-                raise ValueError(_NOT_AS_MANY)
+                raise ValueError(NOT_AS_MANY)
             entries = [self._prepare(source, own, limits) for source, own in zip(batch, asked, strict=True)]
             inputs = [entry for entry in entries if isinstance(entry, _Input)]
             captions = iter(self._encode_and_generate(inputs, shown, settings) if inputs else [])
             yield [next(captions) if isinstance(entry, _Input) else entry for entry in entries]
         if not isinstance(prompts, itertools.repeat) and next(left, None) is not None:
-            raise ValueError(_NOT_AS_MANY)
+            raise ValueError(NOT_AS_MANY)
 
-    def _prepare(self, source: ImageSource, prompts: list[_Prompt], limits: _Limits) -> _Input | ImageError:
+    def _prepare(self, source: ImageSource, prompts: list[Prompt], limits: _Limits) -> _Input | ImageError:
         # One picture at a time, so that only one is held in full size.
         try:
             image = open_image(source, limits.max_pixels, limits.max_bytes)
@@ -447,7 +423,7 @@ class Captioner:
     def _generate(
         self,
         names: list[str],
-        prompts: Sequence[list[_Prompt]],
+        prompts: Sequence[list[Prompt]],
         features: torch.Tensor,
         settings: GenerationSettings,
     ) -> list[list[Caption]]:

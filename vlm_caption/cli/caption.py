@@ -104,7 +104,7 @@ def _caption(parser: ArgumentParser, arguments: argparse.Namespace, stack: ExitS
         return 1
     exported = is_export(arguments.checkpoint)
     if exported:
-        _check_exported(arguments)
+        _check_exported(arguments, inputs)
     may_be_done = arguments.sidecars or arguments.xmp or (kept is not None and exists(kept))
     if not (may_be_done or exported or is_hub_id(str(arguments.checkpoint))):
         find_checkpoint(arguments.checkpoint)  # before the slow imports; a job that is done needs no checkpoint
@@ -131,12 +131,17 @@ def _caption(parser: ArgumentParser, arguments: argparse.Namespace, stack: ExitS
     return int(bool(errors))
 
 
-def _check_exported(arguments: argparse.Namespace) -> None:
+def _check_exported(arguments: argparse.Namespace, inputs: "Sequence[ImageSource] | Vectors") -> None:
     """Checks that the options are those of an exported captioner.
 
     Raises:
         ConfigError: One of them needs torch.
     """
+    if not isinstance(inputs, list) and arguments.features is None:
+        raise ConfigError(
+            f"--config: {arguments.checkpoint} is an export, which takes no vectors: leave data.features out, or give "
+            "a checkpoint that is not exported."
+        )
     for option in ("device", "dtype", "features"):
         if getattr(arguments, option) is not None:
             raise ConfigError(

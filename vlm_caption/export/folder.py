@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..captioning.captioner import Captioner
+from ..captioning.consensus import FREQUENCIES_NAME
 from ..core.console import progress, quiet_transformers
 from ..core.errors import ConfigError
 from ..core.extras import require
@@ -87,7 +88,7 @@ def _steps(captioner: Captioner, folder: Path, int8: bool) -> list[Callable[[], 
 
 
 def _write_language(captioner: Captioner, folder: Path, int8: bool) -> None:
-    """Writes the language model's graph, the tokenizer, and the settings, which say the sizes of the cache."""
+    """Writes the language model's graph, the tokenizer, the document frequencies, and the settings."""
     from .language import build_language_graph
     from .settings import export_settings
 
@@ -98,6 +99,9 @@ def _write_language(captioner: Captioner, folder: Path, int8: bool) -> None:
     save_graph(model, folder / LANGUAGE)
     write_text(folder / SETTINGS, json.dumps(settings, ensure_ascii=False, indent=2) + "\n")
     captioner.processor.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER), pretty=False)
+    frequencies = Path(captioner.model.config.name_or_path, FREQUENCIES_NAME)
+    if frequencies.is_file():
+        shutil.copyfile(frequencies, folder / FREQUENCIES_NAME)
     (folder / VISION).touch()
 
 

@@ -18,6 +18,8 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from ..captioning.caption import Caption, cut, first_place
+from ..captioning.consensus import checkpoint_frequencies
+from ..captioning.prompts import NOT_AS_MANY, Prompt, Question, encode_prompts
 from ..core.console import first_line_of
 from ..core.errors import CheckpointError, ImageError
 from ..core.prompts import QUESTION
@@ -33,15 +35,13 @@ from .rules import DecodingSettings
 # A picture and its caption; or a picture, a question about it, and the answer.
 Example = tuple[ImageSource, str] | tuple[ImageSource, str, str]
 
-_NOT_AS_MANY = "There are not as many questions as inputs: give one for all, or one for each."
-
 
 @dataclass(frozen=True)
 class _Input:
-    """A picture: its prompt's token ids, and `pixel_values` float [1, 3, H, W]."""
+    """A picture: its prompts, and `pixel_values` float [1, 3, H, W]."""
 
     image: str
-    input_ids: list[int]
+    prompts: list[Prompt]
     pixel_values: np.ndarray
 
 
@@ -60,6 +60,7 @@ class Captioner:
 
     def __init__(self, folder: Path, settings: ExportSettings, threads: int | None = None) -> None:
         self.checkpoint = settings.checkpoint
+        self._folder = folder
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         self._pixels = PixelSettings(**settings.pixels)
         self._prompts = PromptEncoder(self._tokenizer, PromptSettings(**settings.prompt))
@@ -98,7 +99,7 @@ class Captioner:
 
         Returns:
             One caption for each picture, in order; a list also for a single one. With `num_return_sequences`, that
-            many for each picture, one after the other.
+            many for each picture, one after the other; with several prompts or questions, so for each of them.
 
         Raises:
             ImageError: A picture cannot be opened.
@@ -123,7 +124,7 @@ class Captioner:
 
         Yields:
             A picture's caption, or the ImageError that says why it has none. With `num_return_sequences`, that many
-            captions for each picture, one after the other.
+            captions for each picture, one after the other; with several prompts or questions, so for each of them.
 
         Raises:
             ImageError, ValueError: See `caption_batches`.
@@ -142,8 +143,8 @@ class Captioner:
         self,
         batches: Iterable[Sequence[ImageSource]],
         *,
-        prompt: str = "",
-        question: str | Sequence[str] | None = None,
+        prompt: str | Sequence[str] = "",
+        question: Question = None,
         examples: Sequence[Example] = (),
         max_pixels: int = MAX_PIXELS,
         max_bytes: int = MAX_BYTES,
@@ -153,8 +154,10 @@ class Captioner:
 
         Args:
             batches: The pictures that are captioned together, each batch a sequence.
-            prompt: The text around the picture, which the caption continues; by default the prompt of training.
-            question: The text for the prompt's `{question}`: one for all pictures, or one for each.
+            prompt: The text around the picture, which the caption continues; by default the prompt of training. With
+                several, each picture gets a caption for each of them, and goes through the vision tower once.
+            question: The text for the prompt's `{question}`: one for all pictures, or a sequence with an entry for
+                each, which is a text, or several texts that are asked one after the other.
             examples: Pictures with their captions that the model sees before each picture; if the prompt asks a
                 question, pictures with a question and an answer.
             max_pixels, max_bytes: The limits of `open_image`.
@@ -166,6 +169,7 @@ class Captioner:
 
         Raises:
             ImageError: An example's picture cannot be opened.
+            ConfigError, DataError: The export has no document frequencies for a consensus.
             ValueError: A setting is unknown or out of range, the prompt is wrong or lacks its question, or the number
                 of questions is not that of the pictures.
         """
@@ -176,20 +180,24 @@ class Captioner:
         if any(len(example) not in (2, 3) for example in examples):
             raise ValueError("An example is a picture and its caption, or a picture, a question and its answer.")
         turns = [(rest[0] if len(rest) == 2 else None, rest[-1]) for _, *rest in examples]
-        one_for_all = question is None or isinstance(question, str)
-        questions = [question] if one_for_all else list(cast(Sequence[str], question))
-        prompts = [self._prompts.encode(asked, prompt, turns) for asked in questions]
-        for ids in prompts:
-            self._check_length(len(ids), settings)
+
+        def encode(asked: list[str | None], text: str) -> list[list[int]]:
+            return [self._prompts.encode(words, text, turns) for words in asked]
+
+        prompts = encode_prompts(prompt, question, self.prompt, encode)
+        for own in itertools.islice(prompts, 1) if isinstance(prompts, itertools.repeat) else prompts:
+            for each in own:
+                self._check_length(len(each.input_ids), settings)
         limits = (max_pixels, max_bytes)
         shown = [to_pixels(open_image(image, *limits), self._pixels) for image, *_ in examples]
         shown_embeds = self._vision.run(np.concatenate(shown)) if shown else None
-        left = itertools.repeat(prompts[0]) if one_for_all else iter(prompts)
-        return self._caption_batches(batches, left, shown_embeds, limits, settings)
+        return self._caption_batches(batches, prompts, shown_embeds, limits, settings)
 
     def _complete(self, generation: dict[str, Any]) -> DecodingSettings:
         """Returns the settings of a call, with the tokens of banned words."""
         settings = self._decoding.updated(generation)
+        if settings.consensus is not None and settings.document_frequencies is None:
+            checkpoint_frequencies(str(self._folder))  # says at once if there are none
         spellings = [spelling for word in settings.ban for spelling in (word.strip(), " " + word.strip())]
         banned = [self._tokenizer.encode(spelling, add_special_tokens=False).ids for spelling in spellings]
         return replace(settings, bad_words_ids=[*settings.bad_words_ids, *filter(None, banned)])
@@ -204,25 +212,26 @@ class Captioner:
     def _caption_batches(
         self,
         batches: Iterable[Sequence[ImageSource]],
-        prompts: Iterator[list[int]],
+        prompts: Iterable[list[Prompt]],
         shown: np.ndarray | None,
         limits: tuple[int, int],
         settings: DecodingSettings,
     ) -> Iterator[list[list[Caption] | ImageError]]:
+        left = iter(prompts)
         for batch in batches:
-            input_ids = list(itertools.islice(prompts, len(batch)))
-            if len(input_ids) < len(batch):
-                raise ValueError(_NOT_AS_MANY)
-            entries = [self._prepare(source, ids, limits) for source, ids in zip(batch, input_ids, strict=True)]
+            asked = list(itertools.islice(left, len(batch)))
+            if len(asked) < len(batch):
+                raise ValueError(NOT_AS_MANY)
+            entries = [self._prepare(source, own, limits) for source, own in zip(batch, asked, strict=True)]
             inputs = [entry for entry in entries if isinstance(entry, _Input)]
             captions = iter(self._caption_inputs(inputs, shown, settings) if inputs else [])
             yield [next(captions) if isinstance(entry, _Input) else entry for entry in entries]
-        if not isinstance(prompts, itertools.repeat) and next(prompts, None) is not None:
-            raise ValueError(_NOT_AS_MANY)
+        if not isinstance(prompts, itertools.repeat) and next(left, None) is not None:
+            raise ValueError(NOT_AS_MANY)
 
-    def _prepare(self, source: ImageSource, input_ids: list[int], limits: tuple[int, int]) -> _Input | ImageError:
+    def _prepare(self, source: ImageSource, prompts: list[Prompt], limits: tuple[int, int]) -> _Input | ImageError:
         try:
-            return _Input(describe(source), input_ids, to_pixels(open_image(source, *limits), self._pixels))
+            return _Input(describe(source), prompts, to_pixels(open_image(source, *limits), self._pixels))
         except ImageError as error:
             return error.detached()
         except OSError as error:  # the disk or the network fails while the file is read
@@ -234,20 +243,30 @@ class Captioner:
         self, inputs: list[_Input], shown: np.ndarray | None, settings: DecodingSettings
     ) -> list[list[Caption]]:
         """Returns the captions of each input; `shown` are the examples' image tokens, float [E, N, D]."""
-        embeds = self._vision.run(np.concatenate([entry.pixel_values for entry in inputs]))  # [I, N, D]
-        if shown is not None:  # before each picture
-            embeds = np.concatenate([np.concatenate([shown, own[None]]) for own in embeds])
+        embeds = self._vision.run(np.concatenate([entry.pixel_values for entry in inputs]))[:, None]  # [I, 1, N, D]
+        if shown is not None:  # before each picture: [I, E + 1, N, D]
+            embeds = np.concatenate([np.broadcast_to(shown, (len(embeds), *shown.shape)), embeds], axis=1)
         seed = settings.seed
         if seed is not None:  # each batch has its own seed, and keeps it when a job resumes
             seed = zlib.crc32(inputs[0].image.encode("utf-8", "surrogatepass"), seed)
-        rows = self._language.start([entry.input_ids for entry in inputs], embeds)
-        written = write(rows, len(inputs), settings, np.random.default_rng(seed))
-        return [
-            [self._finish(entry.image, sequence, settings) for sequence in sequences]
-            for entry, sequences in zip(inputs, written, strict=True)
-        ]
+        asked = [(place, prompt) for place, entry in enumerate(inputs) for prompt in entry.prompts]
+        images = np.concatenate([embeds[place] for place, _ in asked])
+        rows = self._language.start([prompt.input_ids for _, prompt in asked], images)
+        written = write(rows, len(asked), settings, np.random.default_rng(seed))
+        captions: list[list[Caption]] = [[] for _ in inputs]
+        for (place, prompt), sequences in zip(asked, written, strict=True):
+            found = [self._finish(inputs[place].image, prompt.name, sequence, settings) for sequence in sequences]
+            captions[place] += self._agreed(found, settings)
+        return captions
 
-    def _finish(self, image: str, written: Written, settings: DecodingSettings) -> Caption:
+    def _agreed(self, captions: list[Caption], settings: DecodingSettings) -> list[Caption]:
+        """Returns the captions of a prompt, or for a consensus the one that agrees most with the others."""
+        if settings.consensus is None:
+            return captions
+        frequencies = settings.document_frequencies or checkpoint_frequencies(str(self._folder))
+        return [captions[frequencies.choose([caption.text for caption in captions])]]
+
+    def _finish(self, image: str, prompt: str, written: Written, settings: DecodingSettings) -> Caption:
         """Returns a caption, cut where the settings say so, and its score."""
         text, count = self._decode(written.ids), len(written.ids)
         finished = written.ids[-1] in settings.eos_token_id
@@ -259,7 +278,8 @@ class Captioner:
         counted = [
             number for token, number in zip(written.ids[:count], written.log_probs, strict=False) if token != pad
         ]
-        return Caption(image, " ".join(text.split()), sum(counted) / max(len(counted), 1), finished)
+        score = sum(counted) / max(len(counted), 1)
+        return Caption(image, " ".join(text.split()), score, finished, prompt=prompt)
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)

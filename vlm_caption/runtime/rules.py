@@ -6,7 +6,9 @@ from typing import Any, Self
 
 import numpy as np
 
-_AT_LEAST_1 = ("num_beams", "max_new_tokens", "num_return_sequences", "max_words")
+from ..captioning.consensus import DocumentFrequencies
+
+_AT_LEAST_1 = ("num_beams", "max_new_tokens", "num_return_sequences", "max_words", "consensus")
 _ABOVE_0 = ("temperature", "repetition_penalty")
 
 
@@ -28,7 +30,7 @@ class DecodingSettings:
         no_repeat_ngram_size: No run of that many tokens comes twice; 0 is no limit.
         repetition_penalty: Above 1, tokens seldom come twice.
         bad_words_ids: Token sequences that are never written.
-        stop, ban, max_words, seed: See `vlm_caption.captioning.GenerationSettings`.
+        stop, ban, max_words, seed, consensus, document_frequencies: See `vlm_caption.captioning.GenerationSettings`.
 
     Raises:
         ValueError: A setting is out of range, or goes with no other.
@@ -53,6 +55,8 @@ class DecodingSettings:
     ban: tuple[str, ...] = ()
     max_words: int | None = None
     seed: int | None = None
+    consensus: int | None = None
+    document_frequencies: DocumentFrequencies | None = None
 
     def __post_init__(self) -> None:
         for name in _AT_LEAST_1:
@@ -97,6 +101,10 @@ class DecodingSettings:
                 given[name] = (given[name],) if isinstance(given[name], str) else tuple(given[name])
         if isinstance(given.get("eos_token_id"), int):
             given["eos_token_id"] = [given["eos_token_id"]]
+        if given.get("consensus") is not None:
+            if given.get("num_return_sequences", 1) > 1:
+                raise ValueError("consensus keeps one caption: leave num_return_sequences out.")
+            given["num_return_sequences"] = given["consensus"]
         count = given.get("num_return_sequences", 1)
         beams = given.get("num_beams", self.num_beams)
         if count > max(beams, 1) and not given.get("do_sample", self.do_sample):
