@@ -160,7 +160,8 @@ class Sidecars:
     """Writes NAME.txt beside each picture. By default a picture that has such a file is not captioned.
 
     Args:
-        prefix, suffix: Texts before and after each caption.
+        prefix: A text before each caption.
+        suffix: A text after each caption.
         append: Whether to add captions to existing files, on lines of their own.
         overwrite: Whether to replace existing files.
     """
