@@ -1,4 +1,4 @@
-"""What the site consists of: the repository's pages, the files they link to, and a page for each room of the package."""
+"""What the site consists of: the pages of the repository, the files they link to, and a page for each room."""
 
 import ast
 import re
@@ -10,7 +10,9 @@ from mkdocs.structure.files import File, Files
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "checkpoints/embedded/README.md"]
-MENTION = re.compile(r"\[<code>(\w+)((?:\.\w+)*)</code>\]")  # [`Captioner`] in a docstring, as in those of transformers
+MENTION = re.compile(
+    r"\[<code>(\w+)((?:\.\w+)*)</code>\]"
+)  # [`Captioner`] in a docstring, as in those of transformers
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+)")
 
 

@@ -1,4 +1,4 @@
-"""What README and docs show works: Python runs on stand-ins, commands get past their own parsers, settings are checked.
+"""What README and docs show works: Python runs on stand-ins, commands pass their own parsers, settings are checked.
 
 A block that cannot run here says so in a comment before it: <!-- not run: needs two GPUs -->
 """
