@@ -10,9 +10,8 @@ from mkdocs.structure.files import File, Files
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "checkpoints/embedded/README.md"]
-MENTION = re.compile(
-    r"\[<code>(\w+)((?:\.\w+)*)</code>\]"
-)  # [`Captioner`] in a docstring, as in those of transformers
+# [`Captioner`] in a docstring, as in those of transformers.
+MENTION = re.compile(r"\[<code>(\w+)((?:\.\w+)*)</code>\]")
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+)")
 
 
@@ -57,21 +56,23 @@ def identifiers() -> dict[str, str]:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Lists the rooms in the navigation."""
     reference = next(entry for entry in config.nav if "Reference" in entry)
     reference["Reference"] = [{Path(page).stem: page} for page in reference_pages()]
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    docs = [f"docs/{page.src_uri}" for page in files.documentation_pages()]
-    for page in list(files):
-        if (REPOSITORY / "docs" / page.src_uri).is_file():
-            files.remove(page)
-    places = {*PAGES, *docs}
-    for page in [*PAGES, *docs]:
+    """Gives every file the place that it has in the repository."""
+    places = set(PAGES)
+    for file in list(files):
+        if (REPOSITORY / "docs" / file.src_uri).is_file():  # not those of the theme
+            places.add(f"docs/{file.src_uri}")
+            files.remove(file)
+    for page in [place for place in places if place.endswith(".md")]:
         for link in LINK.findall((REPOSITORY / page).read_text()):
             target = (REPOSITORY / page).parent.joinpath(link).resolve()
-            if target.is_file():  # if not, mkdocs says so
+            if target.is_file():  # if not, MkDocs says so
                 places.add(target.relative_to(REPOSITORY).as_posix())
     for place in sorted(places):
         files.append(File.generated(config, place, abs_src_path=str(REPOSITORY / place)))
@@ -81,6 +82,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_content(html: str, **_: object) -> str:
+    """Makes links of the names in brackets."""
+
     def refer(mention: re.Match) -> str:
         code = f"<code>{mention[1]}{mention[2]}</code>"
         identifier = identifiers().get(mention[1])
