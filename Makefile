@@ -26,7 +26,7 @@ define environment
 	cp $(2) $(1)/installed
 endef
 
-.PHONY: demo test docs constraints test-oldest test-newest newest-versions lint types format clean
+.PHONY: demo examples test docs constraints test-oldest test-newest newest-versions lint types format clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(call environment,.venv,constraints.txt,pyproject.toml)
@@ -38,6 +38,9 @@ $(BIN)/uv:
 
 demo: .venv/installed  ## caption examples/ with the shipped checkpoint and write demo.html
 	$(BIN)/python scripts/demo.py
+
+examples: .venv/installed  ## caption examples/ anew, in its README.md and in the picture of README.md
+	$(BIN)/python examples/strip.py
 
 test: .venv/installed  ## every test; those whose needs are not met skip with a reason
 	$(BIN)/python -m pytest

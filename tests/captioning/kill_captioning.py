@@ -1,22 +1,26 @@
 """Kills jobs at seeded random moments and repeats their commands: they must end as if nothing had happened.
 
-    PYTHONPATH=tests python tests/captioning/kill_captioning.py --count 100 --seed 0 [--caching]
+    PYTHONPATH=tests python tests/captioning/kill_captioning.py --count 100 --seed 0 [--outputs csv xmp] [--caching]
 
-The jobs are those of scripts/caption.py, whose file must be the same byte for byte; with `--caching`, those of
+The jobs are those of scripts/caption.py, whose files must be the same byte for byte; with `--caching`, those of
 scripts/cache_features.py, whose features must be the same. The exit code is 1 if any job ended otherwise.
 """
 
 import argparse
+import contextlib
+import functools
 import json
 import multiprocessing
 import os
 import random
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 PICTURES, BATCH_SIZE = 24, 2
 
@@ -51,41 +55,114 @@ def run_script(script: str, argv: list[str], cache: str) -> None:
     sys.exit(load_script(script).main(argv))
 
 
-def kill_captioning(folder: Path, count: int, seed: int) -> Iterator[Outcome]:
-    """Captions pictures once in peace and `count` times with a kill −9 and a repetition; yields each outcome.
+class CaptioningJob:
+    """Photos, a command that captions them, and where its captions go.
+
+    Args:
+        folder: Holds the checkpoint, and gets the photos. They are restored before each job.
+        originals: The photos.
+        output: A key of `OUTPUTS`.
+        batch_size: The pictures in a batch.
+    """
+
+    # The options of each kind of output.
+    OUTPUTS: ClassVar = {
+        "lines": ["--output", "c.jsonl"],
+        "csv": ["--output", "c.csv"],
+        "parquet": ["--output", "c.parquet"],
+        "coco": ["--output", "c.json", "--format", "coco"],
+        "sidecars": ["--sidecars"],
+        "xmp": ["--xmp"],
+        "all": ["--output", "c.csv", "--sidecars", "--xmp"],
+    }
+
+    def __init__(self, folder: Path, originals: Path, output: str, batch_size: int):
+        self.folder, self.originals = folder, originals
+        self.photos, self.outputs = folder / "photos", folder / "outputs"
+        options = [
+            str(self.outputs / option) if option.startswith("c.") else option for option in self.OUTPUTS[output]
+        ]
+        self.options = ["--checkpoint", str(folder / "checkpoint"), "--batch-size", str(batch_size), str(self.photos)]
+        self.options += ["--sample", "--seed", "1", "--max-new-tokens", "12", *options]
+        self.is_xmp = output == "xmp"
+
+    def restore(self) -> None:
+        for place in (self.photos, self.outputs):
+            shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(self.originals, self.photos)
+        self.outputs.mkdir()
+
+    def start(self):
+        return _start("caption", self.options, str(self.folder))
+
+    def count_done(self) -> int:
+        """Returns the number of captions that are written."""
+        if self.is_xmp:
+            photos = list(self.originals.iterdir())
+            return sum((self.photos / photo.name).stat().st_size != photo.stat().st_size for photo in photos)
+        kept = [path for path in self.outputs.iterdir() if path.suffix == ".jsonl"]  # of a table, hidden until its end
+        if kept:
+            with contextlib.suppress(FileNotFoundError):
+                return kept[0].read_bytes().count(b"\n")
+        return len(list(self.photos.glob("*.txt")))
+
+    def content(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for place in (self.photos, self.outputs) for path in place.iterdir()}
+
+
+def kill_captioning(
+    folder: Path,
+    count: int,
+    seed: int,
+    outputs: Sequence[str] = ("lines",),
+    originals: Path | None = None,
+    kills: int = 1,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[Outcome]:
+    """Captions pictures once in peace, and then with a kill −9 and a repetition; yields each outcome.
 
     Args:
         folder: An empty folder.
-        count: How many jobs are killed.
+        count: How many jobs are killed for each kind of output.
         seed: The seed of the moments.
+        outputs: Keys of `CaptioningJob.OUTPUTS`.
+        originals: The pictures. By default some are drawn, one of which is bad.
+        kills: How often each job is killed.
+        batch_size: The pictures in a batch.
     """
+    code = 0
+    _save_checkpoint(folder / "checkpoint")
+    if originals is None:
+        originals, code = _draw_pictures(folder / "originals"), 1
+    pictures = len(list(originals.iterdir()))
+    draw = random.Random(seed)
+    for output in outputs:
+        job = CaptioningJob(folder, originals, output, batch_size)
+        job.restore()
+        _finish(job.start(), code)
+        expected = job.content()
+        assert set(expected) - {path.name for path in originals.iterdir()} or output == "xmp"
+        for _ in range(count):
+            job.restore()
+            moments = sorted(draw.randrange(0, pictures - 1) for _ in range(kills))
+            delay = draw.random() * 0.01
+            killed = [
+                _kill(job.start(), lambda after=after, job=job: job.count_done() >= after, delay) for after in moments
+            ]
+            _finish(job.start(), code)
+            yield Outcome(
+                f"{output}, after {moments} captions + {delay:.4f} s", any(killed), job.content() == expected
+            )
+
+
+def _draw_pictures(folder: Path) -> Path:
     from tiny_models import picture
 
-    _save_checkpoint(folder / "checkpoint")
-    (folder / "photos").mkdir()
+    folder.mkdir()
     for number in range(PICTURES):
-        picture(number).save(folder / "photos" / f"{number:02}.png")
-    (folder / "photos" / "05.png").write_bytes(b"no picture")
-    options = ["--checkpoint", str(folder / "checkpoint"), "--batch-size", str(BATCH_SIZE), str(folder / "photos")]
-    options += ["--sample", "--seed", "1", "--max-new-tokens", "12"]
-
-    def start(name: str):
-        return _start("caption", [*options, "--output", str(folder / name)], str(folder))
-
-    def lines(name: str) -> int:
-        path = folder / name
-        return path.read_bytes().count(b"\n") if path.exists() else 0
-
-    draw = random.Random(seed)
-    _finish(start("whole.jsonl"), code=1)  # one picture is bad
-    expected = (folder / "whole.jsonl").read_bytes()
-    assert lines("whole.jsonl") == PICTURES - 1, "a caption is empty: take other settings"
-    for number in range(count):
-        name = f"{number}.jsonl"
-        after, delay = draw.randrange(0, PICTURES - 1), draw.random() * 0.01
-        killed = _kill(start(name), lambda name=name, after=after: lines(name) >= after, delay)
-        _finish(start(name), code=1)
-        yield Outcome(f"after {after} captions + {delay:.4f} s", killed, (folder / name).read_bytes() == expected)
+        picture(number).save(folder / f"{number:02}.png")
+    (folder / "05.png").write_bytes(b"no picture")
+    return folder
 
 
 def kill_caching(folder: Path, count: int, seed: int) -> Iterator[Outcome]:
@@ -142,7 +219,7 @@ def _start(script: str, argv: list[str], cache: str):
 def _kill(process, is_near: Callable[[], bool], delay: float) -> bool:
     """Kills a job some time after it is near the moment. Returns whether it was still running."""
     while process.is_alive() and not is_near():
-        time.sleep(0.0005)
+        time.sleep(0.002)
     time.sleep(delay)
     killed = process.is_alive()
     process.kill()
@@ -162,8 +239,20 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--caching", action="store_true")
+    parser.add_argument("--outputs", nargs="+", choices=CaptioningJob.OUTPUTS, default=["lines"])
+    parser.add_argument("--photos", type=Path, help="the folder of the pictures; by default some are drawn")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE)
+    parser.add_argument("--kills", type=int, default=1, help="of each job")
     arguments = parser.parse_args()
-    kill = kill_caching if arguments.caching else kill_captioning
+    kill = kill_caching
+    if not arguments.caching:
+        kill = functools.partial(
+            kill_captioning,
+            outputs=arguments.outputs,
+            originals=arguments.photos,
+            kills=arguments.kills,
+            batch_size=arguments.batch_size,
+        )
     with tempfile.TemporaryDirectory() as folder:
         outcomes = []
         for outcome in kill(Path(folder), arguments.count, arguments.seed):

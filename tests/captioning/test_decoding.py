@@ -5,7 +5,8 @@ import torch
 from tiny_models import picture, tiny_model, tiny_processor
 
 from vlm_caption.captioning.captioner import Captioner
-from vlm_caption.core.errors import ImageError
+from vlm_caption.captioning.consensus import DocumentFrequencies
+from vlm_caption.core.errors import ConfigError, ImageError
 
 PICTURES = [picture(number) for number in range(5)]
 
@@ -74,6 +75,78 @@ class TestSeveralCaptions:
         assert len(captioner.caption(PICTURES[0], num_return_sequences=4)) == 4
         with pytest.raises(ValueError, match="3 captions of an image need at least 3 beams, or sampling"):
             captioner.caption(PICTURES[0], num_return_sequences=3, num_beams=2)
+
+
+class TestSeveralPrompts:
+    def test_give_the_captions_of_each_alone_and_encode_the_picture_once(self, captioner, monkeypatch):
+        prompts = ["", "A photo of", "In the picture: "]
+        alone = [captioner.caption(PICTURES, prompt=prompt) for prompt in prompts]
+        rows = []
+        encode = captioner.model.core.encode_images
+        monkeypatch.setattr(
+            captioner.model.core, "encode_images", lambda pixels: (rows.append(len(pixels)), encode(pixels))[1]
+        )
+        together = captioner.caption(PICTURES, prompt=prompts, batch_size=2)
+        assert sum(rows) == len(PICTURES)
+        assert [caption.prompt for caption in together[:3]] == prompts
+        for place, captions in enumerate(alone):
+            own = together[place::3]
+            assert [caption.text for caption in own] == [caption.text for caption in captions]
+            expected = [caption.score for caption in captions]
+            assert [caption.score for caption in own] == pytest.approx(expected, abs=1e-4)
+
+    def test_and_questions_are_asked_of_each_picture(self, captioner):
+        prompts = ["Q: {question} A:", "A photo of"]
+        captions = captioner.caption(PICTURES[:2], prompt=prompts, question=[["What?", "Why?"], ["Who?"]])
+        names = ["Q: What? A:", "Q: Why? A:", "A photo of", "Q: Who? A:", "A photo of"]
+        assert [caption.prompt for caption in captions] == names
+        [alone] = captioner.caption(PICTURES[0], prompt=prompts[0], question="Why?")
+        assert (alone.text, alone.prompt) == (captions[1].text, "")
+
+    def test_with_several_captions_come_in_order(self, captioner):
+        captions = captioner.caption(PICTURES[0], prompt=["a", "b"], num_return_sequences=2)
+        assert [caption.prompt for caption in captions] == ["a", "a", "b", "b"]
+
+    @pytest.mark.parametrize("settings", [{"prompt": []}, {"prompt": "{question}", "question": [[]]}])
+    def test_are_at_least_one(self, captioner, settings):
+        with pytest.raises(ValueError, match="Give at least one prompt, and at least one question"):
+            captioner.caption(PICTURES[0], **settings)
+
+
+class TestConsensus:
+    FREQUENCIES = DocumentFrequencies.count([["a dog runs"], ["a cat sits"], ["a man stands"], ["a tree grows"]] * 5)
+
+    def test_keeps_the_caption_that_agrees_most_with_the_others(self, captioner, writes):
+        texts = [
+            "a cat sits",
+            "a dog runs",
+            "the dog runs",
+            "a dog runs here",
+            "tree tree",
+            "a man stands",
+            "the man stands",
+            "a man stands here",
+        ]
+        writes(*texts)
+        captions = captioner.caption(PICTURES[:2], consensus=4, document_frequencies=self.FREQUENCIES)
+        assert [caption.text for caption in captions] == ["a dog runs", "a man stands"]
+        writes(*texts)
+        every = captioner.caption(PICTURES[:2], num_return_sequences=4)
+        assert captions[1].score == pytest.approx(every[5].score, abs=1e-4)
+
+    def test_writes_as_many_captions_by_beams_or_by_sampling(self, captioner, writes):
+        for settings, beams in (({}, 3), ({"do_sample": True, "num_beams": 1}, 1)):
+            seen = writes("a", "b", "c")
+            captioner.caption(PICTURES[0], consensus=3, document_frequencies=self.FREQUENCIES, **settings)
+            assert (seen[0]["num_return_sequences"], seen[0]["num_beams"]) == (3, beams)
+
+    def test_and_several_captions_exclude_each_other(self, captioner):
+        with pytest.raises(ValueError, match="consensus keeps one caption: leave num_return_sequences out"):
+            captioner.caption(PICTURES[0], consensus=3, num_return_sequences=2)
+
+    def test_needs_frequencies(self, captioner):
+        with pytest.raises(ConfigError, match=r"There is no document_frequencies\.json beside the checkpoint"):
+            captioner.caption(PICTURES[0], consensus=3)
 
 
 class TestSampling:

@@ -44,6 +44,19 @@ class TestTables:
             write_table(tmp_path / "table", kind, ENTRIES)
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet", "coco"])
+def test_captions_of_several_prompts_keep_them(tmp_path, kind):
+    entries = [ENTRIES[0] | {"prompt": "=What?"}, ENTRIES[1]]
+    write_table(tmp_path / "table", kind, entries)
+    assert read_table(tmp_path / "table", kind) == entries
+
+
+def test_coco_results_have_an_id_for_each_picture(tmp_path):
+    names = ["a/1.jpg", "b/1.jpg", "a/2.jpg", "a/000000000007.jpg", "b/COCO_val2014_000000000008.jpg"]
+    write_table(tmp_path / "r.json", "coco", [ENTRIES[0] | {"image": name} for name in names])
+    assert list(read_results(tmp_path / "r.json")) == ["a/1.jpg", "b/1.jpg", "2.jpg", 7, 8]
+
+
 def test_csv_holds_no_formula(tmp_path):
     write_table(tmp_path / "table.csv", "csv", ENTRIES)
     with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as file:

@@ -9,6 +9,7 @@ from tiny_runs import write_colours
 
 from vlm_caption.captioning.caption_file import CaptionFile
 from vlm_caption.captioning.captioner import Captioner
+from vlm_caption.captioning.consensus import DocumentFrequencies
 from vlm_caption.data import DataError, load_captions
 from vlm_caption.data.collator import CaptionCollator
 from vlm_caption.evaluation import captions as unfinished_captions
@@ -139,6 +140,15 @@ class TestEvaluation:
         assert batches == [0, 2, 4, 6]
         assert "Resuming after 4 captions of 7" in caplog.text
         assert not file.exists()
+
+    def test_keeps_the_consensus_of_several_captions(self, run, monkeypatch):
+        frequencies = DocumentFrequencies.count([["red"], ["blue"]] * 5)
+        monkeypatch.setattr("vlm_caption.captioning.generation.checkpoint_frequencies", lambda checkpoint: frequencies)
+        several = []
+        monkeypatch.setattr(DocumentFrequencies, "choose", lambda self, captions: (several.append(captions), 2)[1])
+        captions = run(consensus=3)
+        assert [len(texts) for texts in several] == [3] * 7
+        assert captions == [texts[2] for texts in several]
 
     def test_without_a_path_nothing_is_kept(self, run, tmp_path, monkeypatch):
         monkeypatch.setattr(CaptionFile, "__init__", lambda *args: pytest.fail("a file was opened"))

@@ -1,12 +1,14 @@
+from .beside import Descriptions, Sidecars, Wording
 from .caption_file import CaptionFile
 from .captioner import Caption, Captioner
 from .checkpoints import DEFAULT_CHECKPOINT, find_checkpoint, find_device
+from .consensus import DocumentFrequencies
 from .generation import Generation, GenerationSettings, generate, score
 from .inputs import find_pictures
 from .job import CaptionJob
 from .nll import caption_nll, sum_nll
 from .tables import read_table, write_table
-from .writers import ErrorLog, OutputFile, Sidecars, StandardOutput, Writer
+from .writers import ErrorLog, OutputFile, StandardOutput, StandardTable, Writer
 
 __all__ = [
     "DEFAULT_CHECKPOINT",
@@ -14,12 +16,16 @@ __all__ = [
     "CaptionFile",
     "CaptionJob",
     "Captioner",
+    "Descriptions",
+    "DocumentFrequencies",
     "ErrorLog",
     "Generation",
     "GenerationSettings",
     "OutputFile",
     "Sidecars",
     "StandardOutput",
+    "StandardTable",
+    "Wording",
     "Writer",
     "caption_nll",
     "find_checkpoint",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from filelock import FileLock, Timeout
 
 from ..core.errors import DataError
-from ..core.text import readable
+from .columns import ALL_COLUMNS, as_entry
 
 if TYPE_CHECKING:
     from .captioner import Caption
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 _START, _NEXT = b'{"image": "', b', "caption": "'
 _IMAGE = re.compile(rb'\{"image": "(?:[^"\\]|\\.)*(?:"(?P<rest>.*)|\\)?', re.DOTALL)
 
-_KEYS = {"image", "caption", "score", "finished", "checkpoint"}
 _LONGEST_LINE = 1 << 24
 
 
@@ -191,17 +190,6 @@ class CaptionFile:
         return DataError(f"{self.path}: captions cannot be kept there ({error.strerror or error}).")
 
 
-def as_entry(caption: "Caption") -> dict[str, Any]:
-    """Returns a caption as the object of a line. Bytes of a file's name that are no text are written as `\\xff`."""
-    return {
-        "image": readable(caption.image),
-        "caption": caption.text,
-        "score": round(caption.score, 4),
-        "finished": caption.finished,
-        "checkpoint": caption.checkpoint,
-    }
-
-
 def as_line(caption: "Caption") -> str:
     """Returns a caption as a line of JSON, in ASCII."""
     return _as_bytes(as_entry(caption)).decode()
@@ -217,7 +205,7 @@ def _read_entry(line: bytes, needed: set[str]) -> dict[str, Any] | None:
         entry = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(entry, dict) or not needed <= entry.keys() <= _KEYS or not line.startswith(_START):
+    if not isinstance(entry, dict) or not needed <= entry.keys() <= ALL_COLUMNS.keys() or not line.startswith(_START):
         return None
     is_score = isinstance(entry.get("score", 0.0), int | float)
     return entry if is_score and isinstance(entry["image"], str) and isinstance(entry["caption"], str) else None

@@ -25,6 +25,7 @@ from ..core.console import first_line_of, quiet_transformers
 from ..core.errors import BackboneError, CheckpointError, ImageError
 from ..images.limits import MAX_BYTES, MAX_PIXELS
 from ..images.opening import ImageSource, describe, open_image
+from ..model.processing_captioner import QUESTION
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.checks import check_checkpoint, check_processor, load_config
 from ..towers.fingerprints import weights_fingerprint
@@ -52,6 +53,7 @@ class Caption:
         finished: Whether the caption came to its end. False if it was cut at the maximum length.
         checkpoint: An identifier of the weights; see `Captioner.checkpoint`. Only jobs of `scripts/caption.py` fill it
             in, because identifying the weights may take as long as reading them.
+        prompt: Which of several prompts or questions the caption is for; empty if there is one for all pictures.
     """
 
     image: str
@@ -59,14 +61,23 @@ class Caption:
     score: float
     finished: bool = True
     checkpoint: str = ""
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """The token ids of a prompt, and its name as in `Caption.prompt`."""
+
+    input_ids: list[int]
+    name: str
 
 
 @dataclass(frozen=True)
 class _Input:
-    """The model's inputs for a picture: its prompt's token ids, and `pixel_values` float [1, 3, H, W]."""
+    """The model's inputs for a picture: its prompts, and `pixel_values` float [1, 3, H, W]."""
 
     image: str
-    input_ids: list[int]
+    prompts: list[_Prompt]
     pixel_values: torch.Tensor
 
 
@@ -84,6 +95,9 @@ class _Limits:
 
 
 _NOT_AS_MANY = "There are not as many questions as inputs: give one for all, or one for each."
+
+# The text for the prompt's `{question}`: one for all pictures; or for each picture one text, or several.
+Question = str | Sequence[str | Sequence[str]] | None
 
 # A picture and its caption; or a picture, a question about it, and the answer.
 Example = tuple[ImageSource, str] | tuple[ImageSource, str, str]
@@ -203,8 +217,8 @@ class Captioner:
         self,
         images: ImageSource | Iterable[ImageSource],
         *,
-        prompt: str = "",
-        question: str | Sequence[str] | None = None,
+        prompt: str | Sequence[str] = "",
+        question: Question = None,
         examples: Sequence[Example] = (),
         batch_size: int = 8,
         max_pixels: int = MAX_PIXELS,
@@ -216,8 +230,10 @@ class Captioner:
         Args:
             images: What `open_image` takes, or an iterable of such, which is read only as far as needed.
             prompt: The text around the picture, which the caption continues; by default the prompt of training. The
-                picture takes the place of `<image>`, or stands in front.
-            question: The text for the prompt's `{question}`: one for all pictures, or one for each.
+                picture takes the place of `<image>`, or stands in front. With several, each picture gets a caption for
+                each of them, and goes through the vision tower once.
+            question: The text for the prompt's `{question}`: one for all pictures, or a sequence with an entry for
+                each, which is a text, or several texts that are asked one after the other.
             examples: Pictures with their captions that the model sees before each picture ("few-shot"); if the prompt
                 asks a question, pictures with a question and an answer.
             batch_size: The number of pictures at a time.
@@ -225,11 +241,11 @@ class Captioner:
             max_bytes: The largest file in bytes; see `open_image`.
             **generation: What transformers' `generate` takes, such as `num_beams`, `max_new_tokens`, `do_sample` and
                 `num_return_sequences`, in place of the checkpoint's `generation_config.json`; and `stop`, `ban`,
-                `max_words` and `seed` of [`GenerationSettings`].
+                `max_words`, `seed`, `consensus` and `document_frequencies` of [`GenerationSettings`].
 
         Yields:
             A picture's caption, or the ImageError that says why it has none. With `num_return_sequences`, that many
-            captions for each picture, one after the other.
+            captions for each picture, one after the other; with several prompts or questions, so for each of them.
 
         Raises:
             ImageError: An example's picture cannot be opened.
@@ -252,8 +268,8 @@ class Captioner:
         self,
         batches: Iterable[Sequence[ImageSource]],
         *,
-        prompt: str = "",
-        question: str | Sequence[str] | None = None,
+        prompt: str | Sequence[str] = "",
+        question: Question = None,
         examples: Sequence[Example] = (),
         max_pixels: int = MAX_PIXELS,
         max_bytes: int = MAX_BYTES,
@@ -295,8 +311,8 @@ class Captioner:
         self,
         vectors: "Vectors | torch.Tensor | np.ndarray",
         *,
-        prompt: str = "",
-        question: str | Sequence[str] | None = None,
+        prompt: str | Sequence[str] = "",
+        question: Question = None,
         batch_size: int = 8,
         **generation: Any,
     ) -> Iterator[Caption]:
@@ -310,7 +326,7 @@ class Captioner:
             **generation: See [`caption_each`].
 
         Yields:
-            An input's caption, or several with `num_return_sequences`; its `image` is the row's name.
+            An input's caption, or several as by `caption_each`; its `image` is the row's name.
 
         Raises:
             ValueError: A setting is out of range, the prompt is wrong or lacks its question, the captioner was made
@@ -345,7 +361,7 @@ class Captioner:
     def _caption_rows(
         self,
         vectors: "Vectors | torch.Tensor",
-        prompts: Iterable[list[int]],
+        prompts: Iterable[list[_Prompt]],
         batch_size: int,
         settings: GenerationSettings,
     ) -> Iterator[Caption]:
@@ -353,21 +369,33 @@ class Captioner:
             raise ValueError(_NOT_AS_MANY)
         pairs = zip(range(len(vectors)), prompts, strict=False)
         for batch in _batched(pairs, batch_size):
-            rows, input_ids = zip(*batch, strict=True)
+            rows, asked = zip(*batch, strict=True)
             names = [vectors.name(row) if is_vectors_file(vectors) else str(row) for row in rows]
-            yield from _flatten(self._generate(names, input_ids, vectors[rows[0] : rows[-1] + 1], settings))
+            yield from _flatten(self._generate(names, asked, vectors[rows[0] : rows[-1] + 1], settings))
 
     def _encode_prompts(
         self,
-        prompt: str,
-        question: str | Sequence[str] | None,
+        prompt: str | Sequence[str],
+        question: Question,
         examples: Sequence[tuple[str | None, str]] = (),
-    ) -> Iterable[list[int]]:
-        """Returns the token ids of each prompt: one prompt for each question, or the same one without end."""
+    ) -> Iterable[list[_Prompt]]:
+        """Returns the prompts of each input: a list for each entry of `question`, or the same list without end."""
         one_for_all = question is None or isinstance(question, str)
-        questions = cast(Sequence[str | None], [question] if one_for_all else question)
-        head, tails = self.processor.encode_prompts(questions, prompt, examples)
-        prompts = [head + tail for tail in tails]
+        entries = cast(Sequence[Any], [question] if one_for_all else question)
+        asked: list[list[str | None]] = [list(e) if isinstance(e, (list, tuple)) else [e] for e in entries]
+        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not texts or not all(asked):
+            raise ValueError("Give at least one prompt, and at least one question for each input.")
+        prompts: list[list[_Prompt]] = [[] for _ in asked]
+        for text in texts:
+            is_asking = len(texts) == 1 or QUESTION in (text or self.processor.prompt)
+            parts: list[list[str | None]] = asked if is_asking else [[None] for _ in asked]
+            head, tails = self.processor.encode_prompts([words for part in parts for words in part], text, examples)
+            left = iter(tails)
+            for part, own in zip(parts, prompts, strict=True):
+                for words in part:
+                    name = "" if one_for_all else words or ""
+                    own.append(_Prompt(head + next(left), text.replace(QUESTION, words or "") if texts[1:] else name))
         return itertools.repeat(prompts[0]) if one_for_all else prompts
 
     @torch.inference_mode()
@@ -381,28 +409,28 @@ class Captioner:
     def _caption_batches(
         self,
         batches: Iterable[Sequence[ImageSource]],
-        prompts: Iterable[list[int]],
+        prompts: Iterable[list[_Prompt]],
         shown: torch.Tensor | None,
         limits: _Limits,
         settings: GenerationSettings,
     ) -> Iterator[list[list[Caption] | ImageError]]:
         left = iter(prompts)
         for batch in batches:
-            input_ids = list(itertools.islice(left, len(batch)))
-            if len(input_ids) < len(batch):
+            asked = list(itertools.islice(left, len(batch)))
+            if len(asked) < len(batch):
                 raise ValueError(_NOT_AS_MANY)
-            entries = [self._prepare(source, ids, limits) for source, ids in zip(batch, input_ids, strict=True)]
+            entries = [self._prepare(source, own, limits) for source, own in zip(batch, asked, strict=True)]
             inputs = [entry for entry in entries if isinstance(entry, _Input)]
             captions = iter(self._encode_and_generate(inputs, shown, settings) if inputs else [])
             yield [next(captions) if isinstance(entry, _Input) else entry for entry in entries]
         if not isinstance(prompts, itertools.repeat) and next(left, None) is not None:
             raise ValueError(_NOT_AS_MANY)
 
-    def _prepare(self, source: ImageSource, input_ids: list[int], limits: _Limits) -> _Input | ImageError:
+    def _prepare(self, source: ImageSource, prompts: list[_Prompt], limits: _Limits) -> _Input | ImageError:
         # One picture at a time, so that only one is held in full size.
         try:
             image = open_image(source, limits.max_pixels, limits.max_bytes)
-            return _Input(describe(source), input_ids, self._pixels(image))
+            return _Input(describe(source), prompts, self._pixels(image))
         except ImageError as error:
             return error.detached()
         except OSError as error:  # the disk or the network fails while the file is read
@@ -439,14 +467,14 @@ class Captioner:
         if shown is not None:  # before each picture: [B · (K + 1), N, D_vision]
             features = torch.cat([shown.expand(len(features), *shown.shape), features[:, None]], dim=1).flatten(0, 1)
         return self._generate(
-            [entry.image for entry in inputs], [entry.input_ids for entry in inputs], features, settings
+            [entry.image for entry in inputs], [entry.prompts for entry in inputs], features, settings
         )
 
     @torch.inference_mode()
     def _generate(
         self,
         names: list[str],
-        input_ids: Sequence[list[int]],
+        prompts: Sequence[list[_Prompt]],
         features: torch.Tensor,
         settings: GenerationSettings,
     ) -> list[list[Caption]]:
@@ -454,17 +482,18 @@ class Captioner:
         if settings.seed is not None:  # each batch has its own seed, and keeps it when a job resumes
             seed = zlib.crc32(names[0].encode("utf-8", "surrogatepass"), settings.seed)
             settings = replace(settings, seed=seed)
-        written = generate(self.model, self.processor, input_ids, {"image_features": features}, settings)
-        count = len(written.texts) // len(names)
-        by_input = features.unflatten(0, (len(names), -1))  # [B, K + 1, N, D_vision]
-        scores = score(self.model, written, by_input.repeat_interleave(count, dim=0).flatten(0, 1))
-        captions = [
-            Caption(name, text, value, finished)
-            for name, text, value, finished in zip(
-                (name for name in names for _ in range(count)), written.texts, scores, written.finished, strict=True
-            )
-        ]
-        return [captions[start : start + count] for start in range(0, len(captions), count)]
+        rows = [(place, prompt) for place, own in enumerate(prompts) for prompt in own]
+        places = torch.tensor([place for place, _ in rows], device=features.device)
+        by_row = features.unflatten(0, (len(names), -1))[places]  # [R, K + 1, N, D_vision]
+        images = {"image_features": by_row.flatten(0, 1)}
+        written = generate(self.model, self.processor, [prompt.input_ids for _, prompt in rows], images, settings)
+        count = len(written.texts) // len(rows)
+        scores = score(self.model, written, by_row.repeat_interleave(count, dim=0).flatten(0, 1))
+        captions: list[list[Caption]] = [[] for _ in names]
+        for number, (place, prompt) in enumerate(row for row in rows for _ in range(count)):
+            text, finished = written.texts[number], written.finished[number]
+            captions[place].append(Caption(names[place], text, scores[number], finished, prompt=prompt.name))
+        return captions
 
 
 def _check_batch_size(batch_size: int) -> None:

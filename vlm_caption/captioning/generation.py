@@ -13,8 +13,10 @@ from ..model.loss import IGNORE_INDEX
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.composition import MAX_NEW_TOKENS
 from ..towers.processor import CaptionerProcessor
+from .consensus import DocumentFrequencies, checkpoint_frequencies
 
-_AT_LEAST_1 = ("num_beams", "max_new_tokens", "num_return_sequences", "max_words")
+_AT_LEAST_1 = ("num_beams", "max_new_tokens", "num_return_sequences", "max_words", "consensus")
+_OWN = ("stop", "ban", "max_words", "seed", "consensus", "document_frequencies")
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,9 @@ class GenerationSettings:
         ban: Words that are never written, as the tokenizer spells them inside a caption and at its beginning.
         max_words: The maximum number of words in a caption. The rest is cut off.
         seed: Makes sampling reproducible. By default torch's global generator is used.
+        consensus: Write this many captions, by beam search or sampling, and keep the one that agrees most with the
+            others; see [`DocumentFrequencies`].
+        document_frequencies: What a consensus takes for frequent words, by default what is beside the checkpoint.
 
     Raises:
         ValueError: A setting is out of range.
@@ -37,12 +42,16 @@ class GenerationSettings:
     ban: tuple[str, ...] = ()
     max_words: int | None = None
     seed: int | None = None
+    consensus: int | None = None
+    document_frequencies: DocumentFrequencies | None = None
 
     def __post_init__(self) -> None:
         for name in _AT_LEAST_1:
-            value = self.max_words if name == "max_words" else self.generate.get(name)
+            value = getattr(self, name) if name in _OWN else self.generate.get(name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
+        if self.consensus is not None and self.generate.get("num_return_sequences", 1) > 1:
+            raise ValueError("consensus keeps one caption: leave num_return_sequences out.")
         if not all(text.strip() for text in (*self.stop, *self.ban)):
             raise ValueError("stop and ban take texts with at least one visible character.")
 
@@ -55,7 +64,7 @@ class GenerationSettings:
                 `ban` are a text or several.
         """
         given = {name: value for name, value in arguments.items() if value is not None}
-        own = {name: given.pop(name) for name in ("stop", "ban", "max_words", "seed") if name in given}
+        own = {name: given.pop(name) for name in _OWN if name in given}
         for name in ("stop", "ban"):
             if name in own:
                 own[name] = (own[name],) if isinstance(own[name], str) else tuple(own[name])
@@ -104,9 +113,18 @@ def generate(
 
     Returns:
         One caption for each prompt; with `num_return_sequences`, that many for each prompt, one after the other.
+
+    Raises:
+        ValueError: The settings do not go together.
+        ConfigError, DataError: The checkpoint has no document frequencies for a consensus.
     """
     inputs = processor.tokenizer.pad({"input_ids": list(prompts)}, return_tensors="pt").to(model.device)  # on the left
     arguments = _complete(model, processor, settings)
+    frequencies = settings.document_frequencies
+    if settings.consensus is None:
+        frequencies = None
+    elif frequencies is None:
+        frequencies = checkpoint_frequencies(model.name_or_path or "")
     with _seeded(model.device, settings.seed):
         token_ids = model.generate(inputs["input_ids"], attention_mask=inputs["attention_mask"], **images, **arguments)
     mask = inputs["attention_mask"].repeat_interleave(len(token_ids) // len(prompts), dim=0)
@@ -125,7 +143,22 @@ def generate(
         if cut := _cut(texts[row], settings):
             texts[row], finished[row] = cut
             is_caption[row, _first(starts, lambda start: _cut(start, settings) is not None) :] = False
-    return Generation(token_ids, mask, is_caption, [" ".join(text.split()) for text in texts], finished)
+    written = Generation(token_ids, mask, is_caption, [" ".join(text.split()) for text in texts], finished)
+    return written if frequencies is None else _agree(written, len(prompts), frequencies)
+
+
+def _agree(written: Generation, num_prompts: int, frequencies: DocumentFrequencies) -> Generation:
+    """Returns one caption for each prompt: the one that agrees most with the others of that prompt."""
+    count = len(written.texts) // num_prompts
+    starts = range(0, len(written.texts), count)
+    rows = [start + frequencies.choose(written.texts[start : start + count]) for start in starts]
+    return Generation(
+        written.token_ids[rows],
+        written.prompt_mask[rows],
+        written.is_caption[rows],
+        [written.texts[row] for row in rows],
+        [written.finished[row] for row in rows],
+    )
 
 
 def score(
@@ -217,6 +250,8 @@ def _complete(
     own = arguments.get("generation_config") or model.generation_config
     if own is model.generation_config:
         arguments.setdefault("num_return_sequences", 1)
+    if settings.consensus is not None:
+        arguments["num_return_sequences"] = settings.consensus
     count = arguments.get("num_return_sequences", own.num_return_sequences or 1)
     beams = arguments.get("num_beams", own.num_beams or 1)
     if count > beams and not arguments.get("do_sample", own.do_sample):

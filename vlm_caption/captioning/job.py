@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ImageError
@@ -19,8 +19,9 @@ Result = list[Caption] | ImageError
 class CaptionJob:
     """The pictures, or rows of vectors, to caption, and where their captions go.
 
-    The members of a batch are fixed, and its captions are written together. A job that was killed and is repeated
-    therefore captions the same batches, and ends with the same captions.
+    The members of a batch are fixed. What is drawn at random with a seed depends on all of them, so a job that was
+    killed and is repeated with the same seed captions whole batches, and writes those captions that are missing. It
+    ends with the same captions.
 
     Args:
         inputs: The pictures, or the vectors.
@@ -46,7 +47,8 @@ class CaptionJob:
         Args:
             captioner: The captioner.
             on_error: Gets the error of each input that has no caption.
-            **settings: Arguments of `caption_each`.
+            **settings: Arguments of `caption_each`. A `question` with an entry for each input has one for all inputs,
+                also for those that have their captions already.
 
         Raises:
             DataError: Captions cannot be written.
@@ -56,12 +58,17 @@ class CaptionJob:
         for writer in self.writers:
             if isinstance(writer, OutputFile):
                 writer.check_checkpoint(checkpoint)
-        for results in self._results(captioner, settings):
-            results = list(map(_refuse_empty, results))
+        batches = self._batches(whole=settings.get("seed") is not None)
+        if isinstance(settings.get("question"), list):
+            settings["question"] = [settings["question"][row] for rows in batches for row in rows]
+        left = set(self._left)
+        for rows, batch in zip(batches, self._results(captioner, batches, settings), strict=True):
+            results = [_refuse_empty(result) for row, result in zip(rows, batch, strict=True) if row in left]
             written = [caption for result in results if not isinstance(result, ImageError) for caption in result]
             captions = [replace(caption, checkpoint=checkpoint) for caption in written]
             for writer in self.writers:
-                writer.add([caption for caption in captions if not writer.has(caption.image)])
+                for error in writer.add([caption for caption in captions if not writer.has(caption.image)]):
+                    on_error(error)
             for result in results:
                 if isinstance(result, ImageError):
                     on_error(result)
@@ -82,19 +89,31 @@ class CaptionJob:
             return map(self.inputs.name, range(len(self.inputs)))
         return map(describe, self.inputs)
 
-    def _results(self, captioner: Captioner, settings: dict[str, Any]) -> Iterator[list[Result]]:
+    def _batches(self, whole: bool) -> list[list[int]]:
+        """Returns the rows of each batch that is not done.
+
+        Args:
+            whole: Whether a batch keeps its members that have their captions.
+        """
         batches: dict[int, list[int]] = {}
         for row in self._left:
             batches.setdefault(row // self.batch_size, []).append(row)
+        if not whole:
+            return list(batches.values())
+        starts = [number * self.batch_size for number in batches]
+        return [list(range(start, min(start + self.batch_size, len(self.inputs)))) for start in starts]
+
+    def _results(
+        self, captioner: Captioner, batches: list[list[int]], settings: dict[str, Any]
+    ) -> Iterator[list[Result]]:
         if is_vectors_file(self.inputs):
-            names = [self.inputs.name(row) for row in self._left]
+            names = [self.inputs.name(row) for rows in batches for row in rows]
             captions = captioner.caption_vectors(self.inputs.select(names), batch_size=self.batch_size, **settings)
-            own = captioner.model.generation_config.num_return_sequences
-            count = settings.get("num_return_sequences") or own or 1
-            for batch in batches.values():
-                yield [list(islice(captions, count)) for _ in batch]
+            of_each = (list(group) for _, group in groupby(captions, key=lambda caption: caption.image))
+            for rows in batches:
+                yield list(islice(of_each, len(rows)))
             return
-        pictures = ([self.inputs[row] for row in rows] for rows in batches.values())
+        pictures = ([self.inputs[row] for row in rows] for rows in batches)
         yield from captioner.caption_batches(pictures, **settings)
 
 

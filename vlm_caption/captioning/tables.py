@@ -4,20 +4,18 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import DataError
 from ..core.files import write_bytes
 from ..core.text import defuse_formula
-
-COLUMNS = ("image", "caption", "score", "finished", "checkpoint")
+from .columns import ALL_COLUMNS, COLUMNS, OPTIONAL_COLUMNS, Entry, are_columns, columns_of
 
 # COCO's image ids are the numbers in its file names.
 _COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})\.jpg")
-
-Entry = dict[str, Any]
 
 
 def read_table(path: Path, kind: str) -> list[Entry]:
@@ -28,7 +26,7 @@ def read_table(path: Path, kind: str) -> list[Entry]:
         kind: "csv", "parquet" or "coco".
 
     Returns:
-        Objects with the keys `COLUMNS`; none if there is no such file, or an empty one.
+        Objects with the keys of `columns.py`; none if there is no such file, or an empty one.
 
     Raises:
         DataError: The file holds something else, or cannot be read.
@@ -51,45 +49,66 @@ def write_table(path: Path, kind: str, entries: Sequence[Entry]) -> None:
     Args:
         path: The file.
         kind: "csv", "parquet" or "coco".
-        entries: Objects with the keys `COLUMNS`.
+        entries: Objects with the keys of `columns.py`.
 
     Raises:
         DataError: The file cannot be written.
     """
     try:
-        write_bytes(path, _WRITERS[kind](entries))
+        write_bytes(path, encode_table(kind, entries))
     except OSError as error:
         raise DataError(f"{path}: captions cannot be written there ({error.strerror or error})") from error
 
 
-def csv_lines(entries: Sequence[Entry], head: bool = False) -> str:
+def encode_table(kind: str, entries: Sequence[Entry]) -> bytes:
+    """Returns the content of the file that `write_table` writes."""
+    return _WRITERS[kind](entries)
+
+
+def csv_lines(entries: Iterable[Entry], columns: Iterable[str]) -> str:
     """Returns captions as lines of CSV (RFC 4180). Cells that look like formulas are defused."""
     file = io.StringIO()
-    writer = csv.writer(file)
-    if head:
-        writer.writerow(COLUMNS)
-    for entry in entries:
-        image, caption, score, finished, checkpoint = (entry.get(column, "") for column in COLUMNS)
-        is_finished = str(finished).lower()
-        writer.writerow([defuse_formula(image), defuse_formula(caption), score, is_finished, checkpoint])
+    csv.writer(file).writerows([_as_cell(entry.get(column, "")) for column in columns] for entry in entries)
     return file.getvalue()
+
+
+def csv_head(columns: Iterable[str]) -> str:
+    """Returns the first line of a CSV file, which names the columns."""
+    return csv_lines([{column: column for column in columns}], columns)
+
+
+def _as_cell(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return defuse_formula(value) if isinstance(value, str) else value
+
+
+def _from_cell(cell: str, kind: type) -> Any:
+    if kind is bool:
+        return {"true": True, "false": False}[cell]
+    if kind is str:
+        return cell[1:] if defuse_formula(cell[1:]) == cell else cell
+    return kind(cell)
 
 
 def _read_csv(content: bytes) -> list[Entry]:
     rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
-    if tuple(next(rows)) != COLUMNS:
+    names = next(rows)
+    if not are_columns(names):
         raise ValueError("other columns")
-    entries = []
-    for row in rows:
-        image, caption, score, finished, checkpoint = row
-        image, caption = (cell[1:] if defuse_formula(cell[1:]) == cell else cell for cell in (image, caption))
-        is_finished = {"true": True, "false": False}[finished]
-        entries.append(dict(zip(COLUMNS, (image, caption, float(score), is_finished, checkpoint), strict=True)))
-    return entries
+    return [
+        {
+            name: _from_cell(cell, kind)
+            for name, kind, cell in zip(names, map(ALL_COLUMNS.__getitem__, names), row, strict=True)
+            if cell or name not in OPTIONAL_COLUMNS
+        }
+        for row in rows
+    ]
 
 
 def _write_csv(entries: Sequence[Entry]) -> bytes:
-    return csv_lines(entries, head=True).encode()
+    columns = columns_of(entries)
+    return (csv_head(columns) + csv_lines(entries, columns)).encode()
 
 
 def _read_parquet(content: bytes) -> list[Entry]:
@@ -97,19 +116,22 @@ def _read_parquet(content: bytes) -> list[Entry]:
     import pyarrow.parquet as pq
 
     table = pq.read_table(pa.BufferReader(content))
-    if tuple(table.column_names) != COLUMNS:
+    if not are_columns(table.column_names):
         raise ValueError("other columns")
-    return table.to_pylist()
+    return [
+        {name: value for name, value in row.items() if value is not None or name not in OPTIONAL_COLUMNS}
+        for row in table.to_pylist()
+    ]
 
 
 def _write_parquet(entries: Sequence[Entry]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = (pa.string(), pa.string(), pa.float64(), pa.bool_(), pa.string())
-    table = pa.Table.from_pylist(list(entries), schema=pa.schema(list(zip(COLUMNS, types, strict=True))))
+    types: dict[type, pa.DataType] = {str: pa.string(), float: pa.float64(), bool: pa.bool_()}
+    schema = pa.schema([(name, types[kind]) for name, kind in columns_of(entries).items()])
     file = io.BytesIO()
-    pq.write_table(table, file)
+    pq.write_table(pa.Table.from_pylist(list(entries), schema=schema), file)
     return file.getvalue()
 
 
@@ -117,16 +139,21 @@ def _read_coco(content: bytes) -> list[Entry]:
     entries = json.loads(content)
     if not isinstance(entries, list) or not all(isinstance(entry["image"], str) for entry in entries):
         raise ValueError("other entries")
-    return [{column: entry[column] for column in COLUMNS} for entry in entries]
+    return [{name: entry[name] for name in ALL_COLUMNS if name in entry or name in COLUMNS} for entry in entries]
 
 
 def _write_coco(entries: Sequence[Entry]) -> bytes:
-    """Writes COCO's results. Keys besides `image_id` and `caption` are ignored by the readers of the format."""
+    """Writes COCO's results. Keys besides `image_id` and `caption` are ignored by the readers of the format.
+
+    An image's id is COCO's number, or else the file's name, or the whole path where names are not unique.
+    """
+    names = [Path(entry["image"]).name for entry in entries]
+    times = Counter(names)
     results = []
-    for entry in entries:
-        name = Path(entry["image"]).name
+    for entry, name in zip(entries, names, strict=True):
         match = _COCO_NAME.fullmatch(name)
-        results.append({"image_id": int(match[1]) if match else name, **entry})
+        image_id = name if times[name] == 1 else entry["image"]
+        results.append({"image_id": int(match[1]) if match and times[name] == 1 else image_id, **entry})
     return json.dumps(results, indent=0).encode() + b"\n"
 
 

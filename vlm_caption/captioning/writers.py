@@ -1,20 +1,20 @@
-"""Writes captions to standard output, to a file, or to a text file beside each picture."""
+"""Writes captions to standard output or to a file; `beside.py` writes them to where each picture is."""
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, BinaryIO, Protocol, TextIO
 
 from ..core import outputs
 from ..core.console import printable
 from ..core.errors import DataError, ImageError
-from ..core.files import exists, write_text
+from ..core.files import remove_partials
 from ..core.text import readable
-from .caption_file import CaptionFile, as_entry, as_line
+from .caption_file import CaptionFile, as_line
+from .columns import COLUMNS, Entry, as_entry
 from .places import place_of
-from .tables import csv_lines, read_table, write_table
+from .tables import csv_head, csv_lines, encode_table, read_table, write_table
 
 if TYPE_CHECKING:
     from .captioner import Caption
@@ -41,8 +41,11 @@ class Writer(Protocol):
             name: The name as in `Caption.image`.
         """
 
-    def add(self, captions: "Sequence[Caption]") -> None:
+    def add(self, captions: "Sequence[Caption]") -> list[ImageError]:
         """Writes the captions of a batch.
+
+        Returns:
+            The errors of the pictures whose captions have no place because of what these pictures are.
 
         Raises:
             DataError: They cannot be written.
@@ -65,21 +68,26 @@ class StandardOutput:
     Args:
         output_format: "text", "json" or "csv".
         named: Whether each line of text begins with the picture's name.
+        columns: The columns of "csv".
         file: The stream to print to, by default standard output.
     """
 
-    def __init__(self, output_format: str, named: bool, file: TextIO | None = None) -> None:
-        self.format, self.named, self.file = output_format, named, file or sys.stdout
+    resumes = False
+
+    def __init__(
+        self, output_format: str, named: bool, columns: Sequence[str] = tuple(COLUMNS), file: TextIO | None = None
+    ) -> None:
+        self.format, self.named, self.columns, self.file = output_format, named, columns, file or sys.stdout
         self.needs_checkpoint = output_format != "text"
-        self.resumes = False
         if output_format == "csv":
-            print(csv_lines([], head=True), end="", file=self.file, flush=True)
+            self._print(csv_head(columns))
 
     def has(self, name: str) -> bool:
         return False
 
-    def add(self, captions: "Sequence[Caption]") -> None:
-        print("".join(map(self._line, captions)), end="", file=self.file, flush=True)
+    def add(self, captions: "Sequence[Caption]") -> list[ImageError]:
+        self._print("".join(map(self._line, captions)))
+        return []
 
     def finish(self) -> None:
         pass
@@ -91,9 +99,42 @@ class StandardOutput:
         if self.format == "json":
             return as_line(caption)
         if self.format == "csv":
-            return csv_lines([as_entry(caption)])
+            return csv_lines([as_entry(caption)], self.columns)
         text = f"{readable(caption.image)}: {caption.text}" if self.named else caption.text
         return printable(text) + "\n"
+
+    def _print(self, text: str) -> None:
+        print(text, end="", file=self.file, flush=True)
+
+
+class StandardTable:
+    """Writes a table to standard output once it is complete, for the formats that cannot be written line by line.
+
+    Args:
+        output_format: "parquet" or "coco".
+        file: The stream to write to, by default standard output.
+    """
+
+    needs_checkpoint = True
+    resumes = False
+
+    def __init__(self, output_format: str, file: BinaryIO | None = None) -> None:
+        self.format, self.file = output_format, file or sys.stdout.buffer
+        self.entries: list[Entry] = []
+
+    def has(self, name: str) -> bool:
+        return False
+
+    def add(self, captions: "Sequence[Caption]") -> list[ImageError]:
+        self.entries.extend(map(as_entry, captions))
+        return []
+
+    def finish(self) -> None:
+        self.file.write(encode_table(self.format, self.entries))
+        self.file.flush()
+
+    def close(self) -> None:
+        pass
 
 
 class OutputFile:
@@ -104,6 +145,8 @@ class OutputFile:
     Args:
         path: The file.
         output_format: "json", "csv", "parquet" or "coco".
+        captions_each: How many captions a picture gets. If a kill left the last picture with fewer, these are removed,
+            and the picture is captioned again.
 
     Raises:
         DataError: The file holds something else, or cannot be read or written.
@@ -112,11 +155,13 @@ class OutputFile:
     needs_checkpoint = True
     resumes = True
 
-    def __init__(self, path: Path, output_format: str) -> None:
+    def __init__(self, path: Path, output_format: str, captions_each: int = 1) -> None:
         self.path, self.format = path, output_format
         self._is_table = output_format in TABLE_FORMATS
         self.file = CaptionFile(path.with_name(f".{path.name}.unfinished.jsonl") if self._is_table else path)
+        self._remove_incomplete(captions_each)
         try:  # with the file locked: another process may have been writing the table
+            remove_partials([path])
             self.before = read_table(path, output_format) if self._is_table else []
         except DataError:
             self.close()
@@ -140,8 +185,9 @@ class OutputFile:
                 f"is {checkpoint}): name another file."
             )
 
-    def add(self, captions: "Sequence[Caption]") -> None:
+    def add(self, captions: "Sequence[Caption]") -> list[ImageError]:
         self.file.add(*captions)
+        return []
 
     def finish(self) -> None:
         if self._is_table:
@@ -150,73 +196,15 @@ class OutputFile:
             write_table(self.path, self.format, [*self.before, *new])
             self.file.remove()
 
+    def _remove_incomplete(self, captions_each: int) -> None:
+        images = [entry["image"] for entry in self.file.entries[-captions_each:]]
+        if images and (last := images.count(images[-1])) < captions_each:
+            self.file.keep(len(self.file.entries) - last)
+
     def close(self) -> None:
         if self._is_table and not self.file.entries:
             self.file.remove()
         self.file.close()
-
-
-class Sidecars:
-    """Writes NAME.txt beside each picture. By default a picture that has such a file is not captioned.
-
-    Args:
-        prefix: A text before each caption.
-        suffix: A text after each caption.
-        append: Whether to add captions to existing files, on lines of their own.
-        overwrite: Whether to replace existing files.
-    """
-
-    needs_checkpoint = False
-
-    def __init__(self, prefix: str = "", suffix: str = "", append: bool = False, overwrite: bool = False) -> None:
-        self.prefix, self.suffix, self.append, self.overwrite = prefix, suffix, append, overwrite
-        self.resumes = not (append or overwrite)
-
-    def has(self, name: str) -> bool:
-        return self.resumes and exists(_sidecar(name))
-
-    def add(self, captions: "Sequence[Caption]") -> None:
-        texts: dict[Path, str] = {}
-        for caption in captions:
-            path = _sidecar(caption.image)
-            texts[path] = texts.get(path, "") + f"{self.prefix}{caption.text}{self.suffix}\n"
-        for path, text in texts.items():
-            try:
-                before = path.read_text(encoding="utf-8", errors="surrogateescape") if self.append else ""
-            except FileNotFoundError:
-                before = ""
-            except OSError as error:
-                raise DataError(f"{path}: the caption cannot be added ({error.strerror or error})") from error
-            try:
-                separator = "\n" if before and not before.endswith("\n") else ""
-                write_text(path, before + separator + text, errors="surrogateescape")
-            except OSError as error:
-                raise DataError(f"{path}: the caption cannot be written ({error.strerror or error})") from error
-
-    def finish(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-def check_sidecars(names: Sequence[str]) -> dict[str, ImageError]:
-    """Returns the errors of the pictures that cannot have a text file of their own beside them, by name."""
-    errors: dict[str, ImageError] = {}
-    owners: dict[Path, str] = {}
-    for name in names:
-        path = _sidecar(os.path.abspath(name))  # noqa: PTH100 - links are kept
-        if not exists(name):
-            errors[name] = ImageError(name, "there is no file on this computer to write a caption beside")
-        elif not os.access(path.parent, os.W_OK):
-            errors[name] = ImageError(name, f"{path.name} cannot be written beside it: the folder is read-only")
-        elif (owner := owners.setdefault(path, name)) != name:
-            errors[name] = ImageError(name, f"{path.name} is for the caption of {owner}: rename one of the two")
-    return errors
-
-
-def _sidecar(name: str) -> Path:
-    return Path(name).with_suffix(".txt")
 
 
 class ErrorLog:

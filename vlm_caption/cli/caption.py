@@ -8,17 +8,18 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO
 
+from ..captioning.beside import Descriptions, Sidecars, Wording
 from ..captioning.checkpoints import DEFAULT_CHECKPOINT, find_checkpoint
+from ..captioning.columns import COLUMNS, columns_of
 from ..captioning.writers import (
     FORMATS,
     ErrorLog,
     OutputFile,
-    Sidecars,
     StandardOutput,
+    StandardTable,
     Writer,
-    check_sidecars,
     job_outputs,
 )
 from ..core.console import (
@@ -38,8 +39,11 @@ from ..images.limits import MAX_BYTES, MAX_PIXELS
 
 if TYPE_CHECKING:
     from ..captioning.captioner import Captioner
+    from ..config.run_config import RunConfig
     from ..data.vectors import Vectors
     from ..images.opening import ImageSource
+
+_STDOUT = Path("-")
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -76,8 +80,10 @@ def main(argv: list[str] | None, prog: str) -> int:
 
 def _caption(parser: ArgumentParser, arguments: argparse.Namespace, stack: ExitStack, stderr: TextIO) -> int:
     errors: list[ImageError] = []
-    inputs = _find_inputs(parser, arguments, errors.append)
-    check_outputs(job_outputs(arguments.output, arguments.format, arguments.bad_images), _paths(inputs, arguments))
+    config = _load_config(arguments)
+    inputs, questions = _find_inputs(parser, arguments, config, errors.append)
+    kept = arguments.output if _keeps(arguments) else None
+    check_outputs(job_outputs(kept, arguments.format, arguments.bad_images), _paths(inputs, arguments))
     log = ErrorLog(arguments.bad_images)
 
     def refuse(error: ImageError) -> None:
@@ -90,23 +96,26 @@ def _caption(parser: ArgumentParser, arguments: argparse.Namespace, stack: ExitS
         log.add(error)
     if not len(inputs):
         return 1
-    if arguments.features is None and _all_missing(cast(list[Any], inputs), refuse):
+    if isinstance(inputs, list) and _all_missing(inputs, refuse):
         return 1
-    may_be_done = arguments.sidecars or (arguments.output is not None and exists(arguments.output))
+    may_be_done = arguments.sidecars or arguments.xmp or (kept is not None and exists(kept))
     if not may_be_done and not is_hub_id(str(arguments.checkpoint)):
         find_checkpoint(arguments.checkpoint)  # before the slow imports; a job that is done needs no checkpoint
     with loading("PyTorch and transformers"):
         from ..captioning.job import CaptionJob
-    writers = _writers(arguments, stack, named=len(inputs) > 1 or len(arguments.images) > 1)
+    writers = _writers(arguments, named=len(inputs) > 1 or len(arguments.images) > 1, has_prompts=bool(questions))
+    for writer in writers:
+        stack.callback(writer.close)
     job = CaptionJob(inputs, writers, arguments.batch_size)
     if job.num_done:
-        holder = f"{arguments.output} has" if arguments.output else "the files beside the pictures have"
+        beside = "the pictures have" if arguments.xmp else "the files beside the pictures have"
+        holder = beside if kept is None else f"{kept} has"
         parser.complain(f"{holder} {job.num_done} of these captions", stderr)
     if job.num_left:
         captioner = _load(arguments)
         stack.enter_context(quiet_transformers())
-        steps = job.run(captioner, refuse, **_settings(captioner, arguments))
-        if not isinstance(writers[0], StandardOutput):
+        steps = job.run(captioner, refuse, **_settings(captioner, arguments, config, inputs, questions))
+        if not any(isinstance(writer, StandardOutput) for writer in writers):
             steps = progress(steps, job.num_left, "captions", stderr)
         for _ in steps:
             pass
@@ -138,106 +147,215 @@ def _all_missing(pictures: "list[Any]", refuse: Callable[[ImageError], None]) ->
     return True
 
 
+def _load_config(arguments: argparse.Namespace) -> "RunConfig | None":
+    if arguments.config is None:
+        return None
+    from ..config.run_config import RunConfig
+
+    return RunConfig.load(arguments.config)
+
+
 def _find_inputs(
-    parser: ArgumentParser, arguments: argparse.Namespace, on_error: Callable[[ImageError], None]
-) -> "Sequence[ImageSource] | Vectors":
+    parser: ArgumentParser,
+    arguments: argparse.Namespace,
+    config: "RunConfig | None",
+    on_error: Callable[[ImageError], None],
+) -> "tuple[list[ImageSource] | Vectors, list[list[str]]]":
+    """Returns the pictures or vectors to caption, and the questions about each if a corpus has them."""
     if arguments.features is not None:
         from ..data.vectors import open_vectors
 
-        return open_vectors(arguments.features, arguments.feature_column)
+        return open_vectors(arguments.features, arguments.feature_column), []
+    questions: list[list[str]] = []
+    if config is not None:
+        from ..captioning.corpus_inputs import open_corpus_inputs
+
+        with loading("the corpus"):
+            corpus = open_corpus_inputs(config.data, arguments.split, on_error)
+        pictures, questions = corpus.inputs, corpus.questions
+    else:
+        pictures = _find_pictures(parser, arguments, on_error)
+    if not isinstance(pictures, list):
+        if arguments.sidecars or arguments.xmp or arguments.example:
+            raise ConfigError("--sidecars, --xmp and --example are for pictures, and data.features gives vectors.")
+        return pictures, questions
+    return _leave_out(pictures, questions, _beside(arguments), on_error)
+
+
+def _find_pictures(
+    parser: ArgumentParser, arguments: argparse.Namespace, on_error: Callable[[ImageError], None]
+) -> "list[ImageSource]":
     from ..captioning.inputs import find_pictures
     from ..images.finding import PassedOver
-    from ..images.opening import describe
 
     stdin = sys.stdin.buffer if "-" in arguments.images else None
     passed_over = PassedOver()
     pictures = find_pictures(arguments.images, on_error, stdin, passed_over)
     if str(passed_over):
         parser.complain(str(passed_over))
-    if not arguments.sidecars:
-        return pictures
-    unusable = check_sidecars(list(map(describe, pictures)))
+    return pictures
+
+
+def _leave_out(
+    pictures: "list[ImageSource]",
+    questions: list[list[str]],
+    writers: "Sequence[Sidecars | Descriptions]",
+    on_error: Callable[[ImageError], None],
+) -> "tuple[list[ImageSource], list[list[str]]]":
+    """Leaves out the pictures whose captions cannot be written beside them."""
+    from ..images.opening import describe
+
+    if not writers:
+        return pictures, questions
+    names = list(map(describe, pictures))
+    unusable = {name: error for writer in writers for name, error in writer.unusable(names).items()}
     for error in unusable.values():
         on_error(error)
-    return [picture for picture in pictures if describe(picture) not in unusable]
+    left = [row for row, name in enumerate(names) if name not in unusable]
+    for writer in writers:
+        writer.remove_leftovers([names[row] for row in left])
+    return [pictures[row] for row in left], [questions[row] for row in left] if questions else []
 
 
 def _paths(inputs: "Sequence[ImageSource] | Vectors", arguments: argparse.Namespace) -> list[str | None]:
     """Returns all files that are read, as far as they are files."""
     named = [name.removeprefix("@") for name in arguments.images]
-    pictures: list[Any] = cast(list[Any], inputs) if arguments.features is None else []
+    pictures: list[Any] = inputs if isinstance(inputs, list) else []
     return [
         *named,
         *(str(item) for item in pictures if isinstance(item, Path)),
+        arguments.config,
         arguments.features,
         *(image for image, _ in arguments.example),
     ]
 
 
-def _writers(arguments: argparse.Namespace, stack: ExitStack, named: bool) -> list[Writer]:
-    writers: list[Writer] = []
-    if arguments.output is not None:
-        writers.append(OutputFile(arguments.output, arguments.format))
-    if arguments.sidecars:
-        writers.append(Sidecars(arguments.prefix, arguments.suffix, arguments.append, arguments.overwrite))
-    if not writers:
-        writers.append(StandardOutput(arguments.format, named or arguments.features is not None))
-    for writer in writers:
-        stack.callback(writer.close)
-    return writers
+def _keeps(arguments: argparse.Namespace) -> bool:
+    """Whether captions are kept in a file of their own."""
+    return arguments.output not in (None, _STDOUT)
 
 
-def _settings(captioner: "Captioner", arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns the arguments of `caption_each` that the options give.
+def _beside(arguments: argparse.Namespace) -> list[Sidecars | Descriptions]:
+    wording = Wording(arguments.prefix, arguments.suffix, arguments.append, arguments.overwrite)
+    writers = {Sidecars: arguments.sidecars, Descriptions: arguments.xmp}
+    return [writer(wording) for writer, is_wanted in writers.items() if is_wanted]
+
+
+def _writers(arguments: argparse.Namespace, named: bool, has_prompts: bool) -> list[Writer]:
+    """Returns where captions go.
+
+    Args:
+        arguments: The options.
+        named: Whether a line of text names its picture.
+        has_prompts: Whether the corpus asks questions.
+    """
+    if arguments.format == "coco" and has_prompts:
+        raise ConfigError("--format coco has one caption for each picture, and the corpus asks questions.")
+    writers: list[Writer] = [*_beside(arguments)]
+    num_prompts = _count_prompts(arguments.prompt or [""], arguments.question or [""])
+    if _keeps(arguments):
+        each = num_prompts * (arguments.num_captions or 1)
+        return [OutputFile(arguments.output, arguments.format, each), *writers]
+    if writers and arguments.output is None:
+        return writers
+    if arguments.format in ("parquet", "coco"):
+        return [*writers, StandardTable(arguments.format)]
+    columns = columns_of([dict.fromkeys(COLUMNS | ({"prompt": str} if num_prompts > 1 or has_prompts else {}))])
+    is_named = named or arguments.features is not None or arguments.config is not None
+    return [*writers, StandardOutput(arguments.format, is_named, list(columns))]
+
+
+def _count_prompts(prompts: Sequence[str], questions: Sequence[str]) -> int:
+    """Returns how many prompts a picture gets. Among several, some may ask no question."""
+    from ..model.processing_captioner import QUESTION
+
+    return sum(len(questions) if len(prompts) == 1 or QUESTION in prompt else 1 for prompt in prompts)
+
+
+def _settings(
+    captioner: "Captioner",
+    arguments: argparse.Namespace,
+    config: "RunConfig | None",
+    inputs: "Sequence[ImageSource] | Vectors",
+    questions: list[list[str]],
+) -> dict[str, Any]:
+    """Returns the arguments of `caption_each` that the options and the config give.
 
     Raises:
         ConfigError: A question is asked of a checkpoint that was not trained on questions.
     """
     from ..model.processing_captioner import QUESTION
 
-    if arguments.question is not None and QUESTION not in (arguments.prompt or captioner.processor.prompt):
-        raise ConfigError(
-            f"--question: {arguments.checkpoint} was not trained on questions: leave it out, or give a --prompt with "
-            f"{QUESTION}."
-        )
     names = [option.lstrip("-").replace("-", "_") for option in _DECODING]
     settings = {name: getattr(arguments, name) for name in names}
     settings["num_return_sequences"] = settings.pop("num_captions")
+    settings["document_frequencies"] = settings.pop("consensus_captions")
+    if settings["document_frequencies"] is not None:
+        from ..captioning.consensus import DocumentFrequencies
+
+        settings["document_frequencies"] = DocumentFrequencies.load(settings["document_frequencies"])
     if settings.pop("sample"):
         settings |= {"do_sample": True, "num_beams": arguments.num_beams or 1}
-    if arguments.features is None:
-        settings |= {"max_pixels": arguments.max_pixels, "max_bytes": arguments.max_bytes}
+    data = None if config is None else config.data
+    if isinstance(inputs, list):
+        settings["max_pixels"] = arguments.max_pixels or (data.max_pixels if data else MAX_PIXELS)
+        settings["max_bytes"] = arguments.max_bytes or (data.max_bytes if data else MAX_BYTES)
         settings["examples"] = [(image, caption) for image, caption in arguments.example]
-    return settings | {"prompt": arguments.prompt, "question": arguments.question}
+    prompts = arguments.prompt or [data.prompt if data else ""]
+    asked = arguments.question or []
+    if (asked or questions) and not any(QUESTION in (prompt or captioner.processor.prompt) for prompt in prompts):
+        option = "--question" if asked else "--config"
+        raise ConfigError(
+            f"{option}: {arguments.checkpoint} was not trained on questions: leave it out, or give a --prompt with "
+            f"{QUESTION}."
+        )
+    several = [asked] * len(inputs) if len(asked) > 1 else questions if not asked else []
+    return settings | {
+        "prompt": prompts[0] if len(prompts) == 1 else prompts,
+        "question": several or (asked[0] if asked else None),
+    }
 
 
 def _check_arguments(parser: ArgumentParser, arguments: argparse.Namespace) -> None:
     """Ends the program where options do not go together, and fills in the format."""
-    if bool(arguments.images) == (arguments.features is not None):
-        parser.error("give pictures to caption, or --features FILE, and not both")
+    if [bool(arguments.images), arguments.features is not None, arguments.config is not None].count(True) != 1:
+        parser.error("give pictures to caption, --features FILE or --config FILE, and only one of these")
+    if arguments.split is not None and arguments.config is None:
+        parser.error("--split needs --config")
     if arguments.example and arguments.features is not None:
         parser.error("--example shows pictures, and --features has none: leave one out")
-    if arguments.sidecars and arguments.features is not None:
-        parser.error("--sidecars writes beside pictures, and --features has none: leave one out")
+    for option in ("sidecars", "xmp"):
+        if getattr(arguments, option) and arguments.features is not None:
+            parser.error(f"--{option} writes beside or into pictures, and --features has none: leave one out")
     for option in ("prefix", "suffix", "append", "overwrite"):
-        if getattr(arguments, option) and not arguments.sidecars:
-            parser.error(f"--{option} needs --sidecars")
+        if getattr(arguments, option) and not (arguments.sidecars or arguments.xmp):
+            parser.error(f"--{option} needs --sidecars or --xmp")
     if arguments.append and arguments.overwrite:
         parser.error("--append and --overwrite exclude each other")
+    if arguments.consensus is not None and arguments.num_captions is not None:
+        parser.error("--consensus keeps one caption of each picture, and --num-captions several: leave one out")
+    if arguments.consensus_captions is not None and arguments.consensus is None:
+        parser.error("--consensus-captions needs --consensus")
     for option in ("temperature", "top_p", "seed"):
         if getattr(arguments, option) is not None and not arguments.sample:
             parser.error(f"--{option.replace('_', '-')} needs --sample")
-    if arguments.output == Path("-"):
-        arguments.output = None
-    if arguments.output is None:
-        arguments.format = arguments.format or "text"
-        if arguments.format in ("parquet", "coco"):
-            parser.error(f"--format {arguments.format} needs --output FILE")
-        return
-    by_name = {".csv": "csv", ".parquet": "parquet"}.get(arguments.output.suffix.lower(), "json")
-    arguments.format = arguments.format or by_name
-    if arguments.format == "text":
-        parser.error("--format text is for standard output, and --output keeps captions: take another format")
+    _check_format(parser, arguments)
+
+
+def _check_format(parser: ArgumentParser, arguments: argparse.Namespace) -> None:
+    if arguments.format is not None and arguments.output is None:
+        arguments.output = _STDOUT
+    if _keeps(arguments):
+        by_name = {".csv": "csv", ".parquet": "parquet"}.get(arguments.output.suffix.lower(), "json")
+        arguments.format = arguments.format or by_name
+        if arguments.format == "text":
+            parser.error("--format text is for standard output, and --output keeps captions: take another format")
+    arguments.format = arguments.format or "text"
+    if arguments.format == "parquet" and not _keeps(arguments) and sys.stdout.isatty():
+        parser.error("--format parquet is not for a terminal: give --output FILE")
+    counts = (arguments.num_captions or 1, len(arguments.prompt or "1"), len(arguments.question or "1"))
+    if arguments.format == "coco" and max(counts) > 1:
+        parser.error("--format coco has one caption for each picture: take another format")
 
 
 def _parser(prog: str) -> ArgumentParser:
@@ -249,19 +367,25 @@ def _parser(prog: str) -> ArgumentParser:
         help="a picture, its URL, a folder, a quoted glob, a zip or tar archive, a Parquet file, @FILE with a name in "
         "each line, or - for such a list on standard input",
     )
+    parser.add_argument("--config", metavar="FILE", help="caption the pictures of the corpus in this YAML file")
+    parser.add_argument("--split", metavar="NAME", help="of the corpus (all)")
     parser.add_argument("--features", metavar="FILE", help="caption the vectors in a .npy, .safetensors or .parquet")
     parser.add_argument("--feature-column", metavar="NAME", help="of a .parquet file with several columns of vectors")
     parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="a folder or a Hub id")
     parser.add_argument("--device", metavar="NAME", help="such as cuda:1 or cpu (a GPU, if there is one)")
     parser.add_argument("--dtype", choices=_DTYPES, help="of the weights (as they were saved)")
     parser.add_argument("--batch-size", type=positive_int, default=8, metavar="N", help="pictures at a time (8)")
-    parser.add_argument("--max-pixels", type=positive_int, default=MAX_PIXELS, metavar="N", help="width x height")
-    parser.add_argument("--max-bytes", type=positive_int, default=MAX_BYTES, metavar="N", help="of a picture's file")
+    parser.add_argument("--max-pixels", type=positive_int, metavar="N", help=f"width x height ({MAX_PIXELS:,})")
+    parser.add_argument("--max-bytes", type=positive_int, metavar="N", help=f"of a picture's file ({MAX_BYTES:,})")
     prompt = parser.add_argument_group("prompt")
     prompt.add_argument(
-        "--prompt", default="", help="text around the picture, which may say <image>; default: as in training"
+        "--prompt",
+        action="append",
+        help="text around the picture, which may say <image> (as in training); may be repeated",
     )
-    prompt.add_argument("--question", metavar="TEXT", help="what fills the prompt's {question}")
+    prompt.add_argument(
+        "--question", metavar="TEXT", action="append", help="what fills the prompt's {question}; may be repeated"
+    )
     prompt.add_argument(
         "--example",
         nargs=2,
@@ -293,10 +417,11 @@ def _add_outputs(parser: ArgumentParser) -> None:
     )
     output.add_argument("--bad-images", type=_path, metavar="FILE", help="JSON lines of what has no caption, and why")
     output.add_argument("--sidecars", action="store_true", help="write NAME.txt beside each picture that has none")
-    output.add_argument("--prefix", default="", metavar="TEXT", help="in front of each caption in NAME.txt")
-    output.add_argument("--suffix", default="", metavar="TEXT", help="behind each caption in NAME.txt")
-    output.add_argument("--append", action="store_true", help="add the caption to a NAME.txt that is there")
-    output.add_argument("--overwrite", action="store_true", help="replace a NAME.txt that is there")
+    output.add_argument("--xmp", action="store_true", help="write the description in each picture that has none")
+    output.add_argument("--prefix", default="", metavar="TEXT", help="in front of each caption in these two places")
+    output.add_argument("--suffix", default="", metavar="TEXT", help="behind each caption in these two places")
+    output.add_argument("--append", action="store_true", help="add the caption to a text that is there")
+    output.add_argument("--overwrite", action="store_true", help="replace a text that is there")
 
 
 def _path(text: str) -> Path:
@@ -327,9 +452,18 @@ def _number(text: str) -> float:
     return number
 
 
-# The options of decoding. They are called as in transformers' `generate`, but for the first two.
+# The options of decoding. They are called as in transformers' `generate`, but for the first four.
 _DECODING: dict[str, dict[str, Any]] = {
     "--num-captions": {"type": positive_int, "metavar": "N", "help": "captions of each picture (1)"},
+    "--consensus": {
+        "type": positive_int,
+        "metavar": "N",
+        "help": "write N captions of each picture, and keep the one that agrees most with the others",
+    },
+    "--consensus-captions": {
+        "metavar": "FILE",
+        "help": "captions, one in each line, that show which words are frequent (a table beside the checkpoint)",
+    },
     "--sample": {"action": "store_true", "help": "draw the words at random instead of searching for the best"},
     "--temperature": {"type": _positive, "metavar": "X", "help": "of sampling: above 1 more varied, below 1 less"},
     "--top-p": {"type": _share, "metavar": "X", "help": "draw from the likeliest words of this total probability"},

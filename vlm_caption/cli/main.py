@@ -14,7 +14,7 @@ COMMANDS = {
     "evaluate": "score a checkpoint on captioned images, or captions against references",
     "inspect": "look at captioned images before training",
     "cache": "compute image features ahead of training",
-    "demo": "caption three photos and write a page of them",
+    "demo": "caption eight photos and write a page of them",
 }
 
 

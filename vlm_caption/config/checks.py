@@ -32,6 +32,7 @@ _POSITIVE = {
     "training.logging_steps",
     "generation.max_new_tokens",
     "generation.num_beams",
+    "generation.consensus",
     "generation.repetition_penalty",
 }
 _NOT_NEGATIVE = {

@@ -335,6 +335,8 @@ class GenerationSection:
         repetition_penalty: Above 1, tokens that were already generated become less likely.
         length_penalty: Of beam search: above 0 favours longer captions, below 0 shorter ones.
         no_repeat_ngram_size: Generate no sequence of this many tokens twice. With 0, allow all.
+        consensus: Only for evaluation: generate this many captions of each image, and keep the one that agrees most
+            with the others. See docs/captioning.md.
     """
 
     max_new_tokens: int | None = None
@@ -343,6 +345,7 @@ class GenerationSection:
     repetition_penalty: float | None = None
     length_penalty: float | None = None
     no_repeat_ngram_size: int | None = None
+    consensus: int | None = None
 
     def settings(self) -> dict[str, Any]:
         """Returns the settings that are not null, for `generate`."""

@@ -16,6 +16,7 @@ _EXTRAS = {
     "torchmetrics": "clip",
     "pycocoevalcap": "metrics",
     "pillow_heif": "heic",
+    "pyexiv2": "xmp",
 }
 
 

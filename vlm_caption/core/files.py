@@ -7,10 +7,13 @@ name is complete, whenever the process or the machine stops.
 import contextlib
 import errno
 import os
+import re
 import stat
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import BinaryIO
+
+_PARTIAL = re.compile(r"\.(.+)\.\d+\.partial", re.DOTALL)  # of `write_bytes`
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
@@ -65,12 +68,13 @@ def write_text(path: Path, text: str, errors: str = "strict") -> None:
     write_bytes(path, text.encode("utf-8", errors))
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, mode: int | None = None) -> None:
     """Writes a file, and replaces the file that was there.
 
     Args:
         path: The file.
         content: Its content.
+        mode: Its permissions, by default those of new files.
 
     Raises:
         OSError: The file cannot be written. Nothing is left behind, and the old file stays.
@@ -81,9 +85,23 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if mode is not None:
+            partial.chmod(stat.S_IMODE(mode))
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_partials(paths: Iterable[Path]) -> None:
+    """Removes what a kill in the middle of `write_bytes` has left beside these files."""
+    by_folder: dict[Path, set[str]] = {}
+    for path in paths:
+        by_folder.setdefault(path.parent, set()).add(path.name)
+    for folder, names in by_folder.items():
+        with contextlib.suppress(OSError):  # a folder that cannot be read holds none of ours
+            for entry in list(folder.iterdir()):
+                if (match := _PARTIAL.fullmatch(entry.name)) and match[1] in names:
+                    entry.unlink(missing_ok=True)
 
 
 def move_folder(partial: Path, folder: Path) -> None:

@@ -152,4 +152,6 @@ def _generate(
 ) -> list[str]:
     # The seed depends on the place of the batch, so that sampled captions do not depend on where a killed evaluation
     # resumes.
-    return caption_batch(captioner.model, collator, rows, GenerationSettings(generation, seed=seed))
+    return caption_batch(
+        captioner.model, collator, rows, GenerationSettings.from_arguments(generation | {"seed": seed})
+    )

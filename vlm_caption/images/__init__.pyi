@@ -1,3 +1,4 @@
+from .description import read_description, with_description
 from .finding import PassedOver, find_images
 from .limits import MAX_BYTES, MAX_PIXELS
 from .opening import IMAGE_SUFFIXES, ImageSource, describe, open_image
@@ -11,4 +12,6 @@ __all__ = [
     "describe",
     "find_images",
     "open_image",
+    "read_description",
+    "with_description",
 ]

@@ -7,8 +7,9 @@ pycocoevalcap: Vedantam et al. 2015 with clipped counts and a penalty of length.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 ORDERS = 4
 SIGMA = 6.0  # of the penalty of length
@@ -36,14 +37,29 @@ class CiderD:
     """
 
     def __init__(self, corpus: Iterable[Sequence[str]]):
-        images, frequencies = 0, Counter()
+        references = list(corpus)
+        self._set_counts(len(references), self.count(references))
+
+    @classmethod
+    def from_counts(cls, images: int, counts: Mapping[Ngram, int]) -> Self:
+        """Makes a scorer from the number of images of a corpus and what `count` returned for them, or a part of it."""
+        scorer = cls.__new__(cls)
+        scorer._set_counts(images, counts)
+        return scorer
+
+    @staticmethod
+    def count(corpus: Iterable[Sequence[str]]) -> Counter[Ngram]:
+        """Returns in how many images of a corpus each n-gram occurs."""
+        frequencies: Counter[Ngram] = Counter()
         for references in corpus:
-            images += 1
             frequencies.update({ngram for text in references for ngram in _count(text)})
+        return frequencies
+
+    def _set_counts(self, images: int, counts: Mapping[Ngram, int]) -> None:
         if not images:
             raise ValueError("there are no references to count n-grams in")
         # An n-gram of a single image weighs as much as one of none, and most n-grams are of a single image.
-        self._log_frequencies = {ngram: math.log(count) for ngram, count in frequencies.items() if count > 1}
+        self._log_frequencies = {ngram: math.log(count) for ngram, count in counts.items() if count > 1}
         self._log_images = math.log(images)
 
     def score(self, captions: Sequence[str], references: Sequence[str]) -> list[float]:
