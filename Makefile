@@ -26,7 +26,7 @@ define environment
 	cp $(2) $(1)/installed
 endef
 
-.PHONY: demo examples test constraints test-oldest test-newest newest-versions lint types format clean
+.PHONY: demo examples test docs constraints test-oldest test-newest newest-versions lint types format clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(call environment,.venv,constraints.txt,pyproject.toml)
@@ -44,6 +44,9 @@ examples: .venv/installed  ## caption examples/ anew, in its README.md and in th
 
 test: .venv/installed  ## every test; those whose needs are not met skip with a reason
 	$(BIN)/python -m pytest
+
+docs: .venv/installed  ## the pages and the reference, in site/; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 constraints: | $(BIN)/uv  ## the newest versions that pyproject.toml allows, and the oldest
 	$(BIN)/$(COMPILE) pyproject.toml --output-file constraints.txt
@@ -82,4 +85,4 @@ format: .venv/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest build demo.html
+	rm -rf .venv .venv-oldest .venv-newest build site demo.html

@@ -31,7 +31,7 @@ def encode_prompts(
 
     Args:
         prompt: One prompt or several; an empty one is the default.
-        question: See [`Question`].
+        question: See `Question`.
         default: The default prompt.
         encode: Returns the token ids of a prompt with each of some questions.
 
