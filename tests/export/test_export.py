@@ -162,9 +162,22 @@ def test_torch_is_not_imported_to_caption(quantized, tmp_path):
 
 def test_the_command_refuses_what_an_export_has_not(quantized, tmp_path, capsys):
     PICTURES[0].save(tmp_path / "1.png")
-    arguments = ["--checkpoint", str(quantized), "--device", "cpu", str(tmp_path / "1.png")]
-    assert load_script("caption").main(arguments) == 2
-    assert "--device" in capsys.readouterr().err
+    np.save(tmp_path / "vectors.npy", np.ones((1, 4), np.float32))
+    for options, message in (
+        (["--device", "cpu", tmp_path / "1.png"], "--device"),
+        (["--consensus", "2", tmp_path / "1.png"], "There is no document_frequencies.json beside the checkpoint"),
+        (["--features", tmp_path / "vectors.npy"], "--features"),
+    ):
+        assert load_script("caption").main(["--checkpoint", str(quantized), *map(str, options)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_command_captions_with_several_prompts(quantized, tmp_path, capsys):
+    PICTURES[0].save(tmp_path / "1.png")
+    arguments = ["--checkpoint", quantized, "--prompt", "A photo of", "--prompt", "See", "--format", "json"]
+    assert load_script("caption").main([*map(str, arguments), str(tmp_path / "1.png")]) == 0
+    entries = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [entry["prompt"] for entry in entries] == ["A photo of", "See"]
 
 
 def test_an_existing_folder_is_kept(folder):
