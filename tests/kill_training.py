@@ -69,6 +69,7 @@ def train(folder: Path, name: str, staged: bool) -> None:
         "training.eval_steps": 4,
         "training.eval_captions": 3,
         "training.samples": 1,
+        "training.ema_decay": 0.9,
     }
     config = RunConfig.load(None, settings)
     config.stages = STAGES if staged else []

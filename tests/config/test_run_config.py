@@ -119,7 +119,7 @@ def test_values_become_what_the_setting_holds(name, value, expected):
         ("training.learning_rate", "fast", "training.learning_rate must be float, and 'fast' is not."),
         ("training.learning_rate", float("nan"), "training.learning_rate must be float, and nan is not."),
         ("training.resume", 1, "training.resume must be bool, and 1 is not."),
-        ("data.path", True, "data.path must be str, and True is not."),
+        ("data.path", True, "data.path must be str|list, and True is not."),
         ("data.limit", "all", "data.limit must be int|null, and 'all' is not."),
         ("model.image_tokens", "patch", "model.image_tokens must be pooled|patches|all, and 'patch' is not."),
         ("model.image_start", "eos", "model.image_start must be bos|learned|none|null, and 'eos' is not."),

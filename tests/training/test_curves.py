@@ -44,6 +44,16 @@ def test_cider_has_a_panel_of_its_own_once_it_is_taken():
     assert with_cider.shape[0] > without.shape[0]
 
 
+def test_a_reward_is_drawn_beside_the_cider_and_its_loss_is_not():
+    grey = (139, 152, 165)
+    dev = [entry for entry in WITH_CIDER if "eval_loss" in entry]
+    rewards = [{"step": step, "loss": 0.01, "reward": 0.3 + step / 200} for step in (10, 20, 30, 40)]
+    losses = [{"step": entry["step"], "loss": entry["loss"]} for entry in rewards]
+    plain, rewarded, without_cider = (draw(log) for log in (dev, dev + rewards, losses[:0] + rewards))
+    assert count(plain, grey) == count(without_cider, grey) == 0
+    assert count(rewarded, grey) > 200
+
+
 def test_the_kept_step_is_marked():
     unmarked, marked = draw(LOG), draw(LOG, best_step=40)
     assert count(marked, DEV) > count(unmarked, DEV) + 100

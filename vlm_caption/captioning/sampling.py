@@ -37,6 +37,7 @@ def sample_captions(
     count: int,
     temperature: float,
     generator: torch.Generator,
+    max_new_tokens: int | None = None,
 ) -> Samples:
     """Samples captions of images.
 
@@ -48,8 +49,10 @@ def sample_captions(
         count: The number of captions of each image.
         temperature: What logits are divided by.
         generator: The random numbers, on the CPU.
+        max_new_tokens: The largest number of tokens of a caption, if less than in the generation settings.
     """
     longest = model.generation_config.max_new_tokens or MAX_NEW_TOKENS
+    longest = min(longest, max_new_tokens or longest)
     own: Any = model.generation_config.eos_token_id
     end_ids = {token for token in (own if isinstance(own, list) else [own]) if token is not None}
     ends = torch.tensor(sorted(end_ids), dtype=torch.long, device=model.device)

@@ -43,7 +43,7 @@ _NOT_NEGATIVE = {
     "generation.no_repeat_ngram_size",
 }
 _CORPORA = {"data.path", "data.replay"}
-_SHARES = {"data.dev_share", "data.max_bad_share", "data.replay_share"}
+_SHARES = {"data.dev_share", "data.max_bad_share", "data.replay_share", "training.ema_decay"}
 
 # The policy that a setting of a module belongs to.
 _POLICY_OF = {"layers": "last_n", "rank": "lora", "alpha": "lora", "dropout": "lora", "targets": "lora"}
@@ -238,8 +238,9 @@ def _check_reinforce(name: str, value: dict) -> dict[str, Any]:
     for key in value:
         check_name(str(key), hints, f"{name}: there is no setting")
     checked = {key: _convert(f"{name}.{key}", given, hints[key]) for key, given in value.items()}
-    for key, least in (("num_generations", 2), ("num_iterations", 1), ("bleu", 0), ("beta", 0)):
-        if checked.get(key, least) < least:
+    least_values = {"num_generations": 2, "max_completion_length": 1, "num_iterations": 1, "bleu": 0, "beta": 0}
+    for key, least in least_values.items():
+        if checked.get(key) is not None and checked[key] < least:
             raise ConfigError(f"{name}.{key} must be at least {least}, and {checked[key]} is not.")
     if checked.get("temperature", 1) <= 0:
         raise ConfigError(f"{name}.temperature must be above 0, and {checked['temperature']} is not.")

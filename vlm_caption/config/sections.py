@@ -99,6 +99,8 @@ class DataSection:
             trained on. Some of its images are mixed into each epoch, so that less of what was learned is forgotten.
             See docs/training.md.
         replay_share: The share of an epoch's images that comes from `replay`.
+        augment: With "flip", about half of the training images of each epoch are mirrored left to right. Captions stay
+            as they are. With null, none is. See docs/training.md.
         features: A file of vectors to caption instead of images. See docs/data.md.
         feature_column: The column of vectors in a Parquet file that has several.
         train_split: The name of the training split in the corpus.
@@ -137,6 +139,7 @@ class DataSection:
     subset: str | None = None
     replay: str | list | None = None
     replay_share: float = 0.5
+    augment: Literal["flip"] | None = None
     features: str | None = None
     feature_column: str | None = None
     train_split: str = "train"
@@ -202,6 +205,7 @@ class ReinforceSettings:
     Attributes:
         num_generations: The number of captions that are sampled of each image. The mean reward of the others is the
             baseline of each.
+        max_completion_length: The largest number of tokens of a sampled caption. With null, that of captioning.
         temperature: What logits are divided by, in sampling and in training.
         bleu: The weight of BLEU-4 in the reward, beside CIDEr.
         num_iterations: The number of updates of the weights by the captions of a step. All count as one step.
@@ -211,6 +215,7 @@ class ReinforceSettings:
     """
 
     num_generations: int = 5
+    max_completion_length: int | None = None
     temperature: float = 1.0
     bleu: float = 0.0
     num_iterations: int = 1
@@ -232,9 +237,10 @@ class TrainingSection:
         epochs: The number of passes over the images, which may be a fraction.
         max_steps: Stop after this many steps. With -1, `epochs` decides.
         objective: Learn "all" tokens of a caption in each epoch, or one "random_token" of it, weighted by the number
-            of its tokens, so that the gradient is the same on average. With "cider", a trained captioner learns from the
-            CIDEr of captions that it samples itself. The dev loss always uses all. See docs/training.md.
-        reinforce: How to train with the objective "cider": a mapping of the fields below, as in `{num_generations: 8}`.
+            of its tokens, so that the gradient is the same on average. With "cider", a trained captioner learns from
+            the CIDEr of captions that it samples itself. The dev loss always uses all. See docs/training.md.
+        reinforce: How to train with the objective "cider": a mapping of the fields below, as in
+            `{num_generations: 8}`.
         train_vision: How to train the vision tower: "frozen", "lora", "last_n", "full", or a mapping of the fields
             below, as in `{policy: lora, rank: 64}`. A tower with random weights must be trained. See docs/training.md.
         train_projector: How to train the projector: "full" or "frozen", or a mapping of the fields below. The policies
@@ -245,6 +251,8 @@ class TrainingSection:
         warmup_steps: The number of steps in which the learning rate rises from 0. With null, a tenth of the steps, at
             most 100.
         weight_decay: The weight decay of AdamW; norms and biases never decay.
+        ema_decay: Evaluate and save an exponential moving average of the trained weights, with this decay, such as
+            0.999, instead of the weights themselves. With null, do not average. See docs/training.md.
         max_grad_norm: Clip gradients to this norm.
         output_scale: The standard deviation of the image tokens at the start, as a multiple of that of the language
             model's embeddings.
@@ -282,6 +290,7 @@ class TrainingSection:
     learning_rate: float = 1e-3
     warmup_steps: int | None = None
     weight_decay: float = 0.0
+    ema_decay: float | None = None
     max_grad_norm: float = 1.0
     output_scale: float = 3.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"

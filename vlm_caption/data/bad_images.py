@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..core.console import progress
 from ..core.errors import DataError, ImageError
@@ -29,10 +29,12 @@ class PictureOpener:
 
     Attributes:
         max_pixels, max_bytes: The limits of `open_image`.
+        flip: Whether to mirror pictures left to right.
     """
 
     max_pixels: int = MAX_PIXELS
     max_bytes: int = MAX_BYTES
+    flip: bool = False
 
     def __call__(self, image: str) -> Image.Image:
         """Opens the picture, upright and RGB.
@@ -40,7 +42,8 @@ class PictureOpener:
         Raises:
             ImageError: It cannot be opened.
         """
-        return open_image(open_place(image, self.max_bytes), self.max_pixels, self.max_bytes)
+        picture = open_image(open_place(image, self.max_bytes), self.max_pixels, self.max_bytes)
+        return ImageOps.mirror(picture) if self.flip else picture
 
 
 class BadImages:

@@ -89,6 +89,8 @@ def open_features(config: RunConfig) -> Vectors | None:
         if config.model.vision == NO_TOWER:
             raise ConfigError("model.vision is none: name the file of vectors to caption in data.features.")
         return None
+    if config.data.augment is not None:
+        raise ConfigError("data.augment is for images, and data.features gives vectors: leave one of them out.")
     if config.model.vision != NO_TOWER:
         raise ConfigError("data.features gives vectors, which no vision tower makes: set model.vision to none.")
     return open_vectors(config.data.features, config.data.feature_column)

@@ -88,6 +88,7 @@ def _settings(
     adapter = {} if config.vision_adapter is None else {"adapter": config.vision_adapter}
     # Without chosen layers, the keys are the same as before layers could be chosen.
     layers = {"vision_feature_layer": config.vision_feature_layers} if config.vision_feature_layers else {}
+    flipped = ["flipped"] if open_picture.flip else []
     return adapter | {
         # The weights in the model, because they may differ from those of the backbone.
         "tower_weights": digest_tensors(model.core.vision_tower.state_dict().items()).hexdigest(),
@@ -96,7 +97,7 @@ def _settings(
         "preprocessing": processor.image_processor.to_dict(),
         "tokens": {name: getattr(config, name) for name in _TOKEN_SETTINGS} | layers,
         "dtype": str(dtype),
-        "pixels": [PIXELS_VERSION, open_picture.max_pixels, open_picture.max_bytes],
+        "pixels": [PIXELS_VERSION, open_picture.max_pixels, open_picture.max_bytes, *flipped],
     }
 
 

@@ -50,7 +50,7 @@ class ImageInputs:
         bad: BadImages | None = None,
         vectors: Vectors | None = None,
     ):
-        self.model, self.processor, self.images = model, processor, images
+        self.model, self.processor, self.images, self.features_dir = model, processor, images, features_dir
         self.open_picture = open_picture or PictureOpener()
         self.features: FeatureTable | Vectors | None = None
         failed: set[int] = set()

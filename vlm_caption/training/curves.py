@@ -12,8 +12,9 @@ def draw_curves(log: Sequence[Mapping[str, Any]], best_step: int | None = None) 
     """Draws train and dev loss, dev CIDEr and learning rate against the step, one below the other.
 
     Args:
-        log: The entries of the training log. Finite values of `loss`, `eval_loss`, `eval_cider` and `learning_rate`
-            are drawn at their `step`. Without any `eval_cider` there is no CIDEr panel.
+        log: The entries of the training log. Finite values of `loss`, `eval_loss`, `eval_cider`, `reward` and
+            `learning_rate` are drawn at their `step`. Without any `eval_cider` there is no CIDEr panel. A `loss` with
+            a `reward` beside it is none in nats, and is left out.
         best_step: The step whose weights are kept, which is marked; None marks nothing.
 
     Returns:
@@ -23,17 +24,21 @@ def draw_curves(log: Sequence[Mapping[str, Any]], best_step: int | None = None) 
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    train, dev, cider, rate = (_points(log, name) for name in ("loss", "eval_loss", "eval_cider", "learning_rate"))
-    cider = [(step, 100 * value) for step, value in cider]
+    train = _points([entry for entry in log if "reward" not in entry], "loss")
+    dev, rate = _points(log, "eval_loss"), _points(log, "learning_rate")
+    cider, reward = ([(step, 100 * value) for step, value in _points(log, name)] for name in ("eval_cider", "reward"))
     heights = [3.0, *([1.6] if cider else []), 1.0]
     figure = Figure(figsize=(8, 1.35 * sum(heights)), dpi=160, layout="constrained")
     axes = figure.subplots(len(heights), sharex=True, height_ratios=heights)
 
     losses, rates = axes[0], axes[-1]
-    losses.plot(*_columns(train), color=_TRAIN, linewidth=1.2, label="train")
+    if train:
+        losses.plot(*_columns(train), color=_TRAIN, linewidth=1.2, label="train")
     _plot_dev(losses, dev, best_step, _DEV, "dev")
     losses.set_ylabel("loss, nats per token")
     if cider:
+        if reward:
+            axes[1].plot(*_columns(reward), color=_TRAIN, linewidth=1.2, label="reward of sampled captions")
         _plot_dev(axes[1], cider, best_step, _CIDER, "dev CIDEr")
         axes[1].set_ylabel("CIDEr × 100")  # noqa: RUF001
     rates.plot(*_columns(rate), color=_RATE, linewidth=1.2)

@@ -23,6 +23,7 @@ from ..data.corpus import count_captions
 from ..data.opening import bad_images, check_left, load_splits, open_data, open_features, picture_opener
 from ..data.records import Problem
 from ..data.sampler import Group
+from ..features.flips import FlippedInputs, flip
 from ..features.inputs import ImageInputs, with_index
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.processor import CaptionerProcessor
@@ -198,7 +199,8 @@ class TrainingData:
         collator, dev_collator: Make batches of the rows.
         choice: Which captions of an image are trained on.
         choose_targets: Which token of each is trained on; None: all.
-        images: The images of the rows to train on.
+        images: The images of the rows to train on, as they are.
+        flips: The same images, some of them mirrored, of which batches are made; None: none is mirrored.
         groups: How many rows of `train` are of each corpus, and how many of them an epoch has; by default all.
         replay: The same of the replayed rows; None if nothing is replayed.
         names: The names of the corpora, if there are several.
@@ -213,6 +215,7 @@ class TrainingData:
     choice: CaptionChoice
     choose_targets: TargetChoice | None = None
     images: ImageInputs | None = None
+    flips: FlippedInputs | None = None
     groups: list[Group] = field(default_factory=list)
     replay: Group | None = None
     names: list[str] = field(default_factory=list)
@@ -271,6 +274,40 @@ def prepare_data(
     rows = splits.train if splits.replay is None else concatenate_datasets([splits.train, splits.replay])
     images, dev_images = (ImageInputs(model, processor, dataset["image"], **options) for dataset in (rows, splits.dev))
     train, dev = images.keep(rows), dev_images.keep(splits.dev)
+    _check_kept(config, settings, train, dev, bad)
+    limits: dict[str, Any] = {
+        "max_caption_tokens": config.data.max_caption_tokens,
+        "positions": model.config.text_positions,
+    }
+    pool = sum(row >= len(splits.train) for row in images.rows)
+    choice = CaptionChoice(config.data.captions_per_image, settings.seed)
+    flips = FlippedInputs(images, flip(images), settings.seed) if config.data.augment == "flip" else None
+    choose_targets = TargetChoice(settings.seed) if settings.objective == "random_token" else None
+    return TrainingData(
+        train=with_index(train),
+        dev=with_index(dev),
+        collator=CaptionCollator(processor, flips or images, choose=choice, choose_targets=choose_targets, **limits),
+        dev_collator=CaptionCollator(processor, dev_images, **limits),
+        choice=choice,
+        choose_targets=choose_targets,
+        images=images,
+        flips=flips,
+        groups=splits.groups(train.select(range(len(train) - pool))),
+        replay=None if splits.replay is None else Group(pool, min(splits.replayed, pool)),
+        names=splits.names,
+        left_out=0 if bad is None else len(bad.reasons),
+        cut_captions=splits.cut_captions,
+    )
+
+
+def _check_kept(
+    config: RunConfig, settings: TrainingSection, train: Dataset, dev: Dataset, bad: BadImages | None
+) -> None:
+    """Checks that enough images are left after the bad ones are taken out.
+
+    Raises:
+        DataError: Too many images are bad, a split is empty, or CIDEr would be measured on one image.
+    """
     if bad is not None:
         _settle(bad, config)
         check_left(config.data, train, dev)
@@ -279,27 +316,6 @@ def prepare_data(
             f"{', '.join(config.data.paths)}: a single image of the split {config.data.dev_split!r} is left, whose "
             "CIDEr is always 0: give it more images, or set training.eval_captions to 0."
         )
-    limits: dict[str, Any] = {
-        "max_caption_tokens": config.data.max_caption_tokens,
-        "positions": model.config.text_positions,
-    }
-    pool = sum(row >= len(splits.train) for row in images.rows)
-    choice = CaptionChoice(config.data.captions_per_image, settings.seed)
-    choose_targets = TargetChoice(settings.seed) if settings.objective == "random_token" else None
-    return TrainingData(
-        train=with_index(train),
-        dev=with_index(dev),
-        collator=CaptionCollator(processor, images, choose=choice, choose_targets=choose_targets, **limits),
-        dev_collator=CaptionCollator(processor, dev_images, **limits),
-        choice=choice,
-        choose_targets=choose_targets,
-        images=images,
-        groups=splits.groups(train.select(range(len(train) - pool))),
-        replay=None if splits.replay is None else Group(pool, min(splits.replayed, pool)),
-        names=splits.names,
-        left_out=0 if bad is None else len(bad.reasons),
-        cut_captions=splits.cut_captions,
-    )
 
 
 def _fingerprint(dataset: Dataset) -> str:

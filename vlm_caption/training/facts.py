@@ -56,6 +56,8 @@ def training_facts(
         "learning_rates": _own_rates(stages[-1]) or None,
         "objective": None if settings.objective == "all" else settings.objective,
         "weight_decay": settings.weight_decay or None,
+        "augment": config.data.augment,
+        "ema_decay": settings.ema_decay,
         "max_grad_norm": settings.max_grad_norm,
         "seed": config.training.seed,
         "precision": {name: str(weight.dtype).removeprefix("torch.") for name, weight in parts.items()},

@@ -1,5 +1,6 @@
 """The features of all pictures that a config names, computed ahead of training."""
 
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 
@@ -66,6 +67,10 @@ def cache_features(config: RunConfig) -> dict[str, int]:
             logger.info("%s: %d images", split, len(images))
             on_error = None if bad is None else _adder(bad, images)
             image_features(model, processor, images, open_picture=open_picture, on_error=on_error)
+            if config.data.augment == "flip" and split != config.data.dev_split:
+                logger.info("%s: %d images, mirrored", split, len(images))
+                mirrored = dataclasses.replace(open_picture, flip=True)
+                image_features(model, processor, images, open_picture=mirrored, on_error=on_error)
     return {split: len(images) for split, images in splits.items()}
 
 

@@ -28,6 +28,7 @@ from ..model.loss import IGNORE_INDEX
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.processor import CaptionerProcessor
 from . import checkpoints
+from .averaging import AveragedWeights
 from .data import TrainingData
 from .dev_scores import score_cider, score_losses
 from .intervals import choose_intervals
@@ -64,6 +65,7 @@ class TrainingLoop:
         state: How far the run has come.
         intervals: How often it logs, evaluates and saves.
         best_weights: The trained parameters at the best evaluation, on the CPU; {} before the first one.
+        average: The average of the trained parameters, which is evaluated in their place; None without one.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class TrainingLoop:
             self.state.schedule_start = self.state.global_step
         self.intervals = choose_intervals(self.settings, self.state.max_steps - self.state.schedule_start)
         self.best_weights: dict[str, torch.Tensor] = {}
+        self.average: AveragedWeights | None = None
         self.random_state_from = self.checkpoint
         self.progress: Progress | None = None
         # Since the last log entry: the sum of the steps' losses, the number of steps, and of captions and tokens.
@@ -147,6 +150,8 @@ class TrainingLoop:
                 for number, batches in enumerate(self._batches(epoch), self.state.global_step % self.steps_an_epoch):
                     self.step(batches)
                     self.state.global_step += 1
+                    if self.average is not None:
+                        self.average.update(self.state.global_step)
                     seen = min((number + 1) * self.settings.accumulation, len(self.loader))
                     self.state.epoch = epoch + seen / len(self.loader)
                     is_over = self._report_step()
@@ -177,8 +182,12 @@ class TrainingLoop:
         start = self.state.schedule_start
         warmup = self.intervals.warmup
         self.schedule = create_schedule(self.optimizer, warmup, self.state.max_steps - start, is_first=start == 0)
+        if self.settings.ema_decay is not None:
+            self.average = AveragedWeights(self.model, self.settings.ema_decay)
         if self.checkpoint is not None:
             checkpoints.load_optimizer(self.optimizer, self.schedule, self.checkpoint)
+            if self.average is not None:
+                self.average.load(self.checkpoint)
         if self.is_rescheduled:
             move_schedule(self.optimizer, self.schedule, self.state.global_step - start)
         if self.accelerator.is_main_process:
@@ -242,8 +251,9 @@ class TrainingLoop:
     def _batches(self, epoch: int) -> Iterator[list[Batch]]:
         """Yields the batches of each step of an epoch, from the next step on."""
         self.sampler.epoch = self.data.choice.epoch = epoch
-        if self.data.choose_targets is not None:
-            self.data.choose_targets.epoch = epoch
+        for drawn in (self.data.choose_targets, self.data.flips):
+            if drawn is not None:
+                drawn.epoch = epoch
         loader, done = self.loader, self.state.global_step % self.steps_an_epoch
         if not done:
             self._load_random_state()
@@ -344,7 +354,8 @@ class TrainingLoop:
         if is_last or step % intervals.logging == 0:
             self._log_training()
         if is_last or step % intervals.evaluation == 0:
-            self.evaluate()
+            with contextlib.nullcontext() if self.average is None else self.average.in_model():
+                self.evaluate()
         is_over = self._is_stopped() or self._is_over()
         if is_over or step % intervals.saving == 0:
             self.save()
@@ -460,6 +471,8 @@ class TrainingLoop:
             checkpoints.save_optimizer(optimizer, self.schedule, partial)
             checkpoints.save_random_states(random_states, partial)
             checkpoints.save_best_weights(self.best_weights, partial)
+            if self.average is not None:
+                self.average.save(partial)
             self.state.save(partial / checkpoints.STATE_NAME)
             move_folder(partial, self.folder / f"checkpoint-{self.state.global_step}")
             for folder in checkpoints.find_checkpoints(self.folder)[:-_CHECKPOINTS_KEPT]:

@@ -117,11 +117,13 @@ class SelfCriticalLoop(TrainingLoop):
             `reference_nll`, float [B, M].
         """
         self.model.eval()
-        count, collator = self.reinforce.num_generations, self.data.collator
+        settings, collator = self.reinforce, self.data.collator
+        count = settings.num_generations
         inputs = {name: tensor for name, tensor in images.items() if name != "rows"}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             samples = sample_captions(
-                self.model, collator.prefix, inputs, count, self.reinforce.temperature, self._generator(number)
+                *(self.model, collator.prefix, inputs, count, settings.temperature, self._generator(number)),
+                max_new_tokens=settings.max_completion_length,
             )
         texts = self.processor.batch_decode(samples.token_ids, skip_special_tokens=True)
         rewards = self.reward(images["rows"].tolist(), [" ".join(text.split()) for text in texts], samples.ended)
@@ -134,7 +136,7 @@ class SelfCriticalLoop(TrainingLoop):
         batch["advantages"] = weights
         batch["amount"] = torch.stack([torch.full((len(captions),), count), lengths.sum(dim=1)], dim=1)
         batch = {name: tensor.to(self.device) for name, tensor in batch.items()} | images
-        if self.reinforce.beta:
+        if settings.beta:
             batch["reference_nll"] = self._reference_nll(batch)
         distinct = [len({tuple(ids) for ids in row}) / count for row in captions]
         self._measured += torch.tensor(

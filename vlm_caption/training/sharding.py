@@ -35,7 +35,7 @@ def check_sharding(config: RunConfig) -> None:
 
     Raises:
         ConfigError: FSDP was asked for in its first version, for one process, with weights offloaded to the CPU, for
-            several stages, or for a compiled model.
+            several stages, for a compiled model, or for averaged weights.
     """
     if not is_asked_for():
         return
@@ -50,6 +50,8 @@ def check_sharding(config: RunConfig) -> None:
         raise ConfigError(f"{told}, which trains runs of one stage: leave out stages, or train without FSDP.")
     if config.training.compile:
         raise ConfigError(f"{told}, which is not for compiled models: set training.compile to false.")
+    if config.training.ema_decay is not None:
+        raise ConfigError(f"{told}, which does not average weights: set training.ema_decay to null.")
 
 
 @contextlib.contextmanager
