@@ -12,6 +12,7 @@ COMMANDS = {
     "caption": "caption images, or vectors",
     "train": "train a captioner",
     "evaluate": "score a checkpoint on captioned images, or captions against references",
+    "calibrate": "fit the probability that a caption is right",
     "inspect": "look at captioned images before training",
     "cache": "compute image features ahead of training",
     "demo": "caption three photos and write a page of them",
