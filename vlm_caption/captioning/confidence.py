@@ -9,15 +9,14 @@ the probability that a caption of such a picture is right. They look at these si
 - their gain over the log-probabilities without the picture, which says what the caption owes to the picture (pointwise
   mutual information; for captions, Xiao and Wang, "On Hallucination and Predictive Uncertainty", EACL 2021);
 - the caption's length;
-- how far the picture's features are from those trained on: their distance from the mean, in standard deviations, and
-  from the nearest of some centres (Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples",
-  NeurIPS 2018; Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022).
+- how far the picture's features are from the mean of those trained on, in standard deviations: the Mahalanobis
+  distance with a diagonal covariance (Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples
+  and Adversarial Attacks", NeurIPS 2018).
 """
 
 import json
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -35,10 +34,9 @@ from .generation import Generation, token_log_probs, without_images
 
 VERSION = 1
 
-# The columns of `caption_signals`, and those of `Familiar.distances`.
-CAPTION_SIGNALS = ("mean_log_prob", "min_log_prob", "mean_gain", "total_gain", "log_length")
-PICTURE_SIGNALS = ("log_distance", "log_nearest")
-SIGNALS = (*CAPTION_SIGNALS, *PICTURE_SIGNALS)
+# The columns of `caption_signals`, and what `KnownPictures.log_distances` returns.
+CAPTION_SIGNALS = ("mean_log_prob", "min_log_prob", "mean_gain", "log_length")
+SIGNALS = (*CAPTION_SIGNALS, "log_distance")
 
 _MAX_BYTES = 64_000_000
 _TINY = 1e-6
@@ -73,23 +71,18 @@ class KnownPictures:
 
     Attributes:
         mean, deviation: The mean and the standard deviation of each pooled feature, float64 [D].
-        centres: The centres of clusters, in these deviations from the mean, float64 [K, D].
     """
 
     mean: torch.Tensor
     deviation: torch.Tensor
-    centres: torch.Tensor
 
-    def distances(self, features: torch.Tensor) -> torch.Tensor:
-        """Returns `PICTURE_SIGNALS`, float64 [I, 2], of features, float [I, N, D_vision]."""
-        places = self.standardise(pool_features(features))
-        distance = places.square().mean(dim=1).sqrt()
-        nearest = torch.cdist(places, self.centres).min(dim=1).values / math.sqrt(places.shape[1])
-        return torch.stack([distance, nearest], dim=1).clamp_min(_TINY).log()
+    def log_distances(self, features: torch.Tensor) -> torch.Tensor:
+        """Returns the signal `log_distance` of pictures, float64 [I, 1], from their features, float [I, N, D_vision].
 
-    def standardise(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Returns pooled features, float64 [I, D], in deviations from the mean."""
-        return (pooled - self.mean) / self.deviation
+        It is the logarithm of the root mean square, over pooled features, of the deviations from the mean.
+        """
+        places = (pool_features(features) - self.mean) / self.deviation
+        return places.square().mean(dim=1, keepdim=True).sqrt().clamp_min(_TINY).log()
 
 
 def pool_features(features: torch.Tensor) -> torch.Tensor:
@@ -118,7 +111,7 @@ def caption_signals(
     generation: Generation,
     log_probs: torch.Tensor,
 ) -> torch.Tensor:
-    """Returns `CAPTION_SIGNALS` of captions, float64 [R, 5], on the CPU. This runs the language model once.
+    """Returns `CAPTION_SIGNALS` of captions, float64 [R, 4], on the CPU. This runs the language model once.
 
     Args:
         model: The model, in eval mode.
@@ -130,10 +123,8 @@ def caption_signals(
     is_caption = generation.is_caption.cpu()
     own, gain = log_probs.cpu().double(), (log_probs - prior).cpu().double()  # 0 behind the captions' ends
     lengths = is_caption.sum(dim=1).clamp_min(1)
-    total_gain = gain.sum(dim=1)
     return torch.stack(
-        [own.sum(dim=1) / lengths, own.min(dim=1).values, total_gain / lengths, total_gain, lengths.double().log()],
-        dim=1,
+        [own.sum(dim=1) / lengths, own.min(dim=1).values, gain.sum(dim=1) / lengths, lengths.double().log()], dim=1
     )
 
 
@@ -158,7 +149,7 @@ class Confidence:
     measured: Mapping[str, Any] = field(default_factory=dict)
 
     def probabilities(self, signals: torch.Tensor) -> torch.Tensor:
-        """Returns the confidence of captions, float64 [R], from their `SIGNALS`, float64 [R, 7]."""
+        """Returns the confidence of captions, float64 [R], from their `SIGNALS`, float64 [R, 5]."""
         return self.right.probability(signals) * self.known.probability(signals)
 
     def measure(
@@ -176,7 +167,7 @@ class Confidence:
             features: The features of each caption's picture, float [R, N, D_vision].
         """
         signals = caption_signals(model, processor, generation, log_probs)
-        return self.probabilities(torch.cat([signals, self.pictures.distances(features)], dim=1)).tolist()
+        return self.probabilities(torch.cat([signals, self.pictures.log_distances(features)], dim=1)).tolist()
 
     def save(self, folder: str | os.PathLike) -> Path:
         """Writes `confidence.json` to the folder of a checkpoint, and returns its path.
@@ -224,7 +215,7 @@ class Confidence:
             size = len(read.pictures.mean)
             if feature_size not in (None, size):
                 raise ValueError(f"it is for {size} features of a picture, and the model has {feature_size}")
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             missing = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
             raise _damaged(path, missing) from error
         return read
@@ -238,18 +229,15 @@ class Confidence:
         if content["signals"] != list(SIGNALS):
             raise ValueError("it is for other signals")
         right, known = (_parse_regression(content[name]) for name in ("right", "known"))
-        tables = {name: _numbers(content["pictures"][name]) for name in ("mean", "deviation", "centres")}
-        size = tables["mean"].shape[-1]
-        if [tables[name].ndim for name in ("mean", "deviation", "centres")] != [1, 1, 2] or not all(
-            table.numel() and table.shape[-1] == size for table in tables.values()
-        ):
-            raise ValueError("its tables do not fit together")
-        if not bool((tables["deviation"] > 0).all()):
+        mean, deviation = (_numbers(content["pictures"][name]) for name in ("mean", "deviation"))
+        if mean.ndim != 1 or mean.shape != deviation.shape or not len(mean):
+            raise ValueError("its features of pictures do not fit together")
+        if not bool((deviation > 0).all()):
             raise ValueError("a standard deviation is not above 0")
         facts = [content["fitted_on"], content["measured"]]
         if not isinstance(content["weights"], str) or not all(isinstance(fact, dict) for fact in facts):
             raise ValueError("it does not say what it was fitted on")
-        return cls(right, known, KnownPictures(**tables), content["weights"], *facts)
+        return cls(right, known, KnownPictures(mean, deviation), content["weights"], *facts)
 
 
 def _damaged(path: Path, reason: str) -> CheckpointError:
@@ -260,7 +248,10 @@ def _damaged(path: Path, reason: str) -> CheckpointError:
 
 
 def _numbers(values: Any) -> torch.Tensor:
-    table = torch.tensor(values, dtype=torch.float64)
+    try:
+        table = torch.tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError("it has something else where numbers belong") from error
     if not bool(table.isfinite().all()):
         raise ValueError("a number is not finite")
     return table
@@ -276,9 +267,6 @@ def _parse_regression(fields: Mapping[str, Any]) -> Regression:
     return Regression(**{name: tuple(vector.tolist()) for name, vector in vectors.items()}, bias=bias.item())
 
 
-def _rounded(values: torch.Tensor) -> list[Any]:
+def _rounded(values: torch.Tensor) -> list[float]:
     """Returns numbers with five significant digits, which is far below the noise in features."""
-    if values.ndim > 1:
-        return [_rounded(row) for row in values]
-    rounded: Sequence[float] = [float(f"{value:.5g}") for value in values.tolist()]
-    return list(rounded)
+    return [float(f"{value:.5g}") for value in values.tolist()]

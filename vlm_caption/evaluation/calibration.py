@@ -30,7 +30,6 @@ from ..captioning.confidence import (
 from ..captioning.generation import GenerationSettings, generate, token_log_probs
 from ..core.console import progress
 from ..core.errors import DataError
-from ..data.bad_images import PictureOpener
 from ..data.collator import CaptionCollator
 from ..features.inputs import ImageInputs
 from ..towers.fingerprints import weights_fingerprint
@@ -41,7 +40,7 @@ from .fitting import fit_known_pictures, fit_regression
 from .negatives import draw_negatives
 from .rightness import shares_below
 
-# Too few captions to fit eight numbers on each half of them.
+# Fewer captions are too few to fit six numbers on each half of them.
 MIN_IMAGES = 40
 
 _PHOTOS_TO_SHUFFLE = 16
@@ -55,7 +54,7 @@ class CalibrationSettings:
         right_share: A caption is right if its CIDEr-D with its own references is above that with the references of
             this share of the other images.
         negatives: How many pictures are drawn of each kind that no caption is right for.
-        seed: Of the halves, of the clusters and of the drawn pictures.
+        seed: Of the halves and of the drawn pictures.
 
     Raises:
         ValueError: A setting is out of range.
@@ -85,7 +84,7 @@ class Negatives:
     """Captions of pictures that no caption is right for.
 
     Attributes:
-        signals: Their `SIGNALS`, float64 [M, 7].
+        signals: Their `SIGNALS`, float64 [M, 5].
         kinds: The kind of each picture [M].
     """
 
@@ -133,10 +132,10 @@ def calibrate(
     if len(dataset) < MIN_IMAGES:
         raise DataError(f"{data}: {len(dataset)} images are too few to fit confidences on: give at least {MIN_IMAGES}")
     collator = make_collator(captioner, images, inputs)
-    pictures = fit_known_pictures(_pooled(open_images(captioner, trained_on, inputs)), settings.seed)
+    pictures = fit_known_pictures(_pooled(open_images(captioner, trained_on, inputs)))
     texts, signals = _measure_photos(captioner, dataset, collator, generation, unfinished)
     rows = list(dataset)
-    distances = [pictures.distances(images(rows[i : i + 256])["image_features"]) for i in range(0, len(rows), 256)]
+    distances = [pictures.log_distances(images(rows[i : i + 256])["image_features"]) for i in range(0, len(rows), 256)]
     photos = torch.cat([signals, torch.cat(distances)], dim=1)
     negatives = _measure_negatives(captioner, collator, rows[0], pictures, generation, _shufflable(images), settings)
     cider, shares = shares_below(texts, dataset["captions"], dataset["image"])
@@ -209,7 +208,7 @@ def _measure_photos(
     generation: dict[str, Any],
     unfinished: Path | None,
 ) -> tuple[list[str], torch.Tensor]:
-    """Returns the caption of each row and its `CAPTION_SIGNALS`, float64 [N, 5]; see `write_captions` for the file."""
+    """Returns the caption of each row and its `CAPTION_SIGNALS`, float64 [N, 4]; see `write_captions` for the file."""
     images = collator.encode_images
     assert isinstance(images, ImageInputs)
     entries: list[dict[str, Any]] = []
@@ -282,8 +281,8 @@ def _measure_negatives(
         features = captioner.model.core.encode_images(pixels).pooler_output
         measured = _measure(captioner, [collator.prompt_ids(row)] * len(batch), features, generation, start)
         own = torch.tensor([numbers for _, numbers in measured], dtype=torch.float64)
-        signals.append(torch.cat([own, pictures.distances(features)], dim=1))
+        signals.append(torch.cat([own, pictures.log_distances(features)], dim=1))
     return Negatives(torch.cat(signals), np.array([kind for kind, _ in drawn]))
 
 
-__all__ = ["Calibration", "CalibrationReport", "CalibrationSettings", "PictureOpener", "calibrate"]
+__all__ = ["Calibration", "CalibrationReport", "CalibrationSettings", "calibrate"]

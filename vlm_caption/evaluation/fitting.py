@@ -9,10 +9,6 @@ from ..captioning.confidence import KnownPictures, Regression
 # weights finite where the two sides can be separated.
 _PENALTY = 1e-3
 
-_MOST_CLUSTERS = 32
-_PICTURES_A_CLUSTER = 20  # on average; a smaller centre says too much about single pictures
-_FEWEST_IN_A_CLUSTER = 8
-_ROUNDS = 25
 _TINY = 1e-6
 
 
@@ -42,22 +38,6 @@ def fit_regression(numbers: torch.Tensor, is_true: torch.Tensor) -> Regression:
     return Regression(tuple(mean.tolist()), tuple(scale.tolist()), tuple(weights), bias)
 
 
-def fit_known_pictures(pooled: torch.Tensor, seed: int = 0) -> KnownPictures:
-    """Returns where the features of pictures lie: mean, deviation, and the centres of clusters by Lloyd's algorithm.
-
-    Args:
-        pooled: What `pool_features` returned for the pictures, float64 [I, D].
-        seed: Of the first centres.
-    """
-    mean, deviation = pooled.mean(dim=0), pooled.std(dim=0).clamp_min(_TINY)
-    places = (pooled - mean) / deviation
-    count = max(1, min(_MOST_CLUSTERS, len(places) // _PICTURES_A_CLUSTER))
-    chosen = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:count]
-    centres, sizes = places[chosen], torch.zeros(count)
-    for _ in range(_ROUNDS):
-        nearest = torch.cdist(places, centres).argmin(dim=1)
-        sizes = torch.bincount(nearest, minlength=count)
-        sums = torch.zeros_like(centres).index_add_(0, nearest, places)
-        centres = torch.where(sizes[:, None] > 0, sums / sizes.clamp_min(1)[:, None], centres)
-    large = centres[sizes >= _FEWEST_IN_A_CLUSTER]
-    return KnownPictures(mean, deviation, large if len(large) else places.mean(dim=0, keepdim=True))
+def fit_known_pictures(pooled: torch.Tensor) -> KnownPictures:
+    """Returns where the features of pictures lie, from what `pool_features` returned for them, float64 [I, D]."""
+    return KnownPictures(pooled.mean(dim=0), pooled.std(dim=0).clamp_min(_TINY))
