@@ -10,8 +10,8 @@ the probability that a caption of such a picture is right. They look at these si
   mutual information; for captions, Xiao and Wang, "On Hallucination and Predictive Uncertainty", EACL 2021);
 - the caption's length;
 - how far the picture's features are from the mean of those trained on, in standard deviations: the Mahalanobis
-  distance with a diagonal covariance (Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples
-  and Adversarial Attacks", NeurIPS 2018).
+  distance with a diagonal covariance (Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution
+  Samples and Adversarial Attacks", NeurIPS 2018).
 """
 
 import json
