@@ -112,12 +112,19 @@ def test_the_distance_counts_deviations_from_the_mean():
 
 def test_it_rises_with_what_speaks_for_a_caption(captioner):
     signals = torch.zeros(20, COUNT, dtype=torch.float64)
-    signals[:, 0] = torch.linspace(-5, 0, 20)
+    signals[:, 0] = torch.linspace(-2, 0, 20)
     rising = captioner.confidence.probabilities(signals)
     assert bool((rising.diff() > 0).all())
-    signals[:, 4] = torch.linspace(0, 9, 20)
+    signals[:, 4] = torch.linspace(0, 2, 20)
     signals[:, 0] = 0
     assert bool((captioner.confidence.probabilities(signals).diff() < 0).all())
+
+
+def test_what_was_never_seen_is_not_extrapolated_to(captioner):
+    signals = torch.zeros(2, COUNT, dtype=torch.float64)
+    signals[:, 0] = torch.tensor([2.0, 1000.0])
+    near, far = captioner.confidence.probabilities(signals).tolist()
+    assert near == far
 
 
 def test_it_is_saved_and_loaded_with_the_checkpoint(captioner, checkpoint, photos):

@@ -49,16 +49,29 @@ def test_a_shuffled_photo_has_the_pixels_of_the_photo():
     photo = picture(2, 224, 224)
     shuffled = dict(draw_negatives(1, [photo]))["shuffled"]
     assert shuffled.tobytes() != photo.tobytes()
-    assert sorted(shuffled.getdata()) == sorted(photo.getdata())
+    assert np.sort(np.array(shuffled).ravel()).tolist() == np.sort(np.array(photo).ravel()).tolist()
 
 
 def test_a_regression_finds_the_probabilities():
     generator = torch.Generator().manual_seed(0)
     numbers = torch.randn(4000, 3, generator=generator, dtype=torch.float64) * torch.tensor([1.0, 5, 0.1]) + 3
+    numbers = numbers[((numbers - 3).abs() < torch.tensor([2.0, 10, 0.2])).all(dim=1)]
     expected = (numbers @ torch.tensor([1.0, -0.2, 0]).double() - 2).sigmoid()
-    is_true = torch.rand(4000, generator=generator, dtype=torch.float64) < expected
+    is_true = torch.rand(len(expected), generator=generator, dtype=torch.float64) < expected
     found = fit_regression(numbers, is_true).probability(numbers)
     assert (found - expected).abs().mean() < 0.03
+
+
+def test_a_balanced_regression_does_not_depend_on_how_many_there_are_of_each_side():
+    numbers = torch.tensor([[0.0], [1], [2], [1], [2], [3]]).double()
+    is_true = torch.tensor([False, False, False, True, True, True])
+    rows = torch.tensor([0, 1, 2, *[3, 4, 5] * 20])
+    [even] = fit_regression(numbers, is_true, balanced=True).probability(torch.tensor([[1.5]]))
+    [uneven] = fit_regression(numbers[rows], is_true[rows], balanced=True).probability(torch.tensor([[1.5]]))
+    assert even == pytest.approx(0.5, abs=1e-3)
+    assert uneven == pytest.approx(0.5, abs=0.02)
+    [plain] = fit_regression(numbers[rows], is_true[rows]).probability(torch.tensor([[1.5]]))
+    assert plain > 0.9
 
 
 def test_a_regression_of_separate_sides_stays_finite():

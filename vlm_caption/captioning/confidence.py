@@ -41,10 +41,13 @@ SIGNALS = (*CAPTION_SIGNALS, "log_distance")
 _MAX_BYTES = 64_000_000
 _TINY = 1e-6
 
+# Numbers further from the mean count as this many standard deviations: what was never seen is not extrapolated to.
+_MOST_DEVIATIONS = 2.0
+
 
 @dataclass(frozen=True)
 class Regression:
-    """A logistic regression on numbers that are standardised first.
+    """A logistic regression on numbers that are standardised first, and cut at two standard deviations.
 
     Attributes:
         mean, scale: The mean and the standard deviation of each number.
@@ -62,7 +65,12 @@ class Regression:
         mean, scale, weights = (
             torch.tensor(values, dtype=torch.float64) for values in (self.mean, self.scale, self.weights)
         )
-        return (((numbers.double() - mean) / scale) @ weights + self.bias).sigmoid()
+        return (standardise(numbers.double(), mean, scale) @ weights + self.bias).sigmoid()
+
+
+def standardise(numbers: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Returns what a [`Regression`] weighs, float64 [R, K], of numbers float64 [R, K]."""
+    return ((numbers - mean) / scale).clamp(-_MOST_DEVIATIONS, _MOST_DEVIATIONS)
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ def _fit(photos: torch.Tensor, is_right: np.ndarray, negatives: Negatives) -> tu
     """Returns the regressions `right` and `known` of [`Confidence`]."""
     right = fit_regression(photos, torch.from_numpy(is_right))
     is_photo = torch.arange(len(photos) + len(negatives.kinds)) < len(photos)
-    return right, fit_regression(torch.cat([photos, negatives.signals]), is_photo)
+    return right, fit_regression(torch.cat([photos, negatives.signals]), is_photo, balanced=True)
 
 
 def _probabilities(fitted: tuple[Regression, Regression], signals: torch.Tensor) -> np.ndarray:
