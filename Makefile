@@ -26,7 +26,7 @@ define environment
 	cp $(2) $(1)/installed
 endef
 
-.PHONY: demo test constraints test-oldest test-newest newest-versions lint types format clean
+.PHONY: demo examples test docs constraints test-oldest test-newest newest-versions lint types format clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(call environment,.venv,constraints.txt,pyproject.toml)
@@ -39,8 +39,14 @@ $(BIN)/uv:
 demo: .venv/installed  ## caption examples/ with the shipped checkpoint and write demo.html
 	$(BIN)/python scripts/demo.py
 
+examples: .venv/installed  ## caption examples/ anew, in its README.md and in the picture of README.md
+	$(BIN)/python examples/strip.py
+
 test: .venv/installed  ## every test; those whose needs are not met skip with a reason
 	$(BIN)/python -m pytest
+
+docs: .venv/installed  ## the pages and the reference, in site/; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 constraints: | $(BIN)/uv  ## the newest versions that pyproject.toml allows, and the oldest
 	$(BIN)/$(COMPILE) pyproject.toml --output-file constraints.txt
@@ -79,4 +85,4 @@ format: .venv/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest build demo.html
+	rm -rf .venv .venv-oldest .venv-newest build site demo.html

@@ -331,4 +331,7 @@ class TestScript:
             with pytest.raises(SystemExit) as exit:
                 script.main(["--checkpoint", checkpoint, *options])
             assert exit.value.code == 2
-            assert "give pictures to caption, or --features FILE, and not both" in capsys.readouterr().err
+            assert (
+                "give pictures to caption, --features FILE or --config FILE, and only one of these"
+                in capsys.readouterr().err
+            )

@@ -83,8 +83,8 @@ def test_one_picture_gives_its_caption_alone(run, photo, checkpoint):
 def test_several_pictures_are_named(run, photo):
     code, out, err = run(photo, ROOT / "examples")
     assert (code, err) == (0, [])
-    names = ["astronaut", "officer", "photographer"]
-    paths = [str(photo), *(str(ROOT / "examples" / f"{name}.jpg") for name in names)]
+    paths = [str(photo), *(str(path) for path in sorted((ROOT / "examples").glob("*.jpg")))]
+    assert len(paths) > 2
     assert [line.split(": ")[0] for line in out] == paths
 
 
@@ -110,7 +110,8 @@ def test_a_job_that_was_stopped_goes_on_in_its_file(run, photo, tmp_path):
     assert output.read_text().splitlines() == expected
     assert err[0] == f"caption.py: {output} has 2 of these captions"
     assert err[1].startswith(f"caption.py: {missing}")
-    assert err[-1].startswith("captions: 3/3")
+    left = len(pictures) - 2
+    assert err[-1].startswith(f"captions: {left + 1}/{left + 1}")
     assert run(*pictures, "--output", output)[0] == 0
     assert output.read_text().splitlines() == expected
 
@@ -256,7 +257,7 @@ def test_the_demo_captions_the_examples_and_writes_a_page(checkpoint, tmp_path, 
     assert demo_script.main(["--output", str(page)]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
-    names = [f"{name}.jpg" for name in ("astronaut", "officer", "photographer")]
+    names = [path.name for path in sorted((ROOT / "examples").glob("*.jpg"))]
     *captions, last = captured.out.splitlines()
     assert [line.split(": ")[0] for line in captions] == names
     assert last == f"Page: {page}"
@@ -326,12 +327,10 @@ class TestOutputs:
         entries = read_table(output, {"c.json": "coco"}.get(name, output.suffix[1:]))
         assert [Path(entry["image"]).name for entry in entries] == [
             "an officer.jpg",
-            "astronaut.jpg",
-            "officer.jpg",
-            "photographer.jpg",
+            *(path.name for path in sorted((ROOT / "examples").glob("*.jpg"))),
         ]
         code, _out, err = run(photo, ROOT / "examples", *options, "--checkpoint", "/none is needed")
-        assert (code, err) == (0, [f"caption.py: {output} has 4 of these captions"])
+        assert (code, err) == (0, [f"caption.py: {output} has {len(entries)} of these captions"])
         assert [path.name for path in tmp_path.iterdir() if "c." in path.name] == [name]
 
     def test_a_kill_before_a_table_is_finished_loses_and_doubles_nothing(self, run, photo, tmp_path):

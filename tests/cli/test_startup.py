@@ -61,7 +61,7 @@ except SystemExit as exit:
         (["train", "--batchsize", "3"], 2, "there is no option '--batchsize'; did you mean '--batch-size'?"),
         (["train", "--batch-size", "0"], 2, "training.batch_size must be above 0, and 0 is not."),
         (["train", "--config", "none.yaml"], 2, "none.yaml: the config cannot be read (No such file or directory)."),
-        (["caption"], 2, "give pictures to caption, or --features FILE, and not both"),
+        (["caption"], 2, "give pictures to caption, --features FILE or --config FILE, and only one of these"),
         (["caption", "none.jpg"], 1, "none.jpg: there is no such file"),
         (["evaluate", "--results", "a.json"], 2, "--results and --references go together"),
     ],

@@ -114,7 +114,7 @@ def test_parquet_of_nanovlm_has_lists_of_images_and_texts(tmp_path):
     image_lists(images).to_parquet(tmp_path / "train-00000.parquet")
     assert read(tmp_path) == EXPECTED
     rows = load_captions(tmp_path, dev_share=0, questions=True)
-    assert rows[0]["questions"] == ["What?", "Else?"]
+    assert rows[0]["questions"] == ["What?", "What?\nA dog.\nElse?"]  # what was said before comes first
     assert rows[0]["captions"] == ["A dog.", "No."]
 
 

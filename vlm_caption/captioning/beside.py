@@ -23,7 +23,8 @@ class Wording:
     """What is written of a caption, and what becomes of a text that is there already. By default it is kept.
 
     Attributes:
-        prefix, suffix: Texts before and after each caption.
+        prefix: A text before each caption.
+        suffix: A text after each caption.
         append: Whether to add captions to the text, on lines of their own.
         overwrite: Whether to replace the text.
     """

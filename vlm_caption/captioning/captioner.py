@@ -259,7 +259,8 @@ class Captioner:
             examples: Pictures with their captions that the model sees before each picture ("few-shot"); if the prompt
                 asks a question, pictures with a question and an answer.
             batch_size: The number of pictures at a time.
-            max_pixels, max_bytes: The limits of `open_image`.
+            max_pixels: The largest picture in pixels; see `open_image`.
+            max_bytes: The largest file in bytes; see `open_image`.
             **generation: What transformers' `generate` takes, such as `num_beams`, `max_new_tokens`, `do_sample` and
                 `num_return_sequences`, in place of the checkpoint's `generation_config.json`; and `stop`, `ban`,
                 `max_words`, `seed`, `consensus` and `document_frequencies` of [`GenerationSettings`].
@@ -300,7 +301,12 @@ class Captioner:
 
         Args:
             batches: The pictures that are captioned together, each batch a sequence.
-            prompt, question, examples, max_pixels, max_bytes, **generation: See `caption_each`.
+            prompt: See `caption_each`.
+            question: See `caption_each`.
+            examples: See `caption_each`.
+            max_pixels: See `caption_each`.
+            max_bytes: See `caption_each`.
+            **generation: See `caption_each`.
 
         Yields:
             For each batch a list with an entry for each picture: its captions, or the ImageError that says why it has
@@ -336,7 +342,10 @@ class Captioner:
 
         Args:
             vectors: What `vlm_caption.data.open_vectors` returns; or numbers [inputs, D] or [inputs, N, D].
-            prompt, question, batch_size, **generation: See [`caption_each`].
+            prompt: See [`caption_each`].
+            question: See [`caption_each`].
+            batch_size: See [`caption_each`].
+            **generation: See [`caption_each`].
 
         Yields:
             An input's caption, or several as by `caption_each`; its `image` is the row's name.

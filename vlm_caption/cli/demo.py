@@ -1,4 +1,4 @@
-"""Captions three photos with the default checkpoint and writes a page of them."""
+"""Captions the example photos with the default checkpoint and writes a page of them."""
 
 from pathlib import Path
 

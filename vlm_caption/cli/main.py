@@ -15,7 +15,7 @@ COMMANDS = {
     "calibrate": "fit the probability that a caption is right",
     "inspect": "look at captioned images before training",
     "cache": "compute image features ahead of training",
-    "demo": "caption three photos and write a page of them",
+    "demo": "caption eight photos and write a page of them",
 }
 
 

@@ -28,7 +28,8 @@ class Corpus:
 
     Args:
         source: The corpus.
-        name, corpus_format: Its format.
+        name: The name of its format.
+        corpus_format: Its format.
         cleaning: For every caption.
         dev_share: The share of images to cut off as "dev", where the corpus has no splits.
         on_bad_record: What `load` does with bad records if there is no callback to report them to: "error" raises the

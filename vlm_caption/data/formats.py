@@ -128,7 +128,9 @@ def read_records(
     """Yields what the reader of a corpus does, one after the other, in its order.
 
     Args:
-        path, format, **settings: See `open_corpus`.
+        path: See `open_corpus`.
+        format: See `open_corpus`.
+        **settings: See `open_corpus`.
 
     Raises:
         DataError: The format is not known or not clear, or what follows cannot be read.

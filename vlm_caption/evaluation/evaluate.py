@@ -77,7 +77,8 @@ def evaluate(
         captioner: The captioner to score.
         dataset: The columns `image` and `captions`; and `questions`, each of which is then asked and scored on its
             own, with the answers to it as references.
-        name, data: The names of captioner and images in tables and reports.
+        name: The name of the captioner in tables and reports.
+        data: The name of the images in tables and reports.
         generation: Settings of `generate` in place of the checkpoint's own.
         inputs: How the images are shown.
         scoring: What is computed.
@@ -127,7 +128,8 @@ def evaluate_files(
     """Scores captions in COCO's results format against references in COCO's annotations format.
 
     Args:
-        results, references: The files.
+        results: The file of captions.
+        references: The file of references.
         images_dir: The folder of the pictures that the references name as `file_name`, for the report and CLIPScore.
         scoring: What is computed. With `allow_missing`, the images that both files have are scored, and `notes` of
             the result says how many were left out.

@@ -46,7 +46,8 @@ def write_evaluation(
     Args:
         folder: The folder. It is created if it does not exist.
         evaluation: The result of `evaluate` or `evaluate_files`.
-        max_pixels, max_bytes: The limits of `open_image`, for the pictures of the page.
+        max_pixels: The largest picture of the page in pixels; see `open_image`.
+        max_bytes: The largest file of a picture in bytes; see `open_image`.
 
     Returns:
         The files: `results.json` and `references.json`, which `evaluate_files` takes, `per_image.csv`, `report.html`.

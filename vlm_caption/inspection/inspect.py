@@ -263,7 +263,8 @@ def local_tokenizer(
     Of "characters", one that knows none: it parts text as the one made of the captions does.
 
     Args:
-        language, revision: As of `compose`.
+        language: As of `compose`.
+        revision: As of `compose`, its `language_revision`.
         tokenizer_name: As of `compose`, its `tokenizer`.
 
     Raises:

@@ -411,7 +411,7 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
         inputs: torch.Tensor | None = None,
         generation_config: GenerationConfig | None = None,
         **kwargs: Any,
-    ):
+    ) -> Any:
         """Writes captions: encodes the images once, and lets the language model continue their embeddings.
 
         Args:

@@ -109,7 +109,7 @@ class CaptionerProcessor(ProcessorMixin):
     def _vector_class(cls) -> Any:
         return VectorProcessor
 
-    def __call__(self, images: Any = None, text: str | list[str] | None = None, **kwargs):
+    def __call__(self, images: Any = None, text: str | list[str] | None = None, **kwargs: Any) -> BatchFeature:
         """
         Args:
             images: A picture, a list of them, or a 4-D array or tensor, as the image processor takes them.
@@ -280,7 +280,7 @@ class VectorProcessor(CaptionerProcessor):
     ):
         super().__init__(None, tokenizer, image_seq_length, start_token, image_token, chat_template, prompt, chat)
 
-    def __call__(self, images: Any = None, text: str | list[str] | None = None, **kwargs):
+    def __call__(self, images: Any = None, text: str | list[str] | None = None, **kwargs: Any) -> BatchFeature:
         """
         Args:
             images: Must be None, as there is no vision tower.

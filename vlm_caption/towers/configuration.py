@@ -53,7 +53,7 @@ class CaptionerConfig(configuration_captioner.CaptionerConfig):
     `timm/vit_mediumd_patch16_reg4_gap_384.sbb2_e200_in12k_ft_in1k`, `gpt2`, and a 512 → 1536 → 768 projection of
     1,968,384 trained parameters.
 
-    Args:
+    Attributes:
         vision_config (`PreTrainedConfig` or `dict`): Any vision tower that `AutoModel` builds; None with
             `feature_size`.
         text_config (`PreTrainedConfig` or `dict`): Any language model that `AutoModelForCausalLM` builds.
@@ -82,8 +82,8 @@ class CaptionerConfig(configuration_captioner.CaptionerConfig):
             `"transformer"`, `"resampler"` or `"pixel_shuffle"` (see docs/projectors.md).
         projector_tokens (`int`, *optional*): The number of tokens that `prefix_mlp`, `transformer` (10) and
             `resampler` (64) make of an image.
-        projector_layers (`int`, *optional*), projector_heads (`int`, *optional*): Those of `transformer` (8, 8) and
-            `resampler` (3, 8).
+        projector_layers (`int`, *optional*): The number of layers of `transformer` (8) and `resampler` (3).
+        projector_heads (`int`, *optional*): The number of attention heads of `transformer` and `resampler` (8).
         projector_shuffle (`int`, *optional*): r, where `pixel_shuffle` makes one token of r × r patches (2).
         projector_expansion (`int`, *optional*): Hidden width of the projector, or of its transformer layers, in
             multiples of their input width: `mlp` (3), `transformer` (2), `resampler` (4). `pixel_shuffle` has a hidden
@@ -94,18 +94,21 @@ class CaptionerConfig(configuration_captioner.CaptionerConfig):
             `transformer` relu.
         projector_dropout (`float`): Dropout of the projected tokens; in `transformer` and `resampler`, of the
             attention weights and of the output of each layer.
-        freeze_vision (`bool`), freeze_language (`bool`): Keep a tower as it is: no gradient, never in train mode. A
-            tower that is not frozen is trained whole, or in the parts that the next four fields name.
+        freeze_vision (`bool`): Keep the vision tower as it is: no gradient, never in train mode. A tower that is not
+            frozen is trained whole, or in the parts that `vision_layers` or `vision_adapter` names.
+        freeze_language (`bool`): The same for the language model, with `text_layers` and `text_adapter`.
         freeze_projector (`bool`): The same for the projector and the learned vectors around the image tokens.
-        vision_layers (`int`, *optional*), text_layers (`int`, *optional*): Train only this many of a tower's last
-            blocks, and the norm after them.
-        vision_adapter (`dict`, *optional*), text_adapter (`dict`, *optional*): The LoRA adapter beside a tower's
-            linear layers: `rank`, `alpha`, `dropout` and `targets` (last parts of the layers' names). Nothing else of
-            the tower is trained.
+        vision_layers (`int`, *optional*): Train only this many of the vision tower's last blocks, and the norm after
+            them.
+        text_layers (`int`, *optional*): The same for the language model.
+        vision_adapter (`dict`, *optional*): The LoRA adapter beside the linear layers of the vision tower: `rank`,
+            `alpha`, `dropout` and `targets` (last parts of the layers' names). Nothing else of the tower is trained.
+        text_adapter (`dict`, *optional*): The same for the language model.
         image_token_id (`int`, *optional*): The image placeholder in `input_ids`. It is never looked up in the language
             model's embedding table; by default it is the first id after the table.
-        vision_backbone (`dict`, *optional*), text_backbone (`dict`, *optional*): Where a pretrained tower came from:
-            `name`, `revision` and the `fingerprint` of its weights.
+        vision_backbone (`dict`, *optional*): Where a pretrained vision tower came from: `name`, `revision` and the
+            `fingerprint` of its weights.
+        text_backbone (`dict`, *optional*): The same for the language model.
         external_towers (`list[str]`): The towers whose weights are *not* in this checkpoint and are fetched from
             their backbone instead (`"vision_tower"`, `"language_model"`). Empty in a full checkpoint.
         trained_weights (`list[str]`): Names of weights of pretrained towers that were trained here, so that every

@@ -52,7 +52,9 @@ class CaptionerProcessor(processing_captioner.CaptionerProcessor):
     open_image = staticmethod(opening.open_image)
 
     @classmethod
-    def from_config(cls, config: CaptionerConfig, image_processor, tokenizer, image_token: str = "<image>"):
+    def from_config(
+        cls, config: CaptionerConfig, image_processor: Any, tokenizer: Any, image_token: str = "<image>"
+    ) -> Any:
         """Makes the processor of a model. The tokenizer is changed in place.
 
         Args:
@@ -127,7 +129,8 @@ class CaptionerProcessor(processing_captioner.CaptionerProcessor):
 
         Args:
             questions: The texts for `{question}`, or None for a prompt without it.
-            prompt, examples: See `render_prompt`.
+            prompt: See `render_prompt`.
+            examples: See `render_prompt`.
 
         Returns:
             The ids that are the same for all questions, from the start token to the last image's placeholders; and
