@@ -16,7 +16,13 @@ PAGES = [
     *sorted((REPOSITORY / "docs").glob("*.md")),
 ]
 MACHINERY = [REPOSITORY / name for name in ("Makefile", ".ci/run")]
-SCRIPTS = {"caption": "caption", "train": "train", "evaluate": "evaluate", "demo": "demo"} | {
+SCRIPTS = {
+    "caption": "caption",
+    "train": "train",
+    "evaluate": "evaluate",
+    "calibrate": "calibrate",
+    "demo": "demo",
+} | {
     "inspect_data": "inspect",
     "cache_features": "cache",
 }

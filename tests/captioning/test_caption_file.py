@@ -23,8 +23,8 @@ def test_captions_are_on_the_disk_when_they_are_added(tmp_path):
     file.add(TWO)
     entries = [json.loads(line) for line in (tmp_path / "new" / "captions.jsonl").read_text().splitlines()]
     assert [tuple(entry.values()) for entry in entries] == [
-        ("a.jpg", "A dog.", -0.5, True, "sha256:0"),
-        ("b\\xff.jpg", "Zwei Kühe.", -1.25, False, ""),
+        ("a.jpg", "A dog.", -0.5, None, True, "sha256:0"),
+        ("b\\xff.jpg", "Zwei Kühe.", -1.25, None, False, ""),
     ]
 
 

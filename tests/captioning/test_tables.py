@@ -11,9 +11,9 @@ from vlm_caption.core.errors import DataError
 from vlm_caption.metrics import read_results
 
 CAPTIONS = [
-    ("COCO_val2014_000000391895.jpg", 'A man, "standing".', -0.5, True, "sha256:0"),
-    ("=a\n.jpg", "=HYPERLINK(1)", -1.25, False, ""),
-    ("'b.jpg", "Zwei Kühe.", -2.0, True, ""),
+    ("COCO_val2014_000000391895.jpg", 'A man, "standing".', -0.5, 0.75, True, "sha256:0"),
+    ("=a\n.jpg", "=HYPERLINK(1)", -1.25, None, False, ""),
+    ("'b.jpg", "Zwei Kühe.", -2.0, 0.0, True, ""),
 ]
 ENTRIES = [dict(zip(COLUMNS, values, strict=True)) for values in CAPTIONS]
 
@@ -68,7 +68,7 @@ def test_csv_holds_no_formula(tmp_path):
 def test_parquet_has_typed_columns(tmp_path):
     write_table(tmp_path / "table.parquet", "parquet", [])
     schema = pq.read_schema(tmp_path / "table.parquet")
-    assert list(map(str, schema.types)) == ["string", "string", "double", "bool", "string"]
+    assert list(map(str, schema.types)) == ["string", "string", "double", "double", "bool", "string"]
 
 
 def test_coco_results_can_be_scored(tmp_path):

@@ -312,7 +312,7 @@ class TestScript:
         assert script.main([*options, "--format", "json"]) == 0
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert [(line["image"], line["caption"]) for line in lines] == [(c.image, c.text) for c in wanted]
-        assert set(lines[0]) == {"image", "caption", "score", "finished", "checkpoint"}
+        assert set(lines[0]) == {"image", "caption", "score", "confidence", "finished", "checkpoint"}
 
     def test_says_in_a_sentence_what_is_wrong(self, checkpoint, tmp_path, capsys):
         script = load_script("caption")

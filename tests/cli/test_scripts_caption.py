@@ -92,7 +92,7 @@ def test_json_is_one_object_a_line(run, photo):
     code, out, err = run(photo, ROOT / "examples" / "officer.jpg", "--format", "json")
     assert (code, err) == (0, [])
     rows = [json.loads(line) for line in out]
-    assert [list(row) for row in rows] == [["image", "caption", "score", "finished", "checkpoint"]] * 2
+    assert [list(row) for row in rows] == [["image", "caption", "score", "confidence", "finished", "checkpoint"]] * 2
     assert rows[0]["image"] == str(photo)
     assert isinstance(rows[0]["caption"], str)
     assert rows[0]["score"] < 0
@@ -506,7 +506,7 @@ class TestSeveralPrompts:
         code, out, err = run(photo, *prompts, "--format", "json")
         assert (code, err, [json.loads(line)["prompt"] for line in out]) == (0, [], names)
         code, out, _err = run(photo, *prompts, "--format", "csv")
-        assert out[0] == "image,caption,score,finished,checkpoint,prompt"
+        assert out[0] == "image,caption,score,confidence,finished,checkpoint,prompt"
         assert run(photo, *prompts, "--output", tmp_path / "c.parquet")[0] == 0
         entries = read_table(tmp_path / "c.parquet", "parquet")
         assert [entry["prompt"] for entry in entries] == names

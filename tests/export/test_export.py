@@ -167,6 +167,7 @@ def test_the_command_refuses_what_an_export_has_not(quantized, tmp_path, capsys)
         (["--device", "cpu", tmp_path / "1.png"], "--device"),
         (["--consensus", "2", tmp_path / "1.png"], "There is no document_frequencies.json beside the checkpoint"),
         (["--features", tmp_path / "vectors.npy"], "--features"),
+        (["--min-confidence", "0.5", "--review", tmp_path / "r.json", tmp_path / "1.png"], "--min-confidence: "),
     ):
         assert load_script("caption").main(["--checkpoint", str(quantized), *map(str, options)]) == 2
         assert message in capsys.readouterr().err

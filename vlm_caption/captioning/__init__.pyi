@@ -3,11 +3,13 @@ from .caption import Caption
 from .caption_file import CaptionFile
 from .captioner import Captioner
 from .checkpoints import DEFAULT_CHECKPOINT, find_checkpoint, find_device
+from .confidence import Confidence
 from .consensus import DocumentFrequencies
 from .generation import Generation, GenerationSettings, generate, score
 from .inputs import find_pictures
 from .job import CaptionJob
 from .nll import caption_nll, sum_nll
+from .review import Review
 from .tables import read_table, write_table
 from .writers import ErrorLog, OutputFile, StandardOutput, StandardTable, Writer
 
@@ -17,12 +19,14 @@ __all__ = [
     "CaptionFile",
     "CaptionJob",
     "Captioner",
+    "Confidence",
     "Descriptions",
     "DocumentFrequencies",
     "ErrorLog",
     "Generation",
     "GenerationSettings",
     "OutputFile",
+    "Review",
     "Sidecars",
     "StandardOutput",
     "StandardTable",

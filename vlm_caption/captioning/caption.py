@@ -18,6 +18,9 @@ class Caption:
         checkpoint: An identifier of the weights; see `Captioner.checkpoint`. Only jobs of `scripts/caption.py` fill it
             in, because identifying the weights may take as long as reading them.
         prompt: Which of several prompts or questions the caption is for; empty if there is one for all pictures.
+        confidence: The probability that the caption is right, from 0 to 1; see [`Confidence`]. None if the checkpoint
+            has no `confidence.json`. Like the score, it depends only on the model, the picture, the prompt and the
+            tokens. An exported captioner has none.
     """
 
     image: str
@@ -26,6 +29,7 @@ class Caption:
     finished: bool = True
     checkpoint: str = ""
     prompt: str = ""
+    confidence: float | None = None
 
 
 def first_place(starts: Sequence[str], is_reached: Callable[[str], bool]) -> int:

@@ -9,6 +9,7 @@ captions vectors from an encoder of any kind.
 """
 
 import itertools
+import logging
 import os
 import tempfile
 import zlib
@@ -31,7 +32,8 @@ from ..towers.fingerprints import weights_fingerprint
 from ..towers.processor import CaptionerProcessor
 from .caption import Caption
 from .checkpoints import DEFAULT_CHECKPOINT, find_checkpoint, find_device
-from .generation import GenerationSettings, generate, score
+from .confidence import Confidence, pooled_size
+from .generation import GenerationSettings, generate, mean_log_probs, token_log_probs
 from .inputs import is_vectors_file
 from .prompts import NOT_AS_MANY, Prompt, Question, encode_prompts
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     import huggingface_hub
 
     from ..data.vectors import Vectors
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,18 @@ class Captioner:
     Args:
         model: The model; it is put in eval mode.
         processor: The model's processor.
+        confidence: What tells how probably captions are right. Set the attribute to None to save its time.
     """
 
-    def __init__(self, model: CaptionerForConditionalGeneration, processor: CaptionerProcessor) -> None:
+    def __init__(
+        self,
+        model: CaptionerForConditionalGeneration,
+        processor: CaptionerProcessor,
+        confidence: Confidence | None = None,
+    ) -> None:
         self.model = model.eval()
         self.processor = processor
+        self.confidence = confidence
 
     @classmethod
     def from_pretrained(
@@ -114,7 +125,14 @@ class Captioner:
             raise CheckpointError(
                 f"The checkpoint {str(checkpoint)!r} cannot be loaded: {first_line_of(error)}"
             ) from error
-        return cls(model.to(place), processor)
+        confidence = Confidence.load(directory, pooled_size(config))
+        # Another dtype has another fingerprint.
+        if confidence is not None and dtype is None and confidence.weights != weights_fingerprint(model):
+            logger.warning(
+                "The confidences of %s are of other weights and are not used: run scripts/calibrate.py", checkpoint
+            )
+            confidence = None
+        return cls(model.to(place), processor, confidence)
 
     @cached_property
     def checkpoint(self) -> str:
@@ -446,11 +464,24 @@ class Captioner:
         images = {"image_features": by_row.flatten(0, 1)}
         written = generate(self.model, self.processor, [prompt.input_ids for _, prompt in rows], images, settings)
         count = len(written.texts) // len(rows)
-        scores = score(self.model, written, by_row.repeat_interleave(count, dim=0).flatten(0, 1))
+        repeated = by_row.repeat_interleave(count, dim=0)  # [R · count, K + 1, N, D_vision]
+        log_probs = token_log_probs(self.model, written, repeated.flatten(0, 1))
+        scores = mean_log_probs(log_probs, written)
+        confidences: Sequence[float | None] = [None] * len(scores)
+        if self.confidence is not None:
+            confidences = self.confidence.measure(self.model, self.processor, written, log_probs, repeated[:, -1])
         captions: list[list[Caption]] = [[] for _ in names]
         for number, (place, prompt) in enumerate(row for row in rows for _ in range(count)):
-            text, finished = written.texts[number], written.finished[number]
-            captions[place].append(Caption(names[place], text, scores[number], finished, prompt=prompt.name))
+            captions[place].append(
+                Caption(
+                    names[place],
+                    written.texts[number],
+                    scores[number],
+                    written.finished[number],
+                    prompt=prompt.name,
+                    confidence=confidences[number],
+                )
+            )
         return captions
 
 

@@ -11,7 +11,17 @@ if TYPE_CHECKING:
 Entry = dict[str, Any]
 
 # In order. Every caption has them.
-COLUMNS: dict[str, type] = {"image": str, "caption": str, "score": float, "finished": bool, "checkpoint": str}
+COLUMNS: dict[str, type] = {
+    "image": str,
+    "caption": str,
+    "score": float,
+    "confidence": float,
+    "finished": bool,
+    "checkpoint": str,
+}
+
+# Those that may have no value: null in JSON and Parquet, and nothing in CSV.
+NULLABLE_COLUMNS = ("confidence",)
 
 # Behind these, in order: the columns that only some captions have, such as those of several prompts.
 OPTIONAL_COLUMNS: dict[str, type] = {"prompt": str}
@@ -25,6 +35,7 @@ def as_entry(caption: "Caption") -> Entry:
         "image": readable(caption.image),
         "caption": caption.text,
         "score": round(caption.score, 4),
+        "confidence": None if caption.confidence is None else round(caption.confidence, 4),
         "finished": caption.finished,
         "checkpoint": caption.checkpoint,
     }

@@ -176,6 +176,24 @@ def score(
         generation: The captions.
         image_features: The features of the prompts' images, float [I, N, D_vision].
     """
+    return mean_log_probs(token_log_probs(model, generation, image_features), generation)
+
+
+def mean_log_probs(log_probs: torch.Tensor, generation: Generation) -> list[float]:
+    """Returns the mean of each caption's log-probabilities, float [R, M], over its tokens."""
+    return (log_probs.sum(dim=1) / generation.is_caption.sum(dim=1).clamp_min(1)).tolist()
+
+
+def token_log_probs(
+    model: CaptionerForConditionalGeneration, generation: Generation, image_features: torch.Tensor | None
+) -> torch.Tensor:
+    """Returns the log-probability that the model gives each token of the captions, in nats, float [R, M].
+
+    Args:
+        model: The model, in eval mode.
+        generation: The captions. Behind their ends, the values are 0.
+        image_features: The features of the prompts' images, float [I, N, D_vision]; None if the prompts have none.
+    """
     token_ids, new_ids, mask = generation.token_ids, generation.new_ids, generation.prompt_mask
     places: dict[str, torch.Tensor] = {}
     if not mask.all():  # prompts of different lengths, padded on the left
@@ -189,10 +207,32 @@ def score(
         **places,
     ).logits  # [R, M, V]; no caption attends to the padding on its right
     targets = new_ids.masked_fill(~generation.is_caption, IGNORE_INDEX)
-    losses = nn.functional.cross_entropy(
+    return -nn.functional.cross_entropy(
         logits.float().transpose(1, 2), targets, ignore_index=IGNORE_INDEX, reduction="none"
-    )  # [R, M]
-    return (-losses.sum(dim=1) / generation.is_caption.sum(dim=1).clamp_min(1)).tolist()
+    )
+
+
+def without_images(
+    model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, generation: Generation
+) -> Generation:
+    """Returns captions behind the text of their prompts alone: what the language model wrote if it saw no picture.
+
+    Where nothing is left of a prompt, its end token stands in front of the caption.
+
+    Args:
+        model: The model.
+        processor: The model's processor.
+        generation: The captions.
+    """
+    start = model.config.start_token_id
+    start = processor.tokenizer.eos_token_id if start is None else start
+    prompts = []
+    for ids, mask in zip(generation.token_ids, generation.prompt_mask, strict=True):
+        prompt = ids[: len(mask)][mask.bool()]
+        prompts.append(prompt[prompt != model.config.image_token_id].tolist() or [start])
+    inputs = processor.tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(generation.token_ids.device)
+    token_ids = torch.cat([inputs["input_ids"], generation.new_ids], dim=1)
+    return replace(generation, token_ids=token_ids, prompt_mask=inputs["attention_mask"])
 
 
 def caption_rows(

@@ -9,6 +9,7 @@ from ..core.errors import ImageError
 from ..images.opening import ImageSource, describe
 from .caption import Caption
 from .inputs import is_vectors_file
+from .review import Review
 from .writers import OutputFile, Writer
 
 if TYPE_CHECKING:
@@ -28,17 +29,28 @@ class CaptionJob:
         inputs: The pictures, or the vectors.
         writers: Where captions go.
         batch_size: The number of inputs at a time.
+        review: Where the captions go that are not sure enough, instead of to the writers.
 
     Attributes:
         num_done: How many inputs have their captions already.
         num_left: How many are left.
     """
 
-    def __init__(self, inputs: "Sequence[ImageSource] | Vectors", writers: Sequence[Writer], batch_size: int) -> None:
-        self.inputs, self.writers, self.batch_size = inputs, writers, batch_size
+    def __init__(
+        self,
+        inputs: "Sequence[ImageSource] | Vectors",
+        writers: Sequence[Writer],
+        batch_size: int,
+        review: Review | None = None,
+    ) -> None:
+        self.inputs, self.writers, self.batch_size, self.review = inputs, writers, batch_size, review
         # A writer that adds to what is there cannot tell what it has written, so another one decides if there is one.
         deciding = [writer for writer in writers if writer.resumes] or writers
-        self._left = [row for row, name in enumerate(self._names()) if not all(w.has(name) for w in deciding)]
+        self._left = [
+            row
+            for row, name in enumerate(self._names())
+            if not (all(w.has(name) for w in deciding) or (review is not None and review.has(name)))
+        ]
         self.num_left = len(self._left)
         self.num_done = len(inputs) - self.num_left
 
@@ -55,8 +67,9 @@ class CaptionJob:
             DataError: Captions cannot be written.
             ValueError: A setting is wrong; see `caption_each`.
         """
-        checkpoint = captioner.checkpoint if any(writer.needs_checkpoint for writer in self.writers) else ""
-        for writer in self.writers:
+        outputs = [*self.writers, *([self.review.output] if self.review else [])]
+        checkpoint = captioner.checkpoint if any(writer.needs_checkpoint for writer in outputs) else ""
+        for writer in outputs:
             if isinstance(writer, OutputFile):
                 writer.check_checkpoint(checkpoint)
         batches = self._batches(whole=settings.get("seed") is not None)
@@ -67,6 +80,8 @@ class CaptionJob:
             results = [_refuse_empty(result) for row, result in zip(rows, batch, strict=True) if row in left]
             written = [caption for result in results if not isinstance(result, ImageError) for caption in result]
             captions = [replace(caption, checkpoint=checkpoint) for caption in written]
+            if self.review is not None:
+                captions = self.review.keep_unsure(captions)
             for writer in self.writers:
                 for error in writer.add([caption for caption in captions if not writer.has(caption.image)]):
                     on_error(error)

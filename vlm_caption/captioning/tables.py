@@ -12,7 +12,7 @@ from typing import Any
 from ..core.errors import DataError
 from ..core.files import write_bytes
 from ..core.text import defuse_formula
-from .columns import ALL_COLUMNS, COLUMNS, OPTIONAL_COLUMNS, Entry, are_columns, columns_of
+from .columns import ALL_COLUMNS, COLUMNS, NULLABLE_COLUMNS, OPTIONAL_COLUMNS, Entry, are_columns, columns_of
 
 # COCO's image ids are the numbers in its file names.
 _COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})\.jpg")
@@ -98,7 +98,7 @@ def _read_csv(content: bytes) -> list[Entry]:
         raise ValueError("other columns")
     return [
         {
-            name: _from_cell(cell, kind)
+            name: None if not cell and name in NULLABLE_COLUMNS else _from_cell(cell, kind)
             for name, kind, cell in zip(names, map(ALL_COLUMNS.__getitem__, names), row, strict=True)
             if cell or name not in OPTIONAL_COLUMNS
         }

@@ -166,11 +166,16 @@ class OutputFile:
         except DataError:
             self.close()
             raise
-        names = {entry["image"] for entry in (*self.before, *self.file.entries)}
+        names = self.names
         self._done = {*names, *map(place_of, names)}
 
     def has(self, name: str) -> bool:
         return readable(name) in self._done or place_of(name) in self._done
+
+    @property
+    def names(self) -> set[str]:
+        """The pictures, or rows of vectors, that have captions in the file, as the file names them."""
+        return {entry["image"] for entry in (*self.before, *self.file.entries)}
 
     def check_checkpoint(self, checkpoint: str) -> None:
         """Checks that the captions in the file were written by the same checkpoint.
@@ -239,7 +244,9 @@ class ErrorLog:
             raise DataError(f"{self.path}: bad pictures cannot be listed there ({error.strerror or error})") from error
 
 
-def job_outputs(output: Path | None, output_format: str, bad_images: Path | None) -> list[outputs.Output]:
+def job_outputs(
+    output: Path | None, output_format: str, bad_images: Path | None, review: Path | None = None
+) -> list[outputs.Output]:
     """Returns the files that a job writes, for [`check_outputs`]."""
     starts = {"csv": outputs.CSV, "parquet": outputs.PARQUET, "coco": outputs.RESULTS}
     found = []
@@ -247,4 +254,6 @@ def job_outputs(output: Path | None, output_format: str, bad_images: Path | None
         found.append(outputs.Output("--output", output, starts.get(output_format), makes_folders=True))
     if bad_images is not None:
         found.append(outputs.Output("--bad-images", bad_images, outputs.BAD_IMAGES))
+    if review is not None:
+        found.append(outputs.Output("--review", review, None, makes_folders=True))
     return found

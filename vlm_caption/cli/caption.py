@@ -43,6 +43,7 @@ from ..runtime.files import is_export
 if TYPE_CHECKING:
     from .. import runtime
     from ..captioning.captioner import Captioner
+    from ..captioning.review import Review
     from ..config.run_config import RunConfig
     from ..data.vectors import Vectors
     from ..images.opening import ImageSource
@@ -87,7 +88,8 @@ def _caption(parser: ArgumentParser, arguments: argparse.Namespace, stack: ExitS
     config = _load_config(arguments)
     inputs, questions = _find_inputs(parser, arguments, config, errors.append)
     kept = arguments.output if _keeps(arguments) else None
-    check_outputs(job_outputs(kept, arguments.format, arguments.bad_images), _paths(inputs, arguments))
+    files = job_outputs(kept, arguments.format, arguments.bad_images, arguments.review)
+    check_outputs(files, _paths(inputs, arguments))
     log = ErrorLog(arguments.bad_images)
 
     def refuse(error: ImageError) -> None:
@@ -113,14 +115,20 @@ def _caption(parser: ArgumentParser, arguments: argparse.Namespace, stack: ExitS
     writers = _writers(arguments, named=len(inputs) > 1 or len(arguments.images) > 1, has_prompts=bool(questions))
     for writer in writers:
         stack.callback(writer.close)
-    job = CaptionJob(inputs, writers, arguments.batch_size)
+    review = _review(arguments)
+    if review is not None:
+        stack.callback(review.output.close)
+    job = CaptionJob(inputs, writers, arguments.batch_size, review)
     if job.num_done:
         beside = "the pictures have" if arguments.xmp else "the files beside the pictures have"
         holder = beside if kept is None else f"{kept} has"
         parser.complain(f"{holder} {job.num_done} of these captions", stderr)
     if job.num_left:
-        captioner = _load_exported(arguments) if exported else _load(arguments)
-        if not exported:
+        if exported:
+            captioner = _load_exported(arguments)
+        else:
+            captioner = _load(arguments)
+            _choose_confidence(captioner, arguments, any(writer.needs_checkpoint for writer in writers))
             stack.enter_context(quiet_transformers())
         steps = job.run(captioner, refuse, **_settings(captioner, arguments, config, inputs, questions))
         if not any(isinstance(writer, StandardOutput) for writer in writers):
@@ -128,6 +136,8 @@ def _caption(parser: ArgumentParser, arguments: argparse.Namespace, stack: ExitS
         for _ in steps:
             pass
     job.finish()
+    if review is not None:
+        parser.complain(f"{arguments.review} has {review.count} of {len(inputs)} pictures to review", stderr)
     return int(bool(errors))
 
 
@@ -142,10 +152,11 @@ def _check_exported(arguments: argparse.Namespace, inputs: "Sequence[ImageSource
             f"--config: {arguments.checkpoint} is an export, which takes no vectors: leave data.features out, or give "
             "a checkpoint that is not exported."
         )
-    for option in ("device", "dtype", "features"):
+    for option in ("device", "dtype", "features", "min_confidence"):
         if getattr(arguments, option) is not None:
             raise ConfigError(
-                f"--{option}: {arguments.checkpoint} is an export, which has no such option: leave it out."
+                f"--{option.replace('_', '-')}: {arguments.checkpoint} is an export, which has no such option: leave "
+                "it out."
             )
 
 
@@ -165,6 +176,35 @@ def _load(arguments: argparse.Namespace) -> "Captioner":
     dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
     with loading(f"the checkpoint {arguments.checkpoint}"):
         return Captioner.from_pretrained(arguments.checkpoint, arguments.device, dtype)
+
+
+def _review(arguments: argparse.Namespace) -> "Review | None":
+    if arguments.min_confidence is None:
+        return None
+    from ..captioning.review import Review
+
+    each = _count_prompts(arguments.prompt or [""], arguments.question or [""]) * (arguments.num_captions or 1)
+    return Review(OutputFile(arguments.review, "json", each), arguments.min_confidence)
+
+
+def _choose_confidence(captioner: "Captioner", arguments: argparse.Namespace, is_written: bool) -> None:
+    """Leaves confidences out where nobody reads them.
+
+    Args:
+        captioner: The captioner.
+        arguments: The options.
+        is_written: Whether an output has a place for confidences.
+
+    Raises:
+        ConfigError: A minimum is given, and the checkpoint has no confidences.
+    """
+    if arguments.min_confidence is not None and captioner.confidence is None:
+        raise ConfigError(
+            f"--min-confidence: {arguments.checkpoint} has no confidence.json: make it with scripts/calibrate.py, or "
+            "leave the option out."
+        )
+    if arguments.no_confidence or not (is_written or arguments.min_confidence is not None):
+        captioner.confidence = None
 
 
 def _all_missing(pictures: "list[Any]", refuse: Callable[[ImageError], None]) -> bool:
@@ -366,6 +406,10 @@ def _check_arguments(parser: ArgumentParser, arguments: argparse.Namespace) -> N
         parser.error("--consensus keeps one caption of each picture, and --num-captions several: leave one out")
     if arguments.consensus_captions is not None and arguments.consensus is None:
         parser.error("--consensus-captions needs --consensus")
+    if (arguments.min_confidence is None) != (arguments.review is None):
+        parser.error("--min-confidence and --review go together")
+    if arguments.no_confidence and arguments.min_confidence is not None:
+        parser.error("--min-confidence needs confidences, and --no-confidence leaves them out: leave one out")
     for option in ("temperature", "top_p", "seed"):
         if getattr(arguments, option) is not None and not arguments.sample:
             parser.error(f"--{option.replace('_', '-')} needs --sample")
@@ -446,6 +490,14 @@ def _add_outputs(parser: ArgumentParser) -> None:
         help="keep captions there, and leave out pictures that it has: a stopped job resumes; -: standard output",
     )
     output.add_argument("--bad-images", type=_path, metavar="FILE", help="JSON lines of what has no caption, and why")
+    output.add_argument(
+        "--min-confidence",
+        type=_share,
+        metavar="P",
+        help="captions below this probability of being right go to --review instead",
+    )
+    output.add_argument("--review", type=_path, metavar="FILE", help="JSON lines of captions to look at")
+    output.add_argument("--no-confidence", action="store_true", help="leave confidences out, which saves their time")
     output.add_argument("--sidecars", action="store_true", help="write NAME.txt beside each picture that has none")
     output.add_argument("--xmp", action="store_true", help="write the description in each picture that has none")
     output.add_argument("--prefix", default="", metavar="TEXT", help="in front of each caption in these two places")

@@ -56,7 +56,7 @@ def main(argv: list[str] | None, prog: str) -> int:
         config = RunConfig.load(arguments.config, overrides, own)
         _check(parser, arguments, config)
         _check_outputs(arguments)
-        with _writing_to(arguments.output_dir):
+        with writing_to(arguments.output_dir):
             arguments.output_dir.mkdir(parents=True, exist_ok=True)
         captioner = None
         if arguments.results is None:
@@ -64,7 +64,7 @@ def main(argv: list[str] | None, prog: str) -> int:
             result = _evaluate(captioner, config, arguments)
         else:
             result = _evaluate_files(config, arguments)
-        with _writing_to(arguments.output_dir):
+        with writing_to(arguments.output_dir):
             from ..evaluation.files import write_evaluation
 
             files = write_evaluation(arguments.output_dir, result, config.data.max_pixels, config.data.max_bytes)
@@ -142,7 +142,7 @@ def _load(
     disable_progress_bars()  # one for each selection of rows
     with loading(f"the checkpoint {arguments.checkpoint}"):
         captioner = Captioner.from_pretrained(arguments.checkpoint)
-    config = _as_trained(captioner, arguments, overrides, own)
+    config = as_trained(captioner, arguments, overrides, own)
     hold_frozen(captioner.model, arguments.precision or config.training.precision)
     return captioner, config
 
@@ -206,7 +206,7 @@ def _parser(prog: str) -> ArgumentParser:
     return parser
 
 
-def _as_trained(
+def as_trained(
     captioner: "Captioner", arguments: argparse.Namespace, overrides: dict[str, Any], run_settings: dict[str, Any]
 ) -> RunConfig:
     """Returns the config; what neither the file nor the command line sets is as the checkpoint was trained."""
@@ -262,7 +262,12 @@ def _evaluate(captioner: "Captioner", config: RunConfig, arguments: argparse.Nam
 
 
 @contextmanager
-def _writing_to(folder: Path) -> Generator[None]:
+def writing_to(folder: Path) -> Generator[None]:
+    """Names `--output-dir` in the errors of writing there inside a `with` block.
+
+    Raises:
+        DataError: Something cannot be written.
+    """
     try:
         yield
     except OSError as error:

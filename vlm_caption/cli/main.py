@@ -12,6 +12,7 @@ COMMANDS = {
     "caption": "caption images, or vectors",
     "train": "train a captioner",
     "evaluate": "score a checkpoint on captioned images, or captions against references",
+    "calibrate": "fit the probability that a caption is right",
     "inspect": "look at captioned images before training",
     "export": "export a checkpoint to ONNX, for captioning without torch",
     "cache": "compute image features ahead of training",

@@ -93,11 +93,11 @@ def evaluate(
     """
     inputs, scoring, generation = inputs or InputSettings(), scoring or ScoringSettings(), dict(generation or {})
     other = OtherSystem.read(scoring.compare_with)
-    dataset, images = _open_rows(captioner, dataset, inputs, data)
+    dataset, images = open_rows(captioner, dataset, inputs, data)
     captioned = _without_captions(dataset, inputs)
     if other is not None:
         other.pair(captioned, scoring.allow_missing)  # what is wrong with them, before the work
-    collator = _collator(captioner, images, inputs)
+    collator = make_collator(captioner, images, inputs)
     with write_captions(captioner, dataset, collator, generation, unfinished) as captions:
         captioned.captions.extend(captions)
         loss, shuffled_loss = paired_nll(captioner.model, dataset, collator)
@@ -180,9 +180,7 @@ def training_captions(corpus: Corpus | Corpora, split: str) -> list[str] | None:
     return [caption for texts in dataset["captions"] for caption in texts] or None
 
 
-def _open_rows(
-    captioner: Captioner, dataset: Dataset, inputs: InputSettings, data: str
-) -> tuple[Dataset, ImageInputs]:
+def open_rows(captioner: Captioner, dataset: Dataset, inputs: InputSettings, data: str) -> tuple[Dataset, ImageInputs]:
     """Returns the rows whose images can be opened, one row for each question if there are any, and the features.
 
     Raises:
@@ -190,14 +188,14 @@ def _open_rows(
     """
     if "questions" in dataset.column_names:
         dataset = ask_one_by_one(dataset)
-    images = _open_images(captioner, dataset, inputs)
+    images = open_images(captioner, dataset, inputs)
     dataset = with_index(images.keep(dataset))
     if len(dataset) == 0:
         raise DataError(f"{data}: none of the images can be opened")
     return dataset, images
 
 
-def _open_images(captioner: Captioner, dataset: Dataset, inputs: InputSettings) -> ImageInputs:
+def open_images(captioner: Captioner, dataset: Dataset, inputs: InputSettings) -> ImageInputs:
     """Returns the images' features.
 
     Raises:
@@ -223,7 +221,7 @@ def _open_images(captioner: Captioner, dataset: Dataset, inputs: InputSettings) 
     return images
 
 
-def _collator(captioner: Captioner, images: ImageInputs, inputs: InputSettings) -> CaptionCollator:
+def make_collator(captioner: Captioner, images: ImageInputs, inputs: InputSettings) -> CaptionCollator:
     """Returns the collator that shows the captioner images and references."""
     return CaptionCollator(
         captioner.processor,

@@ -94,17 +94,44 @@ def record_evaluation(model: CaptionerForConditionalGeneration, folder: Path, ev
         ValueError: The facts of the checkpoint are damaged.
         OSError: The facts cannot be written.
     """
-    facts = read_facts(folder)
-    fingerprint = weights_fingerprint(model)
-    if facts.get("weights", fingerprint) != fingerprint:
-        logger.warning("%s tells of other weights than are in its folder: its facts are dropped", folder / FACTS_NAME)
-        facts = {}
+    facts = _facts_of(model, folder)
 
     def kind(entry: dict) -> list:
         return [entry.get(name) for name in ("data", "split", "images", "prompt", "generation")]
 
     others = [entry for entry in facts.get("evaluations", []) if kind(entry) != kind(evaluation)]
-    _write_facts(folder, {"weights": fingerprint, **facts, "evaluations": [*others, evaluation]})
+    _write_facts(folder, {**facts, "evaluations": [*others, evaluation]})
+
+
+def record_confidence(
+    model: CaptionerForConditionalGeneration, folder: Path, fitted_on: dict[str, Any], measured: dict[str, Any]
+) -> None:
+    """Adds to a checkpoint's facts how good its confidences are. Those of earlier ones are replaced.
+
+    Args:
+        model: The model, as it was loaded from the folder.
+        folder: The folder of the checkpoint.
+        fitted_on, measured: The attributes of [`Confidence`].
+
+    Raises:
+        ValueError: The facts of the checkpoint are damaged.
+        OSError: The facts cannot be written.
+    """
+    _write_facts(folder, _facts_of(model, folder) | {"confidence": {"fitted_on": fitted_on, "measured": measured}})
+
+
+def _facts_of(model: CaptionerForConditionalGeneration, folder: Path) -> dict[str, Any]:
+    """Returns the facts about a model's weights in a folder, beginning with their fingerprint.
+
+    Raises:
+        ValueError: They are damaged.
+    """
+    facts = read_facts(folder)
+    fingerprint = weights_fingerprint(model)
+    if facts.get("weights", fingerprint) != fingerprint:
+        logger.warning("%s tells of other weights than are in its folder: its facts are dropped", folder / FACTS_NAME)
+        facts = {}
+    return {"weights": fingerprint, **facts}
 
 
 def evaluation_facts(

@@ -37,6 +37,7 @@ from .checkpoints import (
     saved_config,
 )
 from .checks import check_checkpoint, load_config
+from .companions import carry_confidence
 from .configuration import CaptionerConfig
 
 # Settings of an upload among those of `save_pretrained`.
@@ -143,6 +144,8 @@ class CaptionerPreTrainedModel(modeling_captioner.CaptionerPreTrainedModel):
             copy_code(folder)
         with saved_config(self, full) as options:
             super().save_pretrained(save_directory, **(kwargs | options))
+        if kwargs.get("is_main_process", True):
+            carry_confidence(self, folder)
         if push_to_hub and kwargs.get("is_main_process", True):
             repo_id = upload.pop("repo_id", None) or folder.resolve().name
             saved = [file.name for file in folder.glob("*") if before.get(file) != file.stat().st_mtime_ns]
