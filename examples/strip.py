@@ -22,7 +22,8 @@ PICTURE = FOLDER.parent / "docs" / "examples.jpg"
 
 NOT_JUDGED = "not judged yet"
 _HEADER = "| Photo | Caption | Judgement |\n|---|---|---|\n"
-_ROW = re.compile(r"^\| `(\w+\.jpg)` \| (.*) \| (.*) \|$", re.MULTILINE)
+# The other table of the page has more cells in a row.
+_ROW = re.compile(r"^\| `(\w+\.jpg)` \| ([^|\n]*) \| ([^|\n]*) \|$", re.MULTILINE)
 
 # In pixels, about twice those of GitHub's column, for high-density screens.
 _WIDTH, _GAP, _FONT_SIZE, _LINE = 1720, 20, 26, 34
@@ -57,7 +58,13 @@ def replace_table(page: str, captions: dict[str, str]) -> str:
     rows = [Row(photo, text, judgements.get((photo, text), NOT_JUDGED)) for photo, text in captions.items()]
     before, _header, after = page.partition(_HEADER)
     after = _ROW.sub("", after).lstrip("\n")
-    return before + _HEADER + "".join(f"| `{row.photo}` | {row.caption} | {row.judgement} |\n" for row in rows) + after
+    return (
+        before
+        + _HEADER
+        + "".join(f"| `{row.photo}` | {row.caption} | {row.judgement} |\n" for row in rows)
+        + "\n"
+        + after
+    )
 
 
 def draw(rows: list[Row]) -> Image.Image:

@@ -19,6 +19,7 @@ from transformers import (
     GenerationConfig,
     GenerationMixin,
     LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
     PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
 )
@@ -448,9 +449,7 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
         settings = copy.deepcopy(generation_config or self.generation_config)
         if generation_config is not None:
             settings.update(**self.generation_config.to_dict(), defaults_only=True, allow_custom_entries=True)
-        kwargs = _penalize_repetition(
-            settings, settings.update(**kwargs)
-        )  # `update` returns those that are no settings
+        kwargs = _block_repetition(settings, settings.update(**kwargs))  # `update` returns those that are no settings
         if prompt is None and embeds is None:
             if encoded is None:
                 raise ValueError("Pass an image or a prompt to generate from.")
@@ -482,22 +481,27 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             )
 
 
-def _penalize_repetition(settings: GenerationConfig, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of `generate` with a repetition penalty that does not depend on the rest of the batch.
+def _block_repetition(settings: GenerationConfig, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of `generate` with the settings against repetition as processors of their own.
 
-    transformers spares as many tokens from its own penalty as a row has padding. They are to be those of the padding,
-    but behind embeddings they are the first new ones.
+    transformers spares as many tokens from its repetition penalty as a row has padding. They are to be those of the
+    padding, but behind embeddings they are the first new ones, so a caption would depend on the rest of the batch. And
+    it warns with every call that neither setting sees the prompt.
 
     Args:
-        settings: The settings, whose penalty is taken out.
+        settings: The settings, from which these two are taken out.
         kwargs: The arguments.
     """
-    penalty = settings.repetition_penalty
-    if penalty is None or penalty == 1:
-        return kwargs
-    settings.repetition_penalty = 1.0
-    own = RepetitionPenaltyLogitsProcessor(penalty)
-    return kwargs | {"logits_processor": LogitsProcessorList([own, *(kwargs.get("logits_processor") or ())])}
+    own: list[Any] = []
+    if settings.repetition_penalty not in (None, 1):
+        own.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
+        settings.repetition_penalty = 1.0
+    if settings.no_repeat_ngram_size:
+        own.append(NoRepeatNGramLogitsProcessor(settings.no_repeat_ngram_size))
+        settings.no_repeat_ngram_size = 0
+    if own:
+        kwargs = kwargs | {"logits_processor": LogitsProcessorList([*own, *(kwargs.get("logits_processor") or ())])}
+    return kwargs
 
 
 def _refuse_drafts(kwargs: dict[str, Any]) -> None:
