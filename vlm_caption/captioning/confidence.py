@@ -171,7 +171,10 @@ class Confidence:
         """Returns the confidence of captions. It depends only on the model, the picture, the prompt and the tokens.
 
         Args:
-            model, processor, generation, log_probs: See `caption_signals`.
+            model: The model that wrote the captions.
+            processor: The model's processor.
+            generation: The captions.
+            log_probs: The log-probability of each new token, as [`caption_signals`] takes it.
             features: The features of each caption's picture, float [R, N, D_vision].
         """
         signals = caption_signals(model, processor, generation, log_probs)

@@ -160,7 +160,8 @@ class Captioner:
                 each, which is a text, or several texts that are asked one after the other.
             examples: Pictures with their captions that the model sees before each picture; if the prompt asks a
                 question, pictures with a question and an answer.
-            max_pixels, max_bytes: The limits of `open_image`.
+            max_pixels: A picture with more pixels is not decoded.
+            max_bytes: A picture whose file has more bytes is not read.
             **generation: Settings of [`DecodingSettings`], in place of those of the checkpoint.
 
         Yields:
