@@ -80,7 +80,7 @@ FREQUENCIES = DocumentFrequencies.count([["a b"], ["c d"], ["e"], ["f g h"]] * 5
         {"prompt": ["", "A photo of"], "examples": [(PICTURES[2], "a cat")], "num_return_sequences": 2},
         {"consensus": 3, "prompt": ["", "A photo of"], "document_frequencies": FREQUENCIES},
     ],
-    ids=str,
+    ids=lambda settings: "-".join(settings) or "default",
 )
 def test_an_export_writes_the_captions_of_its_checkpoint(both, settings):
     theirs, ours = (captioner.caption(PICTURES, **settings) for captioner in both)
