@@ -211,7 +211,7 @@ def test_no_picture_outlives_its_preparation(captioner, photos, monkeypatch):
         held.append(weakref.ref(image))
         return image
 
-    monkeypatch.setattr("vlm_caption.captioning.captioner.open_image", watched)
+    monkeypatch.setattr("vlm_caption.captioning.batches.open_image", watched)
     results = captioner.caption_each(photos, batch_size=4)
     next(results)
     gc.collect()

@@ -32,6 +32,27 @@ class Caption:
     confidence: float | None = None
 
 
+_AT_LEAST_1 = ("num_beams", "max_new_tokens", "num_return_sequences", "max_words", "consensus")
+
+
+def check_settings(value_of: Callable[[str], int | None], texts: Sequence[str]) -> None:
+    """Checks settings of generation that do not depend on what generates.
+
+    Args:
+        value_of: Returns the number that a setting of this name has; None if it is not set.
+        texts: The texts of `stop` and `ban`.
+
+    Raises:
+        ValueError: A setting is out of range.
+    """
+    for name in _AT_LEAST_1:
+        value = value_of(name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    if not all(text.strip() for text in texts):
+        raise ValueError("stop and ban take texts with at least one visible character.")
+
+
 def first_place(starts: Sequence[str], is_reached: Callable[[str], bool]) -> int:
     """Returns the index of the first token at which a text meets a condition, or the number of tokens if none does.
 

@@ -14,7 +14,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +25,23 @@ from PIL import Image
 from ..core.console import first_line_of, quiet_transformers
 from ..core.errors import BackboneError, CheckpointError, ImageError
 from ..images.limits import MAX_BYTES, MAX_PIXELS
-from ..images.opening import ImageSource, describe, open_image
+from ..images.opening import ImageSource
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.checks import check_checkpoint, check_processor, load_config
 from ..towers.fingerprints import weights_fingerprint
 from ..towers.processor import CaptionerProcessor
+from .batches import (
+    Example,
+    Input,
+    Limits,
+    as_iterable,
+    batched,
+    caption_in_batches,
+    captions_only,
+    check_batch_size,
+    example_turns,
+    flatten,
+)
 from .caption import Caption
 from .checkpoints import DEFAULT_CHECKPOINT, find_checkpoint, find_device
 from .confidence import Confidence, pooled_size
@@ -44,31 +56,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class _Input:
-    """The model's inputs for a picture: its prompts, and `pixel_values` float [1, 3, H, W]."""
-
-    image: str
-    prompts: list[Prompt]
-    pixel_values: torch.Tensor
-
-
-@dataclass(frozen=True)
-class _Limits:
-    """The largest picture to open; see `open_image`."""
-
-    max_pixels: int
-    max_bytes: int
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
-
-
-# A picture and its caption; or a picture, a question about it, and the answer.
-Example = tuple[ImageSource, str] | tuple[ImageSource, str, str]
+_Input = Input[torch.Tensor]
 
 
 class Captioner:
@@ -193,12 +181,7 @@ class Captioner:
             ImageError: A picture cannot be opened.
             ValueError: See `caption_each`.
         """
-        captions = []
-        for result in self.caption_each(images, **settings):
-            if isinstance(result, ImageError):
-                raise result
-            captions.append(result)
-        return captions
+        return captions_only(self.caption_each(images, **settings))
 
     def caption_each(
         self,
@@ -239,9 +222,9 @@ class Captioner:
             ValueError: A setting is out of range, the prompt is wrong or lacks its question, the number of questions
                 is not that of the pictures, or the captioner takes vectors instead of pictures.
         """
-        _check_batch_size(batch_size)
+        check_batch_size(batch_size)
         batches = self.caption_batches(
-            _batched(_as_iterable(images), batch_size),
+            batched(as_iterable(images), batch_size),
             prompt=prompt,
             question=question,
             examples=examples,
@@ -249,7 +232,7 @@ class Captioner:
             max_bytes=max_bytes,
             **generation,
         )
-        return _flatten(result for batch in batches for result in batch)
+        return flatten(result for batch in batches for result in batch)
 
     def caption_batches(
         self,
@@ -286,13 +269,14 @@ class Captioner:
                 "caption.py --features FILE."
             )
         settings = GenerationSettings.from_arguments(generation)
-        limits = _Limits(max_pixels, max_bytes)
-        if any(len(example) not in (2, 3) for example in examples):
-            raise ValueError("An example is a picture and its caption, or a picture, a question and its answer.")
-        turns = [(rest[0] if len(rest) == 2 else None, rest[-1]) for _, *rest in examples]
-        prompts = self._encode_prompts(prompt, question, turns)
+        limits = Limits(max_pixels, max_bytes)
+        prompts = self._encode_prompts(prompt, question, example_turns(examples))
         shown = self._encode_examples([image for image, *_ in examples], limits)
-        return self._caption_batches(batches, prompts, shown, limits, settings)
+
+        def write(inputs: list[_Input]) -> list[list[Caption] | ImageError]:
+            return self._encode_and_generate(inputs, shown, settings)
+
+        return caption_in_batches(batches, prompts, limits, self._pixels, write)
 
     def caption_vectors(
         self,
@@ -320,7 +304,7 @@ class Captioner:
                 for vectors of another shape, or a number in an array is not finite.
             DataError: A number in a file of vectors is not finite.
         """
-        _check_batch_size(batch_size)
+        check_batch_size(batch_size)
         settings = GenerationSettings.from_arguments(generation)
         if not is_vectors_file(vectors):
             vectors = torch.as_tensor(vectors)
@@ -355,10 +339,12 @@ class Captioner:
         if len(vectors) and not isinstance(prompts, itertools.repeat) and len(list(prompts)) != len(vectors):
             raise ValueError(NOT_AS_MANY)
         pairs = zip(range(len(vectors)), prompts, strict=False)
-        for batch in _batched(pairs, batch_size):
+        for batch in batched(pairs, batch_size):
             rows, asked = zip(*batch, strict=True)
             names = [vectors.name(row) if is_vectors_file(vectors) else str(row) for row in rows]
-            yield from _flatten(self._generate(names, asked, vectors[rows[0] : rows[-1] + 1], settings))
+            yield from itertools.chain.from_iterable(
+                self._generate(names, asked, vectors[rows[0] : rows[-1] + 1], settings)
+            )
 
     def _encode_prompts(
         self,
@@ -375,44 +361,12 @@ class Captioner:
         return encode_prompts(prompt, question, self.prompt, encode)
 
     @torch.inference_mode()
-    def _encode_examples(self, images: list[ImageSource], limits: _Limits) -> torch.Tensor | None:
+    def _encode_examples(self, images: list[ImageSource], limits: Limits) -> torch.Tensor | None:
         """Returns the vision tower's features of the examples, float [K, N, D_vision]; None without any."""
         if not images:
             return None
-        opened = [open_image(image, limits.max_pixels, limits.max_bytes) for image in images]
-        return self.model.core.encode_images(torch.cat(list(map(self._pixels, opened)))).pooler_output
-
-    def _caption_batches(
-        self,
-        batches: Iterable[Sequence[ImageSource]],
-        prompts: Iterable[list[Prompt]],
-        shown: torch.Tensor | None,
-        limits: _Limits,
-        settings: GenerationSettings,
-    ) -> Iterator[list[list[Caption] | ImageError]]:
-        left = iter(prompts)
-        for batch in batches:
-            asked = list(itertools.islice(left, len(batch)))
-            if len(asked) < len(batch):
-                raise ValueError(NOT_AS_MANY)
-            entries = [self._prepare(source, own, limits) for source, own in zip(batch, asked, strict=True)]
-            inputs = [entry for entry in entries if isinstance(entry, _Input)]
-            captions = iter(self._encode_and_generate(inputs, shown, settings) if inputs else [])
-            yield [next(captions) if isinstance(entry, _Input) else entry for entry in entries]
-        if not isinstance(prompts, itertools.repeat) and next(left, None) is not None:
-            raise ValueError(NOT_AS_MANY)
-
-    def _prepare(self, source: ImageSource, prompts: list[Prompt], limits: _Limits) -> _Input | ImageError:
-        # One picture at a time, so that only one is held in full size.
-        try:
-            image = open_image(source, limits.max_pixels, limits.max_bytes)
-            return _Input(describe(source), prompts, self._pixels(image))
-        except ImageError as error:
-            return error.detached()
-        except OSError as error:  # the disk or the network fails while the file is read
-            return ImageError(describe(source), f"the file cannot be read ({error.strerror or error})")
-        except MemoryError:
-            return ImageError(describe(source), "the picture needs more memory than there is: scale it down")
+        shown = [self._pixels(limits.open(image)) for image in images]
+        return self.model.core.encode_images(torch.cat(shown)).pooler_output
 
     def _pixels(self, image: Image.Image) -> torch.Tensor:
         return self.processor.image_processor(image, return_tensors="pt")["pixel_values"]
@@ -483,29 +437,6 @@ class Captioner:
                 )
             )
         return captions
-
-
-def _check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-
-
-def _as_iterable(images: Any) -> Iterable[ImageSource]:
-    single = isinstance(images, (str, os.PathLike, bytes, Image.Image, np.ndarray, torch.Tensor)) or hasattr(
-        images, "read"
-    )
-    return [images] if single else images
-
-
-def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    remaining = iter(items)
-    while batch := list(itertools.islice(remaining, size)):
-        yield batch
-
-
-def _flatten(results: Iterable[list[Caption] | ImageError]) -> Iterator[Any]:
-    for result in results:
-        yield from [result] if isinstance(result, ImageError) else result
 
 
 __all__ = ["DEFAULT_CHECKPOINT", "Caption", "Captioner"]

@@ -13,10 +13,9 @@ from ..model.loss import IGNORE_INDEX
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.composition import MAX_NEW_TOKENS
 from ..towers.processor import CaptionerProcessor
-from .caption import cut, first_place
+from .caption import check_settings, cut, first_place
 from .consensus import DocumentFrequencies, checkpoint_frequencies
 
-_AT_LEAST_1 = ("num_beams", "max_new_tokens", "num_return_sequences", "max_words", "consensus")
 _OWN = ("stop", "ban", "max_words", "seed", "consensus", "document_frequencies")
 
 
@@ -47,14 +46,11 @@ class GenerationSettings:
     document_frequencies: DocumentFrequencies | None = None
 
     def __post_init__(self) -> None:
-        for name in _AT_LEAST_1:
-            value = getattr(self, name) if name in _OWN else self.generate.get(name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+        check_settings(
+            lambda name: getattr(self, name) if name in _OWN else self.generate.get(name), (*self.stop, *self.ban)
+        )
         if self.consensus is not None and self.generate.get("num_return_sequences", 1) > 1:
             raise ValueError("consensus keeps one caption: leave num_return_sequences out.")
-        if not all(text.strip() for text in (*self.stop, *self.ban)):
-            raise ValueError("stop and ban take texts with at least one visible character.")
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> "GenerationSettings":

@@ -9,22 +9,34 @@ import itertools
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
+from ..captioning.batches import (
+    Example,
+    Input,
+    Limits,
+    as_iterable,
+    batched,
+    caption_in_batches,
+    captions_only,
+    check_batch_size,
+    example_turns,
+    flatten,
+)
 from ..captioning.caption import Caption, cut, first_place
 from ..captioning.consensus import checkpoint_frequencies
-from ..captioning.prompts import NOT_AS_MANY, Prompt, Question, encode_prompts
+from ..captioning.prompts import Question, encode_prompts
 from ..core.console import first_line_of
 from ..core.errors import CheckpointError, ImageError
 from ..core.prompts import QUESTION
 from ..images.limits import MAX_BYTES, MAX_PIXELS
-from ..images.opening import ImageSource, describe, open_image
+from ..images.opening import ImageSource
 from .decoding import Written, write
 from .files import LANGUAGE, TOKENIZER, VISION, ExportSettings, read_settings
 from .graphs import LanguageGraph, VisionGraph
@@ -32,17 +44,7 @@ from .pixels import PixelSettings, to_pixels
 from .prompts import PromptEncoder, PromptSettings
 from .rules import DecodingSettings
 
-# A picture and its caption; or a picture, a question about it, and the answer.
-Example = tuple[ImageSource, str] | tuple[ImageSource, str, str]
-
-
-@dataclass(frozen=True)
-class _Input:
-    """A picture: its prompts, and `pixel_values` float [1, 3, H, W]."""
-
-    image: str
-    prompts: list[Prompt]
-    pixel_values: np.ndarray
+_Input = Input[np.ndarray]
 
 
 class Captioner:
@@ -105,12 +107,7 @@ class Captioner:
             ImageError: A picture cannot be opened.
             ValueError: See `caption_each`.
         """
-        captions = []
-        for result in self.caption_each(images, **settings):
-            if isinstance(result, ImageError):
-                raise result
-            captions.append(result)
-        return captions
+        return captions_only(self.caption_each(images, **settings))
 
     def caption_each(
         self, images: ImageSource | Iterable[ImageSource], *, batch_size: int = 8, **settings: Any
@@ -129,15 +126,9 @@ class Captioner:
         Raises:
             ImageError, ValueError: See `caption_batches`.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-        is_one = isinstance(images, (str, os.PathLike, bytes, Image.Image, np.ndarray)) or hasattr(images, "read")
-        remaining = iter(cast(Iterable[ImageSource], [images] if is_one else images))
-        batches = iter(lambda: list(itertools.islice(remaining, batch_size)), [])
-        results = self.caption_batches(batches, **settings)
-        return itertools.chain.from_iterable(
-            [result] if isinstance(result, ImageError) else result for batch in results for result in batch
-        )
+        check_batch_size(batch_size)
+        batches = self.caption_batches(batched(as_iterable(images), batch_size), **settings)
+        return flatten(result for batch in batches for result in batch)
 
     def caption_batches(
         self,
@@ -174,13 +165,9 @@ class Captioner:
             ValueError: A setting is unknown or out of range, the prompt is wrong or lacks its question, or the number
                 of questions is not that of the pictures.
         """
-        for name, limit in (("max_pixels", max_pixels), ("max_bytes", max_bytes)):
-            if limit < 1:
-                raise ValueError(f"{name} must be at least 1, got {limit}.")
+        limits = Limits(max_pixels, max_bytes)
         settings = self._complete(generation)
-        if any(len(example) not in (2, 3) for example in examples):
-            raise ValueError("An example is a picture and its caption, or a picture, a question and its answer.")
-        turns = [(rest[0] if len(rest) == 2 else None, rest[-1]) for _, *rest in examples]
+        turns = example_turns(examples)
 
         def encode(asked: list[str | None], text: str) -> list[list[int]]:
             return [self._prompts.encode(words, text, turns) for words in asked]
@@ -189,10 +176,16 @@ class Captioner:
         for own in itertools.islice(prompts, 1) if isinstance(prompts, itertools.repeat) else prompts:
             for each in own:
                 self._check_length(len(each.input_ids), settings)
-        limits = (max_pixels, max_bytes)
-        shown = [to_pixels(open_image(image, *limits), self._pixels) for image, *_ in examples]
+        shown = [self._to_pixels(limits.open(image)) for image, *_ in examples]
         shown_embeds = self._vision.run(np.concatenate(shown)) if shown else None
-        return self._caption_batches(batches, prompts, shown_embeds, limits, settings)
+
+        def write_captions(inputs: list[_Input]) -> list[list[Caption]]:
+            return self._caption_inputs(inputs, shown_embeds, settings)
+
+        return caption_in_batches(batches, prompts, limits, self._to_pixels, write_captions)
+
+    def _to_pixels(self, image: Image.Image) -> np.ndarray:
+        return to_pixels(image, self._pixels)
 
     def _complete(self, generation: dict[str, Any]) -> DecodingSettings:
         """Returns the settings of a call, with the tokens of banned words."""
@@ -209,36 +202,6 @@ class Captioner:
                 f"{length} prompt tokens (image tokens included) and up to {settings.max_new_tokens} new ones exceed "
                 f"the {self._positions} positions of the language model: lower max_new_tokens or shorten the prompt."
             )
-
-    def _caption_batches(
-        self,
-        batches: Iterable[Sequence[ImageSource]],
-        prompts: Iterable[list[Prompt]],
-        shown: np.ndarray | None,
-        limits: tuple[int, int],
-        settings: DecodingSettings,
-    ) -> Iterator[list[list[Caption] | ImageError]]:
-        left = iter(prompts)
-        for batch in batches:
-            asked = list(itertools.islice(left, len(batch)))
-            if len(asked) < len(batch):
-                raise ValueError(NOT_AS_MANY)
-            entries = [self._prepare(source, own, limits) for source, own in zip(batch, asked, strict=True)]
-            inputs = [entry for entry in entries if isinstance(entry, _Input)]
-            captions = iter(self._caption_inputs(inputs, shown, settings) if inputs else [])
-            yield [next(captions) if isinstance(entry, _Input) else entry for entry in entries]
-        if not isinstance(prompts, itertools.repeat) and next(left, None) is not None:
-            raise ValueError(NOT_AS_MANY)
-
-    def _prepare(self, source: ImageSource, prompts: list[Prompt], limits: tuple[int, int]) -> _Input | ImageError:
-        try:
-            return _Input(describe(source), prompts, to_pixels(open_image(source, *limits), self._pixels))
-        except ImageError as error:
-            return error.detached()
-        except OSError as error:  # the disk or the network fails while the file is read
-            return ImageError(describe(source), f"the file cannot be read ({error.strerror or error})")
-        except MemoryError:
-            return ImageError(describe(source), "the picture needs more memory than there is: scale it down")
 
     def _caption_inputs(
         self, inputs: list[_Input], shown: np.ndarray | None, settings: DecodingSettings

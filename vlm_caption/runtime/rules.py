@@ -6,9 +6,9 @@ from typing import Any, Self
 
 import numpy as np
 
+from ..captioning.caption import check_settings
 from ..captioning.consensus import DocumentFrequencies
 
-_AT_LEAST_1 = ("num_beams", "max_new_tokens", "num_return_sequences", "max_words", "consensus")
 _ABOVE_0 = ("temperature", "repetition_penalty")
 
 
@@ -59,9 +59,7 @@ class DecodingSettings:
     document_frequencies: DocumentFrequencies | None = None
 
     def __post_init__(self) -> None:
-        for name in _AT_LEAST_1:
-            if (number := getattr(self, name)) is not None and number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}.")
+        check_settings(lambda name: getattr(self, name), (*self.stop, *self.ban))
         for name in _ABOVE_0:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
@@ -69,8 +67,6 @@ class DecodingSettings:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}.")
         if self.do_sample and self.num_beams > 1:
             raise ValueError("An exported captioner samples without beams: set num_beams to 1.")
-        if not all(text.strip() for text in (*self.stop, *self.ban)):
-            raise ValueError("stop and ban take texts with at least one visible character.")
 
     @property
     def changes_logits(self) -> bool:
