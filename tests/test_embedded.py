@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from fetching import fetch
 
-from vlm_caption import BackboneError, Captioner, open_image
+from vlm_caption import Captioner, open_image
 from vlm_caption.captioning.checkpoints import DEFAULT_CHECKPOINT
 from vlm_caption.captioning.nll import caption_nll
 from vlm_caption.data import load_captions
@@ -19,12 +20,7 @@ EXAMPLES = sorted(Path(__file__).parents[1].glob("examples/*.jpg"))
 
 @pytest.fixture(scope="module")
 def captioner():
-    try:
-        return Captioner.from_pretrained(DEFAULT_CHECKPOINT)
-    except BackboneError as error:
-        if "pip could not fetch" in str(error):
-            pytest.skip(str(error))
-        raise
+    return fetch(lambda: Captioner.from_pretrained(DEFAULT_CHECKPOINT))
 
 
 def test_the_checkpoint_is_the_bridge_alone():

@@ -6,9 +6,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from fetching import fetch
 from PIL import Image
-
-from vlm_caption import BackboneError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PHOTOS = sorted(path.name for path in (REPOSITORY / "examples").glob("*.jpg"))
@@ -45,12 +44,7 @@ def test_the_picture_shows_the_captions_of_the_page(strip, rows):
 def test_the_captions_are_what_the_shipped_checkpoint_says(rows):
     from vlm_caption import Captioner  # imports torch
 
-    try:
-        captioner = Captioner.from_pretrained()
-    except BackboneError as error:
-        if "pip could not fetch" in str(error):
-            pytest.skip(str(error))
-        raise
+    captioner = fetch(Captioner.from_pretrained)
     captions = captioner.caption([REPOSITORY / "examples" / photo for photo in PHOTOS])
     assert [caption.text for caption in captions] == [row.caption for row in rows], "write them anew: make examples"
 

@@ -449,7 +449,7 @@ def test_a_fault_of_one_picture_is_that_pictures_alone(run, photo, tmp_path, mon
             raise error
         return open_image(source, *limits)
 
-    monkeypatch.setattr("vlm_caption.captioning.captioner.open_image", fail)
+    monkeypatch.setattr("vlm_caption.captioning.batches.open_image", fail)
     code, out, err = run(photo, ROOT / "examples" / "astronaut.jpg")
     assert (code, len(out), len(err)) == (1, 1, 1)
     assert err[0].startswith(f"caption.py: {photo}: ")

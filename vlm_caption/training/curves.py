@@ -1,11 +1,12 @@
 """`curves.png`: the losses, the CIDEr and the learning rate of a training run."""
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_TRAIN, _DEV, _RATE, _CIDER, _TEXT, _GRID = "#8b98a5", "#c2410c", "#64748b", "#0f766e", "#3c4650", "#e3e7eb"
+from ..pages.plots import TEXT, as_png, style_panel
+
+_TRAIN, _DEV, _RATE, _CIDER = "#8b98a5", "#c2410c", "#64748b", "#0f766e"
 
 
 def draw_curves(log: Sequence[Mapping[str, Any]], best_step: int | None = None) -> bytes:
@@ -48,21 +49,13 @@ def draw_curves(log: Sequence[Mapping[str, Any]], best_step: int | None = None) 
     rates.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     for panel in axes:
-        panel.grid(color=_GRID, linewidth=0.8)
-        panel.set_axisbelow(True)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.spines[["left", "bottom"]].set_color(_GRID)
-        panel.tick_params(colors=_TEXT, length=0)
-        panel.yaxis.label.set_color(_TEXT)
-        panel.xaxis.label.set_color(_TEXT)
+        style_panel(panel)
         if best_step is not None:
-            panel.axvline(best_step, color=_TEXT, linewidth=0.8, linestyle=(0, (2, 3)))
+            panel.axvline(best_step, color=TEXT, linewidth=0.8, linestyle=(0, (2, 3)))
         if panel.get_legend_handles_labels()[1]:
-            panel.legend(frameon=False, labelcolor=_TEXT, loc="best")
+            panel.legend(frameon=False, labelcolor=TEXT, loc="best")
     figure.align_ylabels(axes)
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    return content.getvalue()
+    return as_png(figure)
 
 
 def _points(log: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
