@@ -44,10 +44,11 @@ def flickr8k_dir() -> Path:
 def logging_as_before():
     """A script that a test calls sets up logging and progress bars, and the next test is not to hear of it."""
     logger = logging.getLogger("vlm_caption")
-    handlers, level = list(logger.handlers), logger.level
+    handlers, level, disabled = list(logger.handlers), logger.level, logging.root.manager.disable
     yield
     logger.handlers = handlers
     logger.setLevel(level)
+    logging.disable(disabled)
     datasets.enable_progress_bars()
 
 
