@@ -1,14 +1,18 @@
 """Tiny training runs on pictures of one colour each, and what they leave."""
 
+import contextlib
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 from vlm_caption import CaptionerForConditionalGeneration
+from vlm_caption.training import train as training
 
 COLOURS = ("red", "lime", "blue", "white", "black", "yellow", "magenta", "cyan")
 
@@ -79,3 +83,19 @@ def history(folder: Path) -> list[dict]:
 
 def step_values(folder: Path, name: str = "loss") -> list[float]:
     return [entry[name] for entry in history(folder) if name in entry]
+
+
+@contextlib.contextmanager
+def interrupted_before(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The runs inside end without a word, as if killed, when they have made so many steps."""
+
+    class Interrupted(training.TrainingLoop):
+        def step(self, batches):
+            if self.state.global_step == step:
+                raise KeyboardInterrupt
+            super().step(batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "TrainingLoop", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            yield

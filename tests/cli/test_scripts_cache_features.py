@@ -70,8 +70,8 @@ def test_what_cannot_be_used_ends_in_a_sentence(script, settings, cache, capfd, 
     assert not list(cache.glob("*/*.safetensors"))
 
 
-def test_the_images_to_replay_are_cached_too(script, settings, tmp_path, capfd):
-    other = write_colours(tmp_path / "other")
+def test_the_images_to_replay_are_cached_too(script, settings, tmp_path_factory, capfd):
+    other = write_colours(tmp_path_factory.mktemp("other"))
     options = [option for name, value in settings.items() for option in (f"--{name}", value)]
     arguments = ["--config", str(CONFIG), *options, "--data.replay", str(other)]
     assert script.main(arguments) == 0

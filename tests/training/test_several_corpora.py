@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import yaml
-from tiny_runs import COLOURS, history, tiny_settings, write_colours
+from tiny_runs import COLOURS, history, interrupted_before, tiny_settings, write_colours
 
 from vlm_caption.cli.main import run
 from vlm_caption.config.run_config import RunConfig
@@ -90,16 +90,8 @@ def test_a_stopped_run_resumes_with_the_same_images_and_not_with_others(settings
     whole = list(seen)
     seen.clear()
 
-    class Stopped(training.TrainingLoop):
-        def step(self, batches):
-            if self.state.global_step == 2:
-                raise KeyboardInterrupt
-            super().step(batches)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "TrainingLoop", Stopped)
-        with pytest.raises(KeyboardInterrupt):
-            train(RunConfig.load(None, settings))
+    with interrupted_before(2, monkeypatch):
+        train(RunConfig.load(None, settings))
     with pytest.raises(ConfigError, match=r"data.weights: \[1.0, 0.5\] → \[1.0, 1.0\]"):
         train(RunConfig.load(None, settings | {"data.weights": [1, 1]}))
     train(RunConfig.load(None, settings))

@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 from tiny_models import save_language_model, save_vision_tower
-from tiny_runs import COLOURS, history, projector, tiny_settings, weights, write_colours
+from tiny_runs import COLOURS, history, interrupted_before, projector, tiny_settings, weights, write_colours
 
 from vlm_caption import Captioner
 from vlm_caption.config.run_config import RunConfig
@@ -137,17 +137,9 @@ def test_a_parent_that_is_not_there_is_refused(start, tmp_path):
 def test_a_stopped_child_resumes_and_ends_with_the_same_weights(start, tmp_path, monkeypatch):
     whole = start()
 
-    class Stopped(training.TrainingLoop):
-        def step(self, batches):
-            if self.state.global_step == 5:
-                raise KeyboardInterrupt
-            super().step(batches)
-
     again = {"training.output_dir": str(tmp_path / "again")}
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "TrainingLoop", Stopped)
-        with pytest.raises(KeyboardInterrupt):
-            start(**again)
+    with interrupted_before(5, monkeypatch):
+        start(**again)
     resumed = start(**again)
     for name, tensor in projector(whole).items():
         assert torch.equal(projector(resumed)[name], tensor), name
@@ -229,17 +221,9 @@ class TestGoingOn:
         run("whole", 4)
         whole = run("whole", 12)
 
-        class Stopped(training.TrainingLoop):
-            def step(self, batches):
-                if self.state.global_step == 9:
-                    raise KeyboardInterrupt
-                super().step(batches)
-
         run("stopped", 4)
-        with monkeypatch.context() as patch:
-            patch.setattr(training, "TrainingLoop", Stopped)
-            with pytest.raises(KeyboardInterrupt):
-                run("stopped", 12)
+        with interrupted_before(9, monkeypatch):
+            run("stopped", 12)
         resumed = run("stopped", 12)
         for name, tensor in projector(whole).items():
             assert torch.equal(projector(resumed)[name], tensor), name
@@ -328,16 +312,8 @@ class TestReplay:
     def test_a_stopped_run_resumes_with_the_same_images(self, settings, tmp_path, monkeypatch):
         whole = train(RunConfig.load(None, settings | {"training.output_dir": str(tmp_path / "whole")}))
 
-        class Stopped(training.TrainingLoop):
-            def step(self, batches):
-                if self.state.global_step == 5:
-                    raise KeyboardInterrupt
-                super().step(batches)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(training, "TrainingLoop", Stopped)
-            with pytest.raises(KeyboardInterrupt):
-                train(RunConfig.load(None, settings))
+        with interrupted_before(5, monkeypatch):
+            train(RunConfig.load(None, settings))
         resumed = train(RunConfig.load(None, settings))
         for name, tensor in projector(whole).items():
             assert torch.equal(projector(resumed)[name], tensor), name

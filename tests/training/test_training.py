@@ -16,7 +16,7 @@ import torch
 import yaml
 from PIL import Image
 from tiny_models import EOS, save_language_model, save_vision_tower, tiny_model, tiny_processor
-from tiny_runs import VISION, projector, step_values, tiny_settings, weights, write_colours
+from tiny_runs import VISION, interrupted_before, projector, step_values, tiny_settings, weights, write_colours
 
 from vlm_caption import Captioner, CaptionerForConditionalGeneration, CaptionerProcessor
 from vlm_caption.captioning.nll import caption_nll
@@ -141,17 +141,9 @@ class TestResuming:
     def interrupt(self, monkeypatch):
         """Makes the next run stop in its sixth step, as by Ctrl-C; the last checkpoint then is that of step 4."""
 
-        class Interrupted(training.TrainingLoop):
-            def step(self, batches):
-                if self.state.global_step == 5:
-                    raise KeyboardInterrupt
-                super().step(batches)
-
         def interrupt(run, *args, **kwargs):
-            with monkeypatch.context() as patch:
-                patch.setattr(training, "TrainingLoop", Interrupted)
-                with pytest.raises(KeyboardInterrupt):
-                    run(*args, **kwargs)
+            with interrupted_before(5, monkeypatch):
+                run(*args, **kwargs)
 
         return interrupt
 

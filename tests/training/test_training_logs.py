@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_models import tiny_model, tiny_processor
-from tiny_runs import step_values, tiny_settings, weights, write_colours
+from tiny_runs import interrupted_before, step_values, tiny_settings, weights, write_colours
 
 from vlm_caption.captioning.generation import caption_rows
 from vlm_caption.config.run_config import RunConfig
@@ -35,17 +35,9 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 def stopped_run(run, monkeypatch):
     """Runs until the sixth step, as if killed there; the last checkpoint then is that of step 4."""
 
-    class Stopped(training.TrainingLoop):
-        def step(self, batches):
-            if self.state.global_step == 5:
-                raise KeyboardInterrupt
-            super().step(batches)
-
     def stopped_run(*args, **changes):
-        with monkeypatch.context() as patch:
-            patch.setattr(training, "TrainingLoop", Stopped)
-            with pytest.raises(KeyboardInterrupt):
-                run(*args, **changes)
+        with interrupted_before(5, monkeypatch):
+            run(*args, **changes)
 
     return stopped_run
 
