@@ -205,8 +205,10 @@ class ReinforceSettings:
     Attributes:
         num_generations: The number of captions that are sampled of each image. The mean reward of the others is the
             baseline of each.
+        do_sample: Whether captions are sampled. With false, they are the beams of a beam search with the checkpoint's
+            generation settings.
         max_completion_length: The largest number of tokens of a sampled caption. With null, that of captioning.
-        temperature: What logits are divided by, in sampling and in training.
+        temperature: What logits are divided by, in sampling and in training; 1 with `do_sample: false`.
         bleu: The weight of BLEU-4 in the reward, beside CIDEr.
         num_iterations: The number of updates of the weights by the captions of a step. All count as one step.
         epsilon: The bound on how much more or less probable an update makes a token: beyond it, the token is not
@@ -215,6 +217,7 @@ class ReinforceSettings:
     """
 
     num_generations: int = 5
+    do_sample: bool = True
     max_completion_length: int | None = None
     temperature: float = 1.0
     bleu: float = 0.0
