@@ -402,8 +402,9 @@ def _check_arguments(parser: ArgumentParser, arguments: argparse.Namespace) -> N
             parser.error(f"--{option} needs --sidecars or --xmp")
     if arguments.append and arguments.overwrite:
         parser.error("--append and --overwrite exclude each other")
-    if arguments.consensus is not None and arguments.num_captions is not None:
-        parser.error("--consensus keeps one caption of each picture, and --num-captions several: leave one out")
+    for option in ("consensus", "datastore"):
+        if getattr(arguments, option) is not None and arguments.num_captions is not None:
+            parser.error(f"--{option} keeps one caption of each picture, and --num-captions several: leave one out")
     if arguments.consensus_captions is not None and arguments.consensus is None:
         parser.error("--consensus-captions needs --consensus")
     if (arguments.min_confidence is None) != (arguments.review is None):
@@ -534,7 +535,7 @@ def _number(text: str) -> float:
     return number
 
 
-# The options of decoding. They are called as in transformers' `generate`, but for the first four.
+# The options of decoding. They are called as in transformers' `generate`, but for the first five.
 _DECODING: dict[str, dict[str, Any]] = {
     "--num-captions": {"type": positive_int, "metavar": "N", "help": "captions of each picture (1)"},
     "--consensus": {
@@ -545,6 +546,10 @@ _DECODING: dict[str, dict[str, Any]] = {
     "--consensus-captions": {
         "metavar": "FILE",
         "help": "captions, one in each line, that show which words are frequent (a table beside the checkpoint)",
+    },
+    "--datastore": {
+        "metavar": "FOLDER",
+        "help": "keep the caption that agrees most with those of similar images, which `vlm-caption index` collected",
     },
     "--sample": {"action": "store_true", "help": "draw the words at random instead of searching for the best"},
     "--temperature": {"type": _positive, "metavar": "X", "help": "of sampling: above 1 more varied, below 1 less"},
