@@ -15,7 +15,7 @@ COMMANDS = {
     "calibrate": "fit the probability that a caption is right",
     "inspect": "look at captioned images before training",
     "export": "export a checkpoint to ONNX, for captioning without torch",
-    "cache": "compute image features ahead of training",
+    "cache": "compute image features before training",
     "demo": "caption eight photos and write a page of them",
 }
 
