@@ -21,6 +21,7 @@ SCRIPTS = {
     "train": "train",
     "evaluate": "evaluate",
     "calibrate": "calibrate",
+    "index": "index",
     "demo": "demo",
 } | {
     "inspect_data": "inspect",
