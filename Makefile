@@ -12,6 +12,12 @@ VERSION_TESTS := tests/test_environment.py tests/test_private_names.py tests/tes
 # Full checkpoints that one environment saves are loaded and run by another one, where there is one.
 OTHER_PYTHON = $(if $(wildcard $(BIN)/python),VLM_CAPTION_OTHER_PYTHON=$(CURDIR)/$(BIN)/python)
 
+# uv does not read pip's settings, and a mirror of the package index may be set only there.
+INDEX := $(or $(UV_DEFAULT_INDEX),$(PIP_INDEX_URL),$(shell $(PYTHON) -m pip config get global.index-url 2>/dev/null))
+ifneq ($(INDEX),)
+export UV_DEFAULT_INDEX := $(INDEX)
+endif
+
 # For every Python and platform that we name, each package with its version and nothing else.
 COMPILE := uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --no-annotate --no-header \
 	--no-emit-index-url

@@ -85,7 +85,7 @@ def _check_eval_captions(config: RunConfig) -> None:
             f"training.eval_captions {captions} must be at most training.eval_images, {config.training.eval_images}."
         )
     if captions and importlib.util.find_spec("pycocoevalcap") is None:
-        raise ConfigError("training.eval_captions needs pycocoevalcap: pip install pycocoevalcap.")
+        raise ConfigError("training.eval_captions needs pycocoevalcap: pip install 'vlm-caption[metrics]'.")
 
 
 def _train(config: RunConfig, signals: StopSignals, is_sharding: bool) -> CaptionerForConditionalGeneration:
