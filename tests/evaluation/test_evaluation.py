@@ -131,7 +131,7 @@ class TestEvaluate:
     def test_says_why_there_are_no_metrics(self, captioner, dataset, no_scorer):
         result = run(captioner, dataset)
         assert set(result.metrics.values()) == {None}
-        assert result.not_computed["bleu_1"] == "bleu needs pycocoevalcap: pip install pycocoevalcap"
+        assert result.not_computed["bleu_1"] == "bleu needs pycocoevalcap: pip install 'vlm-caption[metrics]'"
         assert result.shuffled_cider is result.cider_gain is None
         assert "not computed: BLEU-1, BLEU-2, BLEU-3, BLEU-4: bleu needs" in evaluation_table(result)
 

@@ -62,7 +62,7 @@ class TestScore:
         monkeypatch.setattr(scoring.importlib.util, "find_spec", lambda name: None)
         scores = score(CAPTIONS, REFERENCES, ["bleu", "cider"])
         assert scores.corpus == {}
-        assert scores.not_computed["bleu_4"] == "bleu needs pycocoevalcap: pip install pycocoevalcap"
+        assert scores.not_computed["bleu_4"] == "bleu needs pycocoevalcap: pip install 'vlm-caption[metrics]'"
         assert set(scores.not_computed) == {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "cider"}
 
     @pytest.mark.parametrize(

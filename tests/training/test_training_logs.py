@@ -372,7 +372,7 @@ class TestEvalCaptions:
         monkeypatch.setattr(
             "importlib.util.find_spec", lambda name, *args: None if name == "pycocoevalcap" else find_spec(name, *args)
         )
-        with pytest.raises(ConfigError, match=r"needs pycocoevalcap: pip install pycocoevalcap"):
+        with pytest.raises(ConfigError, match=r"needs pycocoevalcap: pip install 'vlm-caption\[metrics\]'"):
             run(eval_captions=2)
         assert not (tmp_path / "run").exists()
 

@@ -119,7 +119,7 @@ def _check(captions: Sequence[str], references: Sequence[Sequence[str]], metrics
 
 def _add(scores: Scores, metric: str, java_timeout: float, cider_process: CiderProcess | None) -> None:
     if importlib.util.find_spec("pycocoevalcap") is None:
-        raise ScorerMissingError(f"{metric} needs pycocoevalcap: pip install pycocoevalcap")
+        raise ScorerMissingError(f"{metric} needs pycocoevalcap: pip install 'vlm-caption[metrics]'")
     if scores.tokenizer == "characters" and metric in _ENGLISH_METRICS:
         raise ScorerMissingError(f"{_ENGLISH_METRICS[metric]} is for English, and the references are not")
     captions, references = scores.caption_tokens, scores.reference_tokens
