@@ -17,9 +17,9 @@ import torch
 from ..core.errors import DataError
 from ..model.loss import IGNORE_INDEX
 from ..model.processing_captioner import QUESTION
-from ..towers.processor import CaptionerProcessor
+from ..towers.processor import CaptionerProcessor, VectorProcessor
 from .captions import CaptionChoice
-from .places import Place
+from .places import row_name
 
 
 class CaptionCollator:
@@ -126,10 +126,11 @@ class CaptionCollator:
             for row, parts in zip(rows, packed, strict=True):
                 longest = max(len(question) + len(caption) for question, caption in parts)
                 if len(self.prefix) + longest > self.positions:
+                    name = row_name(row["image"], isinstance(self.processor, VectorProcessor))
                     raise DataError(
-                        f"{Place.parse(row['image']).short_name}: the image, the prompt and one of its captions are "
-                        f"{len(self.prefix) + longest} tokens, and the language model has {self.positions} positions: "
-                        "shorten the text, or lower data.max_caption_tokens."
+                        f"{name}: the image, the prompt and one of its captions are {len(self.prefix) + longest} "
+                        f"tokens, and the language model has {self.positions} positions: shorten the text, or lower "
+                        "data.max_caption_tokens."
                     )
         return packed
 
