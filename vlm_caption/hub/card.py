@@ -14,8 +14,10 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.repocard import metadata_load
+from jinja2 import TemplateError
 from torch import nn
 
+from ..core.console import first_line_of
 from ..core.files import write_text
 from ..core.hub_ids import is_hub_id
 from ..metrics.names import METRIC_NAMES
@@ -81,7 +83,14 @@ def write_model_card(
     facts = read_facts(folder)
     if facts.get("weights") != weights_fingerprint(model):
         facts = {}
-    write_text(path, f"{model_card(model, folder, name, facts, tags)}\n")
+    try:
+        card = model_card(model, folder, name, facts, tags)
+    except (AttributeError, KeyError, TypeError, ValueError, TemplateError) as error:
+        # Facts may come from somebody else, and the template takes them for what this package writes.
+        if not facts:
+            raise
+        raise ValueError(f"{folder / FACTS_NAME} is damaged ({first_line_of(error)}): mend or remove it.") from error
+    write_text(path, f"{card}\n")
 
 
 def is_generated(card: Path) -> bool:

@@ -108,7 +108,10 @@ def report(
     saved.name_or_path = str(output_dir)  # where an upload looks for them
     with writing_to(output_dir):
         record_training(saved, output_dir, facts)
-        write_model_card(saved, output_dir)
+        try:
+            write_model_card(saved, output_dir)
+        except ValueError as error:  # what the parent's facts say of its data
+            logger.warning("The model card was not written: %s", error)
 
 
 def _say_what_is_left(output_dir: Path, has_vectors: bool) -> None:
