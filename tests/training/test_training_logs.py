@@ -180,6 +180,14 @@ class TestReports:
         run(max_steps=1)
         assert not list((tmp_path / "run").glob("**/events.*"))
 
+    def test_a_tracker_is_closed_also_by_a_run_that_makes_no_step(self, run, monkeypatch):
+        pytest.importorskip("tensorboard")
+        finished = []
+        monkeypatch.setattr("accelerate.tracking.TensorBoardTracker.finish", finished.append)
+        for count in (1, 2):
+            run(max_steps=2, report_to="tensorboard")
+            assert len(finished) == count
+
     def test_tensorboard_gets_the_log(self, run, tmp_path):
         pytest.importorskip("tensorboard")
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -141,11 +141,11 @@ class TrainingLoop:
 
     def steps(self) -> Iterator[int]:
         """Makes one step after the other, and yields the number of each when it is logged, evaluated and saved."""
-        self._load_weights()
-        if self._is_over():
-            return
-        self._begin()
         try:
+            self._load_weights()
+            if self._is_over():
+                return
+            self._begin()
             for epoch in itertools.count(self.state.global_step // self.steps_an_epoch):
                 for number, batches in enumerate(self._batches(epoch), self.state.global_step % self.steps_an_epoch):
                     self.step(batches)
