@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import CLIPModel, CLIPProcessor
 
-from ..core.console import progress
+from ..core.console import first_line_of, progress
 from ..core.errors import ScorerMissingError
 from ..images.opening import ImageSource, open_image
 
@@ -36,7 +36,7 @@ def score_clip(images: Iterable[ImageSource], captions: Sequence[str], model: st
     try:
         parts = _TensorModel.from_pretrained(model), _CuttingProcessor.from_pretrained(model)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line_of(error)
         raise ScorerMissingError(f"CLIPScore: the model {model!r} cannot be loaded ({reason})") from error
     metric = CLIPScore(model_name_or_path=lambda: parts)
     scores = []
