@@ -163,7 +163,7 @@ def type_name(hint: Any) -> str:
 
 
 def members(hint: Any) -> tuple:
-    """Returns the members of a union, or the type itself if it is none."""
+    """Returns the members of a union, or the type itself if it is not a union."""
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
@@ -275,5 +275,5 @@ def _check_stage_names(stage: dict, where: str) -> str:
         check_name(str(name), known, f"{where}: there is no setting")
     title = stage.get("name")
     if not isinstance(title, str) or not re.fullmatch(r"\w[\w-]*", title):
-        raise ConfigError(f"{where}: a stage needs a name of letters, digits, _ and -, and {title!r} is none.")
+        raise ConfigError(f"{where}: a stage needs a name of letters, digits, _ and -, and {title!r} is not one.")
     return title

@@ -244,7 +244,7 @@ def exported_card(model: CaptionerPreTrainedModel, facts: dict[str, Any], precis
 def _metadata(config: CaptionerConfig, title: str, facts: dict[str, Any], tags: Iterable[str]) -> ModelCardData:
     takes_images = config.feature_size is None
     backbones = [backbone["name"] for backbone in (config.vision_backbone, config.text_backbone) if backbone]
-    # The Hub knows results of tasks, and captioning vectors is none of its tasks.
+    # The Hub knows results of tasks, and captioning vectors is not one of them.
     results = [result for entry in facts.get("evaluations", []) if takes_images for result in _eval_results(entry)]
     return ModelCardData(
         library_name="transformers",

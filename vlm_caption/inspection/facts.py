@@ -16,7 +16,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: np.ndarray) -> "Spread | None":
-        """Of an array; None if it is empty."""
+        """Returns the spread of an array; None if it is empty."""
         if not values.size:
             return None
         return cls(values.min().item(), values.mean().item(), float(np.median(values)), values.max().item())

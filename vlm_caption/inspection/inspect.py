@@ -101,17 +101,17 @@ def inspect_data(
 def local_tokenizer(
     language: str | dict, revision: str | None = None, tokenizer_name: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer that training would take for a language model, if it can be had without fetching anything.
+    """Returns the tokenizer that training would use for a language model, if it is on this machine.
 
-    Of "characters", one that knows none: it parts text as the one made of the captions does.
+    For "characters", it is a tokenizer without a vocabulary, which splits text as the one made of the captions does.
 
     Args:
-        language: As of `compose`.
-        revision: As of `compose`, its `language_revision`.
-        tokenizer_name: As of `compose`, its `tokenizer`.
+        language: See `compose`.
+        revision: The `language_revision` of `compose`.
+        tokenizer_name: The `tokenizer` of `compose`.
 
     Raises:
-        BackboneError: It cannot.
+        BackboneError: It is not on this machine, or cannot be read.
     """
     if isinstance(language, dict):
         if tokenizer_name in (None, "bytes", "characters"):

@@ -73,7 +73,7 @@ def _open_pictures(
 
 
 def _look(image: str, max_pixels: int, max_bytes: int) -> tuple[int, int, int] | ImageError:
-    """A hash of the picture's bytes, its width and its height; read once, and opened as in training."""
+    """Reads a picture once and opens it as in training. Returns a hash of its bytes, its width and its height."""
     place = Place.parse(image)
     try:
         content = place.read(max_bytes)

@@ -63,7 +63,7 @@ def _remedies(corpus: Corpus | Corpora, settings: DataSection) -> Iterator[tuple
 def _find_refusal(
     corpus: Corpus | Corpora, settings: DataSection, eval_images: int, errors: dict[str, ImageError]
 ) -> str | None:
-    """The first error that training would meet, in its order; `errors` are those of images that cannot be opened."""
+    """Returns the first error that training would meet; `errors` are those of images that cannot be opened."""
     bad = bad_images(settings)
     try:
         left = []

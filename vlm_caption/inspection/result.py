@@ -95,7 +95,7 @@ class Inspection:
         return [group for group in self.same_bytes if len({split for split, _ in group}) > 1]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it but the datasets, for JSON."""
+        """Returns everything except the datasets, for JSON."""
         values = dataclasses.asdict(dataclasses.replace(self, datasets={}))
         del values["datasets"]
         return values | {"in_two_splits": self.in_two_splits}

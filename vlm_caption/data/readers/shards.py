@@ -120,7 +120,7 @@ class _Names:
 
 
 def _as_text(member: str) -> str:
-    """A member's name as text, for the names in a tar may be any bytes."""
+    """Returns a member's name as text, because the names in a tar may be any bytes."""
     return member.encode(errors="surrogateescape").decode(errors="replace")
 
 
