@@ -18,8 +18,6 @@ from .result import Comparison, Evaluation
 # Twice the size at which pictures are shown, for high-density screens.
 _THUMBNAIL_SIZE = 480
 
-_NAMES = METRIC_NAMES | {"unseen": "not a training caption"}
-
 
 def write_report(
     path: str | os.PathLike,
@@ -54,7 +52,7 @@ def write_report(
         notes=evaluation.notes,
         scores=list(_score_rows(evaluation)),
         not_computed={
-            reason: [_NAMES.get(metric, metric) for metric in metrics]
+            reason: [METRIC_NAMES.get(metric, metric) for metric in metrics]
             for reason, metrics in evaluation.not_computed_by_reason.items()
         },
         lengths=_lengths(evaluation),

@@ -56,7 +56,6 @@ _SOFT_TOKENS = {
 _METRIC_NAMES = {
     "loss": "loss",
     "shuffled_loss": "loss with the images shuffled",
-    "vqa_accuracy": "VQA accuracy",
     **METRIC_NAMES,
 }
 

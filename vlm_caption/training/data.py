@@ -94,10 +94,9 @@ class CaptionSplits:
         """Counts the captions to train on that are cut at `data.max_caption_tokens`, and says in the log how many."""
         longest = self.config.data.max_caption_tokens
         collator = CaptionCollator(processor, lambda rows: {}, max_caption_tokens=longest)
-        starts = range(0, len(self.train), _ROWS_A_BATCH)
-        ends = (min(start + _ROWS_A_BATCH, len(self.train)) for start in starts)
-        batches = (self.train.select(range(start, end)) for start, end in zip(starts, ends, strict=True))
-        self.cut_captions = sum(collator.count_cut(list(batch)) for batch in batches)
+        rows = range(len(self.train))
+        batches = (rows[start : start + _ROWS_A_BATCH] for start in rows[::_ROWS_A_BATCH])
+        self.cut_captions = sum(collator.count_cut(list(self.train.select(batch))) for batch in batches)
         if self.cut_captions:
             logger.info(
                 "%d of the %d captions to train on are cut at data.max_caption_tokens %d: their ends are not learned",
