@@ -183,7 +183,7 @@ class TestReports:
     def test_a_tracker_is_closed_also_by_a_run_that_makes_no_step(self, run, monkeypatch):
         pytest.importorskip("tensorboard")
         finished = []
-        monkeypatch.setattr("accelerate.tracking.TensorBoardTracker.finish", finished.append)
+        monkeypatch.setattr("accelerate.tracking.TensorBoardTracker.finish", lambda tracker: finished.append(tracker))
         for count in (1, 2):
             run(max_steps=2, report_to="tensorboard")
             assert len(finished) == count
