@@ -20,6 +20,7 @@ from vlm_caption.hub import card as card_module
 from vlm_caption.hub.card import MARK, backbone_licence
 from vlm_caption.hub.facts import (
     FACTS_NAME,
+    evaluation_facts,
     read_facts,
     record_evaluation,
     record_training,
@@ -319,6 +320,23 @@ class TestLicence:
         found = str(tmp_path / "README.md") if cached else None
         monkeypatch.setattr(card_module, "try_to_load_from_cache", lambda *arguments, **options: found)
         assert backbone_licence("org/name") == licence
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("/home/me/birds", "birds"),
+        ("--data.path=/home/me/birds", "--data.path=birds"),
+        ("[/home/me/birds, '/home/me/my fish', org/name]", "'[birds, my fish, org/name]'"),
+        ("--data.path=[/home/me/birds]", "'--data.path=[birds]'"),
+        ("../shared/birds", "../shared/birds"),
+        ("--training.seed=1", "--training.seed=1"),
+        ("[1, 0.5]", "'[1, 0.5]'"),
+    ],
+)
+def test_a_recorded_command_names_no_folder_of_the_machine(model, word, expected):
+    facts = evaluation_facts(model, "birds", {}, {}, ["evaluate.py", word])
+    assert facts["command"] == f"evaluate.py {expected}"
 
 
 class TestDamagedFacts:

@@ -180,9 +180,16 @@ def data_name(path: str | Sequence[str]) -> str:
 
 
 def _without_folder(word: str) -> str:
-    """Returns a word of a command line, with only the last part of an absolute path."""
+    """Returns a word of a command line, with only the last part of an absolute path, or of each in a list `[a, b]`."""
     option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
-    return f"{option}{equals}{Path(value).name}" if Path(value).is_absolute() else word
+    if value.startswith("[") and value.endswith("]"):
+        entries = (entry.strip().strip("'\"") for entry in value[1:-1].split(","))
+        return f"{option}{equals}[{', '.join(map(_last_part, entries))}]"
+    return f"{option}{equals}{_last_part(value)}"
+
+
+def _last_part(path: str) -> str:
+    return Path(path).name if Path(path).is_absolute() else path
 
 
 def _write_facts(folder: Path, facts: dict[str, Any]) -> None:
