@@ -8,10 +8,10 @@ record only. What makes the rest unreadable (a broken file, no such column) it r
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from ..core.errors import DataError
 from ..core.files import is_file, is_folder
@@ -294,6 +294,11 @@ def as_captions(value: object) -> list[str]:
     """Returns the captions in a string or a list of strings; [] for anything else."""
     values = value if isinstance(value, list) else [value]
     return values if all(isinstance(caption, str) for caption in values) else []
+
+
+def first_of(values: Mapping[str, Any], names: Iterable[str]) -> Any:
+    """Returns the first of these fields that has a value: writers of tables fill absent ones with null."""
+    return next((values[name] for name in names if values.get(name) is not None), None)
 
 
 def join_turns(turns: Sequence[str]) -> str:
