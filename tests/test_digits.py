@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from commands import REPOSITORY, load_script
+from safetensors.torch import save_file
 
 from vlm_caption.config.run_config import RunConfig
 from vlm_caption.core.errors import ConfigError
@@ -74,6 +76,26 @@ def test_a_number_that_is_not_finite_ends_the_run_before_it_begins(tmp_path):
     np.save(tmp_path / "vectors.npy", vectors)
     with pytest.raises(ValueError, match=r"vectors\.npy, row 5: a number is not finite"):
         train(load_config(tmp_path))
+
+
+SHORT_GPT2 = {"model_type": "gpt2", "n_embd": 8, "n_head": 2, "n_layer": 1, "n_positions": 12}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"training.learning_rate": 1e38}, r"The (loss|gradient) is (nan|inf) in step \d, on C/C=C/\d, C/C=C/"),
+        ({"model.language": SHORT_GPT2}, r"^C/C=C/\d: the image, the prompt and one of its captions are 23 tokens"),
+    ],
+    ids=["loss", "positions"],
+)
+def test_vectors_are_called_by_their_whole_names(tmp_path, changes, sentence):
+    vectors = torch.randn(12, 6)
+    save_file({f"C/C=C/{row}": vectors[row].clone() for row in range(12)}, tmp_path / "vectors.safetensors")
+    rows = [{"id": f"C/C=C/{row}", "caption": "a" * 20, "split": "train" if row < 8 else "dev"} for row in range(12)]
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises((FloatingPointError, ValueError), match=sentence):
+        train(load_config(tmp_path, **{"data.features": str(tmp_path / "vectors.safetensors")} | changes))
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,9 @@ def test_the_picture_keeps_every_photo_and_every_word(strip):
     )
 
 
-def test_an_installed_wheel_has_every_photo():
+def test_an_installed_wheel_has_every_photo_and_the_licence():
     settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     copies = settings["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert copies["LICENSE"] == "vlm_caption/shipped/LICENSE"
     for photo in PHOTOS:
         assert copies[f"examples/{photo}"] == f"vlm_caption/shipped/examples/{photo}"

@@ -127,6 +127,11 @@ def test_values_become_what_the_setting_holds(name, value, expected):
         ("training.batch_size", 0, "training.batch_size must be above 0, and 0 is not."),
         ("training.epochs", -1, "training.epochs must be above 0, and -1.0 is not."),
         ("training.patience", -1, "training.patience must be at least 0, and -1 is not."),
+        ("training.learning_rate", -1, "training.learning_rate must be at least 0, and -1.0 is not."),
+        ("training.weight_decay", -0.1, "training.weight_decay must be at least 0, and -0.1 is not."),
+        ("training.max_grad_norm", -1, "training.max_grad_norm must be at least 0, and -1.0 is not."),
+        ("training.seed", -1, "training.seed must be at least 0, and -1 is not."),
+        ("training.output_scale", 0, "training.output_scale must be above 0, and 0.0 is not."),
         ("data.dev_share", 1, "data.dev_share must be at least 0 and below 1, and 1.0 is not."),
         ("data.max_bad_share", 1.5, "data.max_bad_share must be at least 0 and below 1, and 1.5 is not."),
         ("data.on_bad_image", "stop", "data.on_bad_image must be error|skip, and 'stop' is not."),
@@ -155,6 +160,18 @@ def test_a_wrong_value_gets_a_sentence(name, value, sentence):
 )
 def test_settings_of_a_module_that_would_do_nothing_are_refused(settings, sentence):
     assert load_error({"training.train_language": settings}) == sentence
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"policy": "full", "learning_rate": -1}, "learning_rate must be at least 0, and -1.0 is not."),
+        ({"policy": "full", "weight_decay": -1}, "weight_decay must be at least 0, and -1.0 is not."),
+        ({"policy": "lora", "alpha": 0}, "alpha must be above 0, and 0.0 is not."),
+    ],
+)
+def test_a_number_of_a_module_that_is_too_small_is_refused(settings, sentence):
+    assert load_error({"training.train_language": settings}) == f"training.train_language.{sentence}"
 
 
 def test_a_projector_with_a_rate_of_its_own_is_trained():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm_caption.core.files import write_text
+from vlm_caption.core.files import remove_partials, write_text
 from vlm_caption.training.checkpoints import remove_leftovers
 
 
@@ -24,6 +24,19 @@ def test_what_cannot_be_written_leaves_the_old_file_alone(tmp_path):
     assert (path.read_text(), list(tmp_path.iterdir())) == ("old", [path])
     write_text(path, "half a character \udcff", errors="replace")
     assert path.read_text() == "half a character ?"
+
+
+def test_a_name_may_be_as_long_as_the_file_system_takes(tmp_path, monkeypatch):
+    path = tmp_path / ("狗" * 83 + ".txt")  # 253 bytes
+    write_text(path, "old")
+    assert path.read_text() == "old"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", lambda self, target: None)  # as if killed in between
+        patch.setattr(Path, "unlink", lambda self, missing_ok=False: None)
+        write_text(path, "half")
+    assert len(list(tmp_path.iterdir())) == 2
+    remove_partials([path])
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_run_sweeps_up_what_a_killed_one_was_writing(tmp_path, monkeypatch):

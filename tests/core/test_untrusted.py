@@ -102,12 +102,31 @@ def test_entries_come_one_by_one_as_json_has_them(tmp_path_factory, entries, nam
 
 @pytest.mark.parametrize(
     "content",
-    ["[" * 100_000, "[" + "9" * 5000 + "]", "[1] 2", "[1", "[1 2]", '{"a": [1], 7: 2}', '{"a" [1]}', "{", "", "x"],
+    [
+        "[" * 100_000,
+        "[" + "9" * 5000 + "]",
+        "[1] 2",
+        "[1",
+        "[1 2]",
+        '{"a": [1], 7: 2}',
+        '{"a" [1]}',
+        "{",
+        "",
+        " ",
+        "x",
+        " 5 6",
+    ],
 )
 def test_a_file_that_is_no_json_is_named(tmp_path, content):
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(DataError, match=r"a\.json: this is not JSON in UTF-8"):
         list(iterate_json(tmp_path / "a.json"))
+
+
+@pytest.mark.parametrize("content", ["5", " 5", "{}", " {} ", "[]", '{"a": 1}'])
+def test_a_file_without_lists_has_no_entries(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    assert list(iterate_json(tmp_path / "a.json")) == []
 
 
 def test_an_entry_that_never_ends_is_given_up_on(tmp_path, monkeypatch):

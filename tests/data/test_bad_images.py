@@ -86,6 +86,17 @@ class TestShare:
         with pytest.raises(DataError, match="at least 1 of 10 images are bad"):
             bad.expect(9)
 
+    def test_further_pictures_are_added(self):
+        bad = BadImages(max_share=0.05)
+        bad.expect(100)
+        for name in "abcde":
+            bad.add(name, "cut")
+        bad.expect(40)  # of which none is bad so far
+        bad.add("f", "cut")
+        bad.add("g", "cut")
+        with pytest.raises(DataError, match="at least 8 of 140 images are bad"):
+            bad.add("h", "cut")
+
     def test_an_image_counts_once(self):
         bad = BadImages(max_share=0.1)
         bad.expect(10)

@@ -515,6 +515,12 @@ def test_columns_that_are_set_win(tmp_path):
     assert read_pairs(load_captions(path, image_column="photo", caption_column="caption", dev_share=0)) == PAIRS
 
 
+def test_an_empty_field_of_a_shards_json_is_passed_over(tmp_path):
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
+        writer.write({"__key__": "0", "png": PHOTOS["00.png"], "json": {"caption": None, "text": "A dog."}})
+    assert load_captions(tmp_path, dev_share=0)[0]["captions"] == ["A dog."]
+
+
 def test_a_caption_field_of_a_shards_json_is_chosen(tmp_path):
     with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
         texts = {"caption": "alt text", "blip": "A dog."}

@@ -82,6 +82,16 @@ def turns(answer, asked="<image>\nWhat?", roles=("human", "gpt"), names=("from",
             "images": [name],
             "messages": turns(answer, "What?", ("user", "assistant"), ("role", "content")),
         },
+        # As a table is written whose rows have other fields.
+        lambda name, answer: {
+            "image": None,
+            "images": [name],
+            "conversations": None,
+            "messages": [
+                {"from": None, "value": None, "role": role, "content": text}
+                for role, text in (("user", "<image>\nWhat?"), ("assistant", answer))
+            ],
+        },
         lambda name, answer: {
             "messages": [
                 {"role": "system", "content": "Be brief."},

@@ -96,6 +96,14 @@ class TestReport:
         assert page.tags.count("figure") == 6 + 6 + 8
         assert RIGHT["image3"] in page.text
 
+    def test_of_a_single_image_has_no_best_and_no_worst(self, tmp_path):
+        files = write_files(tmp_path, {"image0": RIGHT["image0"]}, {"image0": REFERENCES["image0"]})
+        write_evaluation(tmp_path / "out", evaluate_files(*files, metrics=NO_JAVA))
+        page = Page((tmp_path / "out" / "report.html").read_text())
+        assert page.tags.count("figure") == 1
+        assert "Random" in page.text
+        assert "Best" not in page.text
+
     def test_says_of_a_picture_that_it_is_gone(self, with_pictures, tmp_path):
         for number in range(12):
             (tmp_path / f"{number}.png").unlink()

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from commands import load_script
+from commands import REPOSITORY, load_script
 from tiny_models import EOS, picture, tiny_model, tiny_processor
 
 from vlm_caption import Captioner
@@ -135,6 +135,7 @@ def test_the_folder_says_what_it_holds(quantized):
     assert sums.keys() == {path.name for path in quantized.iterdir()} - {"SHA256SUMS"}
     for name, digest in sums.items():
         assert hashlib.sha256((quantized / name).read_bytes()).hexdigest() == digest
+    assert (quantized / "LICENSE").read_bytes() == (REPOSITORY / "LICENSE").read_bytes()
     card = (quantized / "README.md").read_text()
     assert "int8" in card
     assert "| language model | GPT2LMHeadModel" in card or "GPT2LMHeadModel" in card

@@ -18,7 +18,14 @@ from vlm_caption.captioning.checkpoints import DEFAULT_CHECKPOINT
 from vlm_caption.config.run_config import RunConfig
 from vlm_caption.hub import card as card_module
 from vlm_caption.hub.card import MARK, backbone_licence
-from vlm_caption.hub.facts import FACTS_NAME, read_facts, record_evaluation, record_training
+from vlm_caption.hub.facts import (
+    FACTS_NAME,
+    evaluation_facts,
+    read_facts,
+    record_evaluation,
+    record_training,
+    trained_caption_tokens,
+)
 from vlm_caption.towers.fingerprints import weights_fingerprint
 from vlm_caption.training.train import train
 
@@ -315,12 +322,49 @@ class TestLicence:
         assert backbone_licence("org/name") == licence
 
 
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("/home/me/birds", "birds"),
+        ("--data.path=/home/me/birds", "--data.path=birds"),
+        ("[/home/me/birds, '/home/me/my fish', org/name]", "'[birds, my fish, org/name]'"),
+        ("--data.path=[/home/me/birds]", "'--data.path=[birds]'"),
+        ("../shared/birds", "../shared/birds"),
+        ("--training.seed=1", "--training.seed=1"),
+        ("[1, 0.5]", "'[1, 0.5]'"),
+    ],
+)
+def test_a_recorded_command_names_no_folder_of_the_machine(model, word, expected):
+    facts = evaluation_facts(model, "birds", {}, {}, ["evaluate.py", word])
+    assert facts["command"] == f"evaluate.py {expected}"
+
+
 class TestDamagedFacts:
-    @pytest.mark.parametrize("content", ["{", "[]", "\xff"])
+    @pytest.mark.parametrize("content", ["{", "[]", "\xff", '{"training": []}', '{"evaluations": [1]}'])
     def test_end_in_a_sentence(self, tmp_path, content):
         (tmp_path / FACTS_NAME).write_text(content, encoding="latin-1")
         with pytest.raises(ValueError, match=rf"{FACTS_NAME} is damaged .*: mend or remove it\.$"):
             read_facts(tmp_path)
+
+    @pytest.mark.parametrize(
+        "facts",
+        [
+            {"evaluations": [{"data": "birds"}]},
+            {"training": {"samples": 5}},
+            {"training": {"parent": {"name": "a", "weights": "b", "data": {"name": "c", "train": 5}}}},
+        ],
+    )
+    def test_of_the_right_weights_end_in_a_sentence_too(self, model, tmp_path, facts):
+        model.save_pretrained(tmp_path)
+        (tmp_path / FACTS_NAME).write_text(json.dumps({"weights": weights_fingerprint(model), **facts}))
+        with pytest.raises(ValueError, match=rf"{FACTS_NAME} is damaged .*: mend or remove it\.$"):
+            write_model_card(model, tmp_path)
+
+    def test_a_caption_length_that_is_no_number_is_not_taken(self, model, tmp_path):
+        facts = {"weights": weights_fingerprint(model), "training": {"max_caption_tokens": "long"}}
+        (tmp_path / FACTS_NAME).write_text(json.dumps(facts))
+        model.name_or_path = str(tmp_path)
+        assert trained_caption_tokens(model) is None
 
     def test_do_not_end_a_training(self, model, tmp_path, caplog):
         (tmp_path / FACTS_NAME).write_text("{")

@@ -92,7 +92,7 @@ class TestTwoProcesses:
 
         monkeypatch.setattr(scoring, "CiderProcess", Process)
         monkeypatch.setattr(scoring, "_REFERENCES_FOR_TWO_PROCESSES", 1)
-        monkeypatch.setattr(scoring.os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+        monkeypatch.setattr(scoring, "count_cores", lambda: 2)
         return started
 
     def test_give_the_same_bits_as_one(self, started, monkeypatch):
@@ -109,7 +109,7 @@ class TestTwoProcesses:
     def test_are_one_where_there_is_nothing_to_share(self, started, monkeypatch):
         score(CAPTIONS, REFERENCES, ["cider"])
         score(CAPTIONS, REFERENCES, ["bleu", "rouge_l"])
-        monkeypatch.setattr(scoring.os, "sched_getaffinity", lambda pid: {0}, raising=False)
+        monkeypatch.setattr(scoring, "count_cores", lambda: 1)
         score(CAPTIONS, REFERENCES, WITHOUT_JAVA)
         assert started == []
 

@@ -125,6 +125,12 @@ class TestRuns:
             run(ema_decay=DECAY)
 
 
+def test_averages_of_another_shape_are_refused(tmp_path):
+    AveragedWeights(torch.nn.Linear(3, 1), DECAY).save(tmp_path)
+    with pytest.raises(CheckpointError, match=r"is damaged \(weight has the shape \[1, 3\] and not \[1, 2\]\)"):
+        AveragedWeights(torch.nn.Linear(2, 1), DECAY).load(tmp_path)
+
+
 @pytest.mark.parametrize("decay", [1, -0.1])
 def test_a_decay_that_averages_nothing_is_refused(decay):
     with pytest.raises(ConfigError, match=r"training\.ema_decay must be at least 0 and below 1"):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from kill_training import kill_runs
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_runs import step_values, weights, write_colours
 
 from vlm_caption.core.errors import CheckpointError, ConfigError
@@ -161,6 +161,13 @@ class TestDisk:
         with pytest.raises(
             CheckpointError, match=r"checkpoint-4 is damaged .* remove it, and the same command goes on"
         ):
+            run(max_steps=8)
+
+    def test_weights_of_another_shape_are_refused(self, run, tmp_path):
+        run(max_steps=4)
+        path = tmp_path / "run" / "checkpoint-4" / "model.safetensors"
+        save_file({name: tensor.flatten()[:1].clone() for name, tensor in load_file(path).items()}, path)
+        with pytest.raises(CheckpointError, match=r"checkpoint-4 is damaged \(.* has the shape \[1\] and not"):
             run(max_steps=8)
 
     @pytest.mark.parametrize("content", ["", '{"global_step": 4', "[]", '{"steps": 4}'])

@@ -23,6 +23,7 @@ from vlm_caption.training import loop as training_loop
 from vlm_caption.training import report as reporting
 from vlm_caption.training import train as training
 from vlm_caption.training.dev_scores import score_cider
+from vlm_caption.training.metrics_log import read_metrics, write_metrics
 from vlm_caption.training.progress import PlainLines, ProgressBar
 from vlm_caption.training.run_folder import holding
 from vlm_caption.training.state import RunState
@@ -51,6 +52,11 @@ def without_times(entries: list[dict]) -> list[dict]:
 
 
 class TestMetricsLog:
+    def test_is_read_as_it_was_written_whatever_names_and_captions_hold(self, tmp_path):
+        log = [{"step": 1, "samples": [{"image": "a\u2028b.png", "caption": "one\x85two"}]}, {"step": 2, "loss": 1.0}]
+        write_metrics(tmp_path, log)
+        assert read_metrics(tmp_path) == log
+
     def test_has_a_line_for_each_log_entry_with_what_is_measured(self, run, tmp_path):
         run(max_steps=3, eval_steps=3, samples=1)
         lines = metrics(tmp_path / "run")
@@ -173,6 +179,14 @@ class TestReports:
     def test_nothing_is_reported_unless_asked_for(self, run, tmp_path):
         run(max_steps=1)
         assert not list((tmp_path / "run").glob("**/events.*"))
+
+    def test_a_tracker_is_closed_also_by_a_run_that_makes_no_step(self, run, monkeypatch):
+        pytest.importorskip("tensorboard")
+        finished = []
+        monkeypatch.setattr("accelerate.tracking.TensorBoardTracker.finish", lambda tracker: finished.append(tracker))
+        for count in (1, 2):
+            run(max_steps=2, report_to="tensorboard")
+            assert len(finished) == count
 
     def test_tensorboard_gets_the_log(self, run, tmp_path):
         pytest.importorskip("tensorboard")
@@ -332,6 +346,13 @@ class TestEvalCaptions:
             state.global_step = step
             state.choose_best(state.log({"eval_cider": cider, "eval_loss": loss}))
         assert (state.best_global_step, state.best_metric) == (1, 0.5)
+
+    def test_a_loss_that_is_not_a_number_is_never_the_best_for_long(self):
+        state = RunState()
+        for step, loss in ((1, float("nan")), (2, 3.0), (3, float("nan"))):
+            state.global_step = step
+            state.choose_best(state.log({"eval_loss": loss}))
+        assert (state.best_global_step, state.best_metric) == (2, 3.0)
 
     def test_patience_counts_by_cider(self, run, scripted, tmp_path):
         scripted(0.5, 0.3, 0.4)

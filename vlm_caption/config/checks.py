@@ -30,13 +30,18 @@ _POSITIVE = {
     "training.eval_images",
     "training.save_steps",
     "training.logging_steps",
+    "training.output_scale",
     "generation.max_new_tokens",
     "generation.num_beams",
     "generation.consensus",
     "generation.repetition_penalty",
 }
 _NOT_NEGATIVE = {
+    "training.learning_rate",
     "training.warmup_steps",
+    "training.weight_decay",
+    "training.max_grad_norm",
+    "training.seed",
     "training.patience",
     "training.eval_captions",
     "training.samples",
@@ -158,7 +163,7 @@ def type_name(hint: Any) -> str:
 
 
 def members(hint: Any) -> tuple:
-    """Returns the members of a union, or the type itself if it is none."""
+    """Returns the members of a union, or the type itself if it is not a union."""
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
@@ -215,40 +220,50 @@ def _check_prompt(name: str, value: str) -> None:
 
 
 def _check_module(name: str, value: dict) -> dict[str, Any]:
-    hints = typing.get_type_hints(ModuleSettings)
-    for key in value:
-        check_name(str(key), hints, f"{name}: there is no setting")
-    checked = {key: _convert(f"{name}.{key}", given, hints[key]) for key, given in value.items()}
+    checked = _convert_fields(name, value, ModuleSettings)
     if "policy" not in checked:
         if name != "training.train_projector":
-            raise ConfigError(f"{name}: say its policy too, which is {type_name(hints['policy'])}.")
+            policies = type_name(typing.get_type_hints(ModuleSettings)["policy"])
+            raise ConfigError(f"{name}: say its policy too, which is {policies}.")
         checked["policy"] = "full"
     for key, policy in _POLICY_OF.items():
         if key in checked and checked["policy"] != policy:
             raise ConfigError(f"{name}: {key} is for the policy {policy}, and this is {checked['policy']}.")
-    for key in ("layers", "rank"):
-        if checked.get(key) is not None and checked[key] < 1:
-            raise ConfigError(f"{name}.{key} must be at least 1, and {checked[key]} is not.")
+    _check_least(name, checked, {"layers": 1, "rank": 1, "learning_rate": 0, "weight_decay": 0})
+    _check_above_0(name, checked, "alpha")
     _check_share(f"{name}.dropout", checked.get("dropout", 0))
     return checked
 
 
 def _check_reinforce(name: str, value: dict) -> dict[str, Any]:
-    hints = typing.get_type_hints(ReinforceSettings)
-    for key in value:
-        check_name(str(key), hints, f"{name}: there is no setting")
-    checked = {key: _convert(f"{name}.{key}", given, hints[key]) for key, given in value.items()}
-    least_values = {"num_generations": 2, "max_completion_length": 1, "num_iterations": 1, "bleu": 0, "beta": 0}
-    for key, least in least_values.items():
-        if checked.get(key) is not None and checked[key] < least:
-            raise ConfigError(f"{name}.{key} must be at least {least}, and {checked[key]} is not.")
-    if checked.get("temperature", 1) <= 0:
-        raise ConfigError(f"{name}.temperature must be above 0, and {checked['temperature']} is not.")
+    checked = _convert_fields(name, value, ReinforceSettings)
+    least = {"num_generations": 2, "max_completion_length": 1, "num_iterations": 1, "bleu": 0, "beta": 0}
+    _check_least(name, checked, least)
+    _check_above_0(name, checked, "temperature")
     if checked.get("temperature", 1) != 1 and not checked.get("do_sample", True):
         raise ConfigError(f"{name}.temperature is for samples: leave it out, or do_sample: false.")
     if checked.get("epsilon") is not None and not 0 < checked["epsilon"] < 1:
         raise ConfigError(f"{name}.epsilon must be above 0 and below 1, and {checked['epsilon']} is not.")
     return checked
+
+
+def _convert_fields(name: str, value: dict, section: type) -> dict[str, Any]:
+    """Returns the fields of a setting that is a mapping, converted to the types that a section has for them."""
+    hints = typing.get_type_hints(section)
+    for key in value:
+        check_name(str(key), hints, f"{name}: there is no setting")
+    return {key: _convert(f"{name}.{key}", given, hints[key]) for key, given in value.items()}
+
+
+def _check_least(name: str, values: dict[str, Any], least: dict[str, int]) -> None:
+    for key, bound in least.items():
+        if values.get(key) is not None and values[key] < bound:
+            raise ConfigError(f"{name}.{key} must be at least {bound}, and {values[key]} is not.")
+
+
+def _check_above_0(name: str, values: dict[str, Any], key: str) -> None:
+    if values.get(key) is not None and values[key] <= 0:
+        raise ConfigError(f"{name}.{key} must be above 0, and {values[key]} is not.")
 
 
 def _check_stage_names(stage: dict, where: str) -> str:
@@ -260,5 +275,5 @@ def _check_stage_names(stage: dict, where: str) -> str:
         check_name(str(name), known, f"{where}: there is no setting")
     title = stage.get("name")
     if not isinstance(title, str) or not re.fullmatch(r"\w[\w-]*", title):
-        raise ConfigError(f"{where}: a stage needs a name of letters, digits, _ and -, and {title!r} is none.")
+        raise ConfigError(f"{where}: a stage needs a name of letters, digits, _ and -, and {title!r} is not one.")
     return title

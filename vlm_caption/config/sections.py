@@ -255,7 +255,7 @@ class TrainingSection:
         weight_decay: The weight decay of AdamW; norms and biases never decay.
         ema_decay: Evaluate and save an exponential moving average of the trained weights, with this decay, such as
             0.999, instead of the weights themselves. With null, do not average. See docs/training.md.
-        max_grad_norm: Clip gradients to this norm.
+        max_grad_norm: Clip gradients to this norm. With 0, do not clip.
         output_scale: The standard deviation of the image tokens at the start, as a multiple of that of the language
             model's embeddings.
         precision: The precision of frozen weights: "fp32", "bf16", or "auto", which is bf16 on hardware that

@@ -22,7 +22,7 @@ from .hub_ids import is_hub_id
 from .interrupts import Interrupted, StopSignals, ending_at_once, raise_if_stopped
 from .outputs import Output, check_outputs
 from .text import defuse_formula, preview, read_lines, read_text, readable
-from .threads import map_in_threads
+from .threads import count_cores, map_in_threads
 from .untrusted import iterate_json, load_json, load_yaml, read_safetensors_header
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "cache_dir",
     "check_outputs",
     "checksum_file",
+    "count_cores",
     "defuse_formula",
     "digest_tensors",
     "ending_at_once",

@@ -6,6 +6,7 @@ name is complete, whenever the process or the machine stops.
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import stat
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 _PARTIAL = re.compile(r"\.(.+)\.\d+\.partial", re.DOTALL)  # of `write_bytes`
+
+# Of a name, in bytes. File systems take 255, and a partial file's name is longer than the final one.
+_LONGEST_STEM = 200
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
@@ -79,7 +83,7 @@ def write_bytes(path: Path, content: bytes, mode: int | None = None) -> None:
     Raises:
         OSError: The file cannot be written. Nothing is left behind, and the old file stays.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{_partial_stem(path)}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
             file.write(content)
@@ -96,12 +100,18 @@ def remove_partials(paths: Iterable[Path]) -> None:
     """Removes what a kill in the middle of `write_bytes` has left beside these files."""
     by_folder: dict[Path, set[str]] = {}
     for path in paths:
-        by_folder.setdefault(path.parent, set()).add(path.name)
-    for folder, names in by_folder.items():
+        by_folder.setdefault(path.parent, set()).add(_partial_stem(path))
+    for folder, stems in by_folder.items():
         with contextlib.suppress(OSError):  # a folder that cannot be read holds none of ours
             for entry in list(folder.iterdir()):
-                if (match := _PARTIAL.fullmatch(entry.name)) and match[1] in names:
+                if (match := _PARTIAL.fullmatch(entry.name)) and match[1] in stems:
                     entry.unlink(missing_ok=True)
+
+
+def _partial_stem(path: Path) -> str:
+    """Returns what the partial file of a file is named after: its name, or a digest of a name that is too long."""
+    name = os.fsencode(path.name)
+    return path.name if len(name) <= _LONGEST_STEM else hashlib.sha256(name).hexdigest()
 
 
 def move_folder(partial: Path, folder: Path) -> None:

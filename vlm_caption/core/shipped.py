@@ -1,4 +1,4 @@
-"""Files that come with the package: the default checkpoint and the example photos."""
+"""Files that come with the package: the default checkpoint, its configs, the example photos and the licence."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Maps a function over many items on several threads."""
+"""Counts cores, and maps a function over many items on several threads."""
 
 import os
 from collections import deque
@@ -11,6 +11,11 @@ from .interrupts import raise_if_stopped
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def count_cores() -> int:
+    """Returns the number of cores that this process may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def map_in_threads(
@@ -26,8 +31,7 @@ def map_in_threads(
         items: The items, which are taken in the caller's thread.
         workers: The number of threads, by default one for each core.
     """
-    if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = workers or count_cores()
     remaining = iter(items)
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[Result]] = deque()

@@ -156,25 +156,32 @@ class _Entries:
         self._text, self._place, self._ended = "", 0, False
 
     def __iter__(self) -> Iterator[tuple[str | None, Any]]:
-        if self._peek() == "[":
+        start = self._peek()
+        if start == "[":
             yield from self._list(None)
-        elif self._take("{") and not self._take("}"):
-            while True:
-                name = self._value()
-                if not isinstance(name, str):
-                    raise ValueError("a name must be text")
-                self._expect(":")
-                if self._peek() == "[":
-                    yield from self._list(name)
-                else:
-                    self._value()
-                if self._take("}"):
-                    break
-                self._expect(",")
-        elif self._place == 0:
+        elif start == "{":
+            yield from self._object()
+        else:
             self._value()
         if self._peek():
             raise ValueError("there is more text behind its end")
+
+    def _object(self) -> Iterator[tuple[str | None, Any]]:
+        self._expect("{")
+        if self._take("}"):
+            return
+        while True:
+            name = self._value()
+            if not isinstance(name, str):
+                raise ValueError("a name must be text")
+            self._expect(":")
+            if self._peek() == "[":
+                yield from self._list(name)
+            else:
+                self._value()
+            if self._take("}"):
+                return
+            self._expect(",")
 
     def _list(self, name: str | None) -> Iterator[tuple[str | None, Any]]:
         self._expect("[")

@@ -33,7 +33,7 @@ class ZipPictures:
         self._top = f"{tops.pop()}/" if len(tops) == 1 else ""
 
     def has(self, name: str) -> bool:
-        """Whether a picture of this name is in the archive, or in the only folder in it."""
+        """Returns whether a picture of this name is in the archive, or in the only folder in it."""
         return name in self._members or self._top + name in self._members
 
     def place(self, name: str) -> Place | str:

@@ -74,13 +74,16 @@ class BadImages:
             if text != _as_lines(self._written):
                 self._rewrite(self._written)
 
-    def expect(self, total: int) -> None:
-        """Sets how many pictures there are besides those found so far. From now on, too many bad ones end the run.
+    def expect(self, more: int) -> None:
+        """Adds to the number of pictures. From the first call on, too many bad ones end the run.
+
+        Args:
+            more: How many further pictures there are, besides bad ones that were found before the first call.
 
         Raises:
             DataError: There are too many already.
         """
-        self._total = total + len(self.reasons)
+        self._total = more + (len(self.reasons) if self._total is None else self._total)
         self._check()
 
     def add(self, image: str, reason: str) -> None:

@@ -17,9 +17,9 @@ import torch
 from ..core.errors import DataError
 from ..model.loss import IGNORE_INDEX
 from ..model.processing_captioner import QUESTION
-from ..towers.processor import CaptionerProcessor
+from ..towers.processor import CaptionerProcessor, VectorProcessor
 from .captions import CaptionChoice
-from .places import Place
+from .places import row_name
 
 
 class CaptionCollator:
@@ -29,22 +29,22 @@ class CaptionCollator:
     the answers.
 
     Args:
-        processor: the model's processor.
-        encode_images: gets the rows and returns their images as model inputs: `{"pixel_values": float [B, 3, H, W]}`
+        processor: The model's processor.
+        encode_images: Gets the rows and returns their images as model inputs: `{"pixel_values": float [B, 3, H, W]}`
             or `{"image_features": float [B, N, D_vision]}`.
-        prompt: text around the image, instead of the processor's own prompt; not learnt.
-        max_caption_tokens: longer captions are cut here, and then have no end token to learn.
-        choose: gets a row and returns the captions of it that count; by default all.
-        choose_targets: gets a row and how many tokens each of its captions has, and returns for each caption the one
+        prompt: Text around the image, instead of the processor's own prompt; not learnt.
+        max_caption_tokens: Longer captions are cut here, and then have no end token to learn.
+        choose: Gets a row and returns the captions of it that count; by default all.
+        choose_targets: Gets a row and how many tokens each of its captions has, and returns for each caption the one
             token that is learnt; it then counts as many times as the caption has tokens. By default all are.
-        positions: the language model's, which a caption with all that stands before it must not exceed; by default
-            any length is taken.
+        positions: The number of the language model's positions, which a caption and all before it must not exceed; by
+            default, any length is accepted.
 
     Attributes:
-        prefix: token ids that all rows begin with: the prompt, or as far as it is the same for all questions.
+        prefix: The token ids that all rows begin with: the prompt, as far as it is the same for all questions.
 
     Raises:
-        ValueError: if the prompt is wrong.
+        ValueError: The prompt is wrong.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class CaptionCollator:
             self.prefix += behind
 
     def prompt_ids(self, row: dict) -> list[int]:
-        """Token ids of what stands before a row's first caption: the whole prompt, its question included."""
+        """Returns the token ids before a row's first caption: the whole prompt, with its question."""
         if not self.asks:
             return self.prefix
         _, [question] = self.processor.encode_prompts(row["questions"][:1], self.prompt)
@@ -126,15 +126,16 @@ class CaptionCollator:
             for row, parts in zip(rows, packed, strict=True):
                 longest = max(len(question) + len(caption) for question, caption in parts)
                 if len(self.prefix) + longest > self.positions:
+                    name = row_name(row["image"], isinstance(self.processor, VectorProcessor))
                     raise DataError(
-                        f"{Place.parse(row['image']).short_name}: the image, the prompt and one of its captions are "
-                        f"{len(self.prefix) + longest} tokens, and the language model has {self.positions} positions: "
-                        "shorten the text, or lower data.max_caption_tokens."
+                        f"{name}: the image, the prompt and one of its captions are {len(self.prefix) + longest} "
+                        f"tokens, and the language model has {self.positions} positions: shorten the text, or lower "
+                        "data.max_caption_tokens."
                     )
         return packed
 
     def _tokenize(self, captions: list[str]) -> list[list[int]]:
-        """In one call: a fast tokenizer then works on all of them at once."""
+        """Tokenizes captions in one call, because a fast tokenizer then works on all of them at once."""
         if not all(caption.strip() for caption in captions):
             raise DataError("a caption is empty: remove it from the data")
         texts = [self.separator + caption for caption in captions]
@@ -143,7 +144,11 @@ class CaptionCollator:
         return [[*ids, self.end_token_id][: self.max_caption_tokens] for ids in encoded]
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        """
+        """Makes a batch.
+
+        Args:
+            rows: The rows.
+
         Returns:
             `input_ids`, `position_ids`: int64 [B, T]; `attention_mask`: bool [B, 1, T, T], True where a token may
             look; `logits_to_keep`: int64 [B, M], the positions that predict; `shift_labels` and `labels` (the same,
@@ -153,7 +158,7 @@ class CaptionCollator:
             `labels` still are all.
 
         Raises:
-            DataError: if a caption is empty, or exceeds the positions.
+            DataError: A caption is empty, or exceeds the positions.
         """
         packed = self.encode_captions(rows)
         batch = self.pack(packed)
@@ -216,7 +221,7 @@ class CaptionCollator:
     def _draw_targets(
         self, rows: list[dict], packed: list[list[list[int]]], predictor: torch.Tensor, targets: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """One target a caption, in place of `predictor` and `targets`, int64 [B, M]."""
+        """Returns one target for each caption, in place of `predictor` and `targets`, int64 [B, M]."""
         assert self.choose_targets is not None
         captions = max(map(len, packed))  # C
         places = torch.zeros(len(rows), captions, dtype=torch.long)

@@ -148,6 +148,16 @@ def open_place(image: str, max_bytes: int = MAX_BYTES) -> str | BinaryIO:
     return place.path if place.is_whole_file else NamedBytes(place.read(max_bytes), place.described)
 
 
+def row_name(image: str, is_vector: bool) -> str:
+    """Returns what people are shown as a row's name: a picture's name without folders, or a vector's own name.
+
+    Args:
+        image: An entry of a dataset's column `image`.
+        is_vector: Whether it names a vector. Such a name may look like a path: that of a molecule, "C/C=C/C".
+    """
+    return image if is_vector else Place.parse(image).short_name
+
+
 def find_base64(text: str) -> str | None:
     """Returns the base64 of a picture in a table's cell, without the head of a `data:` URL; None for a path."""
     text = text.strip()

@@ -8,10 +8,10 @@ record only. What makes the rest unreadable (a broken file, no such column) it r
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from ..core.errors import DataError
 from ..core.files import is_file, is_folder
@@ -208,7 +208,7 @@ class ImageFolder:
         return Record(str(Place(path)), tuple(captions), key, where, split, tuple(questions))
 
     def _may_follow(self, name: str) -> bool:
-        """Whether a path stays in the corpus's folder, or leads where it may."""
+        """Returns whether a path stays in the corpus's folder, or leads where it may."""
         if self._source.images is not None:
             return True
         if name.startswith("/"):
@@ -216,7 +216,7 @@ class ImageFolder:
         return os.path.normpath(name).split("/")[0] != ".."
 
     def _tidy(self, name: str) -> str:
-        """The name without spaces around it or backslashes, unless a file is called just so."""
+        """Returns the name without spaces around it and without backslashes, unless a file has exactly this name."""
         if "\\" in name and not self.has(name):
             name = name.replace("\\", "/")  # as Windows writes paths
         if name != name.strip() and not self.has(name):
@@ -262,7 +262,7 @@ class ImageFolder:
 
 
 def _join(folder: Path, name: str) -> str:
-    """`str(folder / name)`, without a Path for each of millions."""
+    """Returns `str(folder / name)`, without making a Path for each of millions."""
     if name.startswith("/"):
         return name
     start = str(folder)
@@ -270,13 +270,16 @@ def _join(folder: Path, name: str) -> str:
 
 
 def find_split(name: str) -> str | None:
-    """The split that a file's or folder's name speaks of, if it does: "train" of "captions_train2017.json"."""
+    """Returns the split that the name of a file or folder mentions, such as "train" in "captions_train2017.json"."""
     match = _SPLIT_WORD.search(name.lower())
     return match[1] if match else None
 
 
 def settle_names(splits: Sequence[str | None]) -> list[str | None]:
-    """The splits that the names of a corpus's parts speak of: none, unless all do, and not of "train" alone."""
+    """Returns the split of each part of a corpus, by the split that its name mentions.
+
+    All are None if a part's name mentions no split, or if all names mention "train".
+    """
     named = {split for split in splits if split is not None}
     if None in splits and named - {"train"}:
         logger.warning(
@@ -288,9 +291,14 @@ def settle_names(splits: Sequence[str | None]) -> list[str | None]:
 
 
 def as_captions(value: object) -> list[str]:
-    """The captions that a corpus has in one place: a string, or a list of strings; none if it is anything else."""
+    """Returns the captions in a string or a list of strings; [] for anything else."""
     values = value if isinstance(value, list) else [value]
     return values if all(isinstance(caption, str) for caption in values) else []
+
+
+def first_of(values: Mapping[str, Any], names: Iterable[str]) -> Any:
+    """Returns the first of these fields that has a value: writers of tables fill absent ones with null."""
+    return next((values[name] for name in names if values.get(name) is not None), None)
 
 
 def join_turns(turns: Sequence[str]) -> str:
@@ -300,7 +308,7 @@ def join_turns(turns: Sequence[str]) -> str:
 
 
 def as_answers(question: object, answers: object) -> tuple[list[str], list[str]]:
-    """Questions and as many answers: a question with each of several answers, or lists of both; else none."""
+    """Returns questions and as many answers, from lists of both or one question and its answers; else [] and []."""
     questions, texts = as_captions(question), as_captions(answers)
     if isinstance(question, str):
         questions = questions * len(texts)
@@ -308,7 +316,7 @@ def as_answers(question: object, answers: object) -> tuple[list[str], list[str]]
 
 
 def describe_unpaired(question_column: str, answer_column: str, question: object, answers: object) -> str:
-    """What is wrong with a row of which `as_answers` makes nothing."""
+    """Says what is wrong with a row in which `as_answers` finds nothing."""
     return (
         f"the columns {question_column!r} and {answer_column!r} must hold a question and its answers, or as many "
         f"questions as answers, and hold {preview(question)} and {preview(answers)}"
@@ -328,7 +336,7 @@ def list_subfolders(folder: Path) -> list[Path]:
 
 
 def the_one(paths: Sequence[Path], source: Path, looked_for: str) -> Path:
-    """The only one of `paths`.
+    """Returns the only one of `paths`.
 
     Raises:
         DataError: There is none, or there are several.
@@ -342,7 +350,7 @@ def the_one(paths: Sequence[Path], source: Path, looked_for: str) -> Path:
 
 
 def find_column(columns: Iterable[str], given: str | None, names: Sequence[str], what: str, where: str) -> str:
-    """The column that holds what is looked for, by its name, whatever the case.
+    """Returns the column that holds what is looked for, by its name in any case.
 
     Args:
         columns: Those that are there.
@@ -367,7 +375,7 @@ def find_column(columns: Iterable[str], given: str | None, names: Sequence[str],
 
 
 def find_texts(columns: Iterable[str], source: Source, where: str) -> tuple[str, str | None]:
-    """The column of captions, and where questions are read that of questions.
+    """Returns the column of captions and, where questions are read, the column of questions.
 
     Raises:
         DataError: There is no such column.

@@ -38,22 +38,22 @@ class Group:
 
 
 class LengthBatchSampler(Sampler[list[int]]):
-    """Batches of rows of like length, in an order that a seed and the epoch settle.
+    """Batches of rows of similar length, in an order that depends on a seed and the epoch alone.
 
     An epoch's rows are shuffled and cut into windows; a window's rows are sorted by length and cut into steps; the
-    steps are shuffled. So short and long ones come in turn, and beside other ones each time.
-    Nothing is kept between epochs and no other random state is used: an epoch taken up in its middle goes on alike.
+    steps are shuffled. So short and long rows alternate, and are beside other rows in each epoch. Nothing is kept
+    between epochs, and no other random state is used: an epoch that is resumed in its middle has the same order.
 
     Args:
-        groups: the rows, and how many an epoch has of each group; or how many rows there are, each once an epoch.
-        batch_size: rows a batch.
-        batches_a_step: how many batches in a row make one step of the optimiser (accumulated, or one a process); they
-            are cut from the same place, so how a step is divided does not change what is in it.
-        lengths: gets row numbers and returns their lengths, for a window at a time.
-        seed: of the shuffling.
+        groups: The rows, and how many an epoch has of each group; or the number of rows, each once an epoch.
+        batch_size: The number of rows in a batch.
+        batches_a_step: How many consecutive batches make one step of the optimizer (accumulated, or one for each
+            process). They are cut from the same place, so how a step is divided does not change what is in it.
+        lengths: Gets row numbers and returns their lengths, for a window at a time.
+        seed: The seed of the shuffling.
 
     Attributes:
-        epoch: the epoch to draw for, from 0; the training loop sets it.
+        epoch: The epoch to draw for, from 0; the training loop sets it.
     """
 
     drop_last = False  # as `BatchSampler` has it: accelerate asks

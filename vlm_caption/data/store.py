@@ -40,7 +40,7 @@ FEATURES = Features({"image": Value("string"), "captions": List(Value("string"))
 ASKED_FEATURES = Features({**FEATURES, "questions": List(Value("string"))})
 
 # Raise it whenever a reader or this file gives other rows for the same corpus.
-_READER_VERSION = 4
+_READER_VERSION = 5
 
 _REPORT = "report.json"
 _PROBLEMS = "problems.jsonl"
@@ -68,7 +68,7 @@ class Stored:
     dropped: dict[str, int]
 
     def open(self, split: str) -> Dataset:
-        """A split, memory-mapped."""
+        """Returns a split, memory-mapped."""
         with FileLock(f"{self.directory}.lock"):  # another process may be renewing it
             return Dataset.from_file(str(self.directory / self.splits[split]))
 
@@ -87,13 +87,13 @@ class Stored:
 def store(
     source: Source, name: str, corpus_format: Format, cleaning: Cleaning, dev_share: float, renew: bool = False
 ) -> tuple[Stored, bool]:
-    """Find a corpus in the cache, or read it whole and put it there.
+    """Finds a corpus in the cache, or reads it whole and puts it there.
 
     Args:
         source, name, corpus_format: What to read, and how.
         cleaning: For every caption.
         dev_share: The share of images to cut off as "dev", where the corpus has no splits.
-        renew: Read it although it is there.
+        renew: Whether to read it even if it is in the cache.
 
     Returns:
         The corpus, and whether it was there.
@@ -307,7 +307,7 @@ def _fault(text: str, what: str = "caption") -> str | None:
 
 
 def _settle_splits(rows: sqlite3.Connection, dev_share: float, problems: TextIO) -> None:
-    """See that every image has a split: its own, or one by the hash of its key.
+    """Makes sure that every image has a split: its own, or one by the hash of its key.
 
     The choice holds on every machine and when images are added. With two images or more, each split has one.
     """

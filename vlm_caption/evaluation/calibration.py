@@ -18,6 +18,7 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
+from ..captioning.caption_file import CaptionFile
 from ..captioning.captioner import Captioner
 from ..captioning.confidence import (
     CAPTION_SIGNALS,
@@ -211,10 +212,9 @@ def _measure_photos(
     """Returns the caption of each row and its `CAPTION_SIGNALS`, float64 [N, 4]; see `write_captions` for the file."""
     images = collator.encode_images
     assert isinstance(images, ImageInputs)
-    entries: list[dict[str, Any]] = []
 
-    def write(file: Any) -> Iterator[None]:
-        for start in range(len(entries), len(dataset), BATCH_SIZE):
+    def write(done: int, file: CaptionFile | None) -> Iterator[dict[str, Any]]:
+        for start in range(done, len(dataset), BATCH_SIZE):
             rows = [dataset[row] for row in range(start, min(start + BATCH_SIZE, len(dataset)))]
             prompts = [collator.prompt_ids(row) for row in rows]
             measured = _measure(captioner, prompts, collator.encode_images(rows)["image_features"], generation, start)
@@ -224,12 +224,12 @@ def _measure_photos(
             ]
             if file is not None:
                 file.add_entries(new)
-            entries.extend(new)
-            yield from [None] * len(new)
+            yield from new
 
-    def run(file: Any) -> tuple[list[str], torch.Tensor]:
-        for _ in progress(write(file), total=len(dataset) - len(entries), desc="captions"):
-            pass
+    def run(file: CaptionFile | None) -> tuple[list[str], torch.Tensor]:
+        entries = [] if file is None else list(file.entries)
+        done = len(entries)
+        entries += progress(write(done, file), total=len(dataset) - done, desc="captions")
         signals = torch.tensor([entry["signals"] for entry in entries], dtype=torch.float64)
         return [entry["caption"] for entry in entries], signals
 
@@ -238,7 +238,6 @@ def _measure_photos(
     kept = caption_settings(captioner, collator, generation) | question_settings(dataset)
     kept |= picture_settings(captioner, dataset["image"], images.open_picture) | {"signals": list(CAPTION_SIGNALS)}
     with open_unfinished(unfinished, kept) as file:
-        entries.extend(file.entries)
         measured = run(file)
         file.remove()
     return measured

@@ -18,8 +18,6 @@ from .result import Comparison, Evaluation
 # Twice the size at which pictures are shown, for high-density screens.
 _THUMBNAIL_SIZE = 480
 
-_NAMES = METRIC_NAMES | {"unseen": "not a training caption"}
-
 
 def write_report(
     path: str | os.PathLike,
@@ -54,7 +52,7 @@ def write_report(
         notes=evaluation.notes,
         scores=list(_score_rows(evaluation)),
         not_computed={
-            reason: [_NAMES.get(metric, metric) for metric in metrics]
+            reason: [METRIC_NAMES.get(metric, metric) for metric in metrics]
             for reason, metrics in evaluation.not_computed_by_reason.items()
         },
         lengths=_lengths(evaluation),
@@ -141,20 +139,20 @@ def _sheets(evaluation: Evaluation, examples: int, seed: int, open_picture: Pict
         for title, system, places in (("Wins", "first", won), ("Losses", "other", lost)):
             if places:
                 figures = [
-                    _figure(evaluation, row := comparison.rows[place], open_picture)
-                    | _both_captions(evaluation.captions[row], comparison, place)
+                    _figure(evaluation, comparison.rows[place], open_picture)
+                    | _both_captions(evaluation, comparison, place)
                     for place in places
                 ]
                 note = f"Images on which the {system} system's CIDEr is higher by the largest margin."
                 yield {"title": title, "note": note, "figures": figures}
     if "cider" in evaluation.scores.per_image:
         order = np.argsort(evaluation.scores.per_image["cider"], kind="stable").tolist()
-        count = min(examples, len(order) // 2)
         note = (
             "Images with the {} CIDEr. A caption that no reference resembles may still be right: look at the picture."
         )
-        yield {"title": "Best", "note": note.format("highest"), "figures": singles(order[::-1][:count])}
-        yield {"title": "Worst", "note": note.format("lowest"), "figures": singles(order[:count])}
+        if count := min(examples, len(order) // 2):  # a single image is neither the best nor the worst
+            yield {"title": "Best", "note": note.format("highest"), "figures": singles(order[::-1][:count])}
+            yield {"title": "Worst", "note": note.format("lowest"), "figures": singles(order[:count])}
     images = len(evaluation.image_ids)
     drawn = random.Random(seed).sample(range(images), min(examples, images))
     yield {"title": "Random", "note": "Images chosen at random, which show what to expect.", "figures": singles(drawn)}
@@ -182,9 +180,9 @@ def _scored_caption(evaluation: Evaluation, row: int) -> dict[str, Any]:
     }
 
 
-def _both_captions(caption: str, comparison: Comparison, place: int) -> dict[str, Any]:
-    """Returns a caption and that of the other system, for the image at a place in `Comparison.rows`."""
-    other = comparison.captions[place]
+def _both_captions(evaluation: Evaluation, comparison: Comparison, place: int) -> dict[str, Any]:
+    """Returns the captions of both systems, for the image at a place in `Comparison.rows`."""
+    caption, other = evaluation.captions[comparison.rows[place]], comparison.captions[place]
     systems = (("first", caption, comparison.scores), ("other", other, comparison.other_scores))
     captions = [
         {"text": text, "system": system, "cider": f"{100 * scores.per_image['cider'][place]:.0f}"}

@@ -7,8 +7,6 @@ from ..metrics.bootstrap import Interval
 from ..metrics.names import METRIC_NAMES, TOKEN_NAMES
 from .result import Comparison, Evaluation
 
-_NAMES = METRIC_NAMES | {"unseen": "not a training caption"}
-
 
 def evaluation_table(evaluation: Evaluation) -> str:
     """Returns the table: several lines, without a line end after the last one."""
@@ -54,7 +52,7 @@ def _diversity(evaluation: Evaluation) -> Iterator[str]:
     if evaluation.shuffled_loss is not None:
         yield _row("loss, other images", f"{evaluation.shuffled_loss:9.4f}")
     for reason, metrics in evaluation.not_computed_by_reason.items():
-        yield f"not computed: {', '.join(_NAMES.get(metric, metric) for metric in metrics)}: {reason}"
+        yield f"not computed: {', '.join(METRIC_NAMES.get(metric, metric) for metric in metrics)}: {reason}"
 
 
 def _comparison(comparison: Comparison) -> Iterator[str]:

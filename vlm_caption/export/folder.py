@@ -15,6 +15,7 @@ from ..core.console import progress, quiet_transformers
 from ..core.errors import ConfigError
 from ..core.extras import require
 from ..core.files import move_folder, write_text
+from ..core.shipped import shipped
 from ..runtime.files import CHECKSUMS, LANGUAGE, SETTINGS, TOKENIZER, VISION, read_settings
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def export_onnx(checkpoint: str | os.PathLike, output: str | os.PathLike, quanti
         ConfigError: A tower is of a family that cannot be exported, or the folder cannot be written.
         CheckpointError: The checkpoint cannot be loaded, or the exported graphs do not agree with it.
         MissingPackageError: A package of the extra `onnx` is not installed.
+        ValueError: The checkpoint's `model_card.json` is damaged.
     """
     folder = Path(output).expanduser()
     if quantize not in (None, *QUANTIZATIONS):
@@ -71,15 +73,17 @@ def export_onnx(checkpoint: str | os.PathLike, output: str | os.PathLike, quanti
 
 def _steps(captioner: Captioner, folder: Path, int8: bool) -> list[Callable[[], Any]]:
     """Returns what is to be done, in its order."""
+    from ..hub.facts import read_facts
     from .checks import check_graphs, check_pixels
     from .vision import check_vision_tower
 
     check_vision_tower(captioner.model.core)
+    facts = read_facts(Path(captioner.model.config.name_or_path))
     steps: list[Callable[[], Any]] = [
         lambda: _write_language(captioner, folder, int8),
         lambda: check_pixels(captioner, read_settings(folder)),
         lambda: _write_vision(captioner, folder, int8),
-        lambda: _write_card(captioner, folder, int8),
+        lambda: _write_card(captioner, folder, facts, int8),
         lambda: _write_checksums(folder),
     ]
     if not int8:
@@ -102,7 +106,7 @@ def _write_language(captioner: Captioner, folder: Path, int8: bool) -> None:
     frequencies = Path(captioner.model.config.name_or_path, FREQUENCIES_NAME)
     if frequencies.is_file():
         shutil.copyfile(frequencies, folder / FREQUENCIES_NAME)
-    (folder / VISION).touch()
+    (folder / VISION).touch()  # `read_settings` looks for it, and pixels are checked before the tower is traced
 
 
 def _write_vision(captioner: Captioner, folder: Path, int8: bool) -> None:
@@ -123,15 +127,11 @@ def save_graph(model: "onnx.ModelProto", path: Path) -> None:
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def _write_card(captioner: Captioner, folder: Path, int8: bool) -> None:
+def _write_card(captioner: Captioner, folder: Path, facts: dict[str, Any], int8: bool) -> None:
     from ..hub.card import exported_card
-    from ..hub.facts import read_facts
 
-    facts = read_facts(Path(captioner.model.config.name_or_path))
     write_text(folder / "README.md", exported_card(captioner.model, facts, "int8" if int8 else "float32"))
-    licence = Path(__file__).parents[2] / "LICENSE"
-    if licence.is_file():
-        shutil.copy(licence, folder / "LICENSE")
+    shutil.copyfile(shipped("LICENSE"), folder / "LICENSE")
 
 
 def _write_checksums(folder: Path) -> None:

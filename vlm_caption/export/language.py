@@ -238,8 +238,8 @@ class _Llama(_LanguageGraph):
             attention, mlp = block.self_attn, block.mlp
             values = self.norm(hidden, f"{name}.input_norm", block.input_layernorm)
             values = self.fused(values, f"{name}.qkv", [attention.q_proj, attention.k_proj, attention.v_proj])
-            parts = [(sizes.groups + 1) * sizes.heads, sizes.heads]
-            rotated, value_heads = self.split_heads(values, f"{name}.heads", [parts[0], parts[1]])
+            parts = [(sizes.groups + 1) * sizes.heads, sizes.heads]  # queries and keys, values
+            rotated, value_heads = self.split_heads(values, f"{name}.heads", parts)
             rotated = self.rotate(rotated, cos, sin)
             query, key = self.builder.split(
                 "Split",

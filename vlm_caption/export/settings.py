@@ -50,6 +50,11 @@ def export_settings(captioner: Captioner, cache: dict[str, int], int8: bool) -> 
 
 
 def pixel_settings(processor: Any) -> PixelSettings:
+    """Returns how the runtime makes pixel values as an image processor does.
+
+    Raises:
+        ConfigError: The image processor does what the runtime cannot do.
+    """
     size, crop = processor.size or {}, processor.crop_size or {}
     lengths: list[int] | None = None
     if processor.do_resize:
@@ -69,6 +74,11 @@ def pixel_settings(processor: Any) -> PixelSettings:
 
 
 def prompt_settings(processor: CaptionerProcessor) -> dict[str, Any]:
+    """Returns the arguments of the runtime's `PromptSettings`.
+
+    Raises:
+        ConfigError: The tokenizer is not of the library `tokenizers`.
+    """
     if not hasattr(processor.tokenizer, "backend_tokenizer"):
         raise ConfigError("A tokenizer that is not of the library `tokenizers` cannot be exported.")
     asks = QUESTION in processor.prompt
@@ -83,6 +93,11 @@ def prompt_settings(processor: CaptionerProcessor) -> dict[str, Any]:
 
 
 def decoding_settings(captioner: Captioner) -> dict[str, Any]:
+    """Returns the arguments of the runtime's `DecodingSettings`: the captioner's settings of `generate`.
+
+    Raises:
+        ConfigError: One of them cannot be carried over.
+    """
     config = captioner.model.generation_config
     given = {name: value for name, value in config.to_diff_dict().items() if value is not None}
     ends = config.eos_token_id

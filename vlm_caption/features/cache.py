@@ -33,7 +33,7 @@ from ..core.cache import cache_dir
 from ..core.console import progress
 from ..core.digests import digest_tensors
 from ..core.errors import DataError, ImageError
-from ..core.threads import map_in_threads
+from ..core.threads import count_cores, map_in_threads
 from ..data.bad_images import PictureOpener
 from ..data.places import Place
 from ..images.opening import PIXELS_VERSION
@@ -303,7 +303,7 @@ class _Encoder:
             self.workers = torch.get_num_threads()
             self._turn = contextlib.nullcontext()
         else:
-            self.workers = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+            self.workers = max(1, count_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
             self._turn = threading.Lock()
 
     def encode(self, indices: np.ndarray) -> Generator[tuple[int, torch.Tensor | ImageError]]:

@@ -14,8 +14,10 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.repocard import metadata_load
+from jinja2 import TemplateError
 from torch import nn
 
+from ..core.console import first_line_of
 from ..core.files import write_text
 from ..core.hub_ids import is_hub_id
 from ..metrics.names import METRIC_NAMES
@@ -54,7 +56,6 @@ _SOFT_TOKENS = {
 _METRIC_NAMES = {
     "loss": "loss",
     "shuffled_loss": "loss with the images shuffled",
-    "vqa_accuracy": "VQA accuracy",
     **METRIC_NAMES,
 }
 
@@ -81,7 +82,14 @@ def write_model_card(
     facts = read_facts(folder)
     if facts.get("weights") != weights_fingerprint(model):
         facts = {}
-    write_text(path, f"{model_card(model, folder, name, facts, tags)}\n")
+    try:
+        card = model_card(model, folder, name, facts, tags)
+    except (AttributeError, KeyError, TypeError, ValueError, TemplateError) as error:
+        # Facts may come from somebody else, and the template takes them for what this package writes.
+        if not facts:
+            raise
+        raise ValueError(f"{folder / FACTS_NAME} is damaged ({first_line_of(error)}): mend or remove it.") from error
+    write_text(path, f"{card}\n")
 
 
 def is_generated(card: Path) -> bool:
@@ -235,7 +243,7 @@ def exported_card(model: CaptionerPreTrainedModel, facts: dict[str, Any], precis
 def _metadata(config: CaptionerConfig, title: str, facts: dict[str, Any], tags: Iterable[str]) -> ModelCardData:
     takes_images = config.feature_size is None
     backbones = [backbone["name"] for backbone in (config.vision_backbone, config.text_backbone) if backbone]
-    # The Hub knows results of tasks, and captioning vectors is none of its tasks.
+    # The Hub knows results of tasks, and captioning vectors is not one of them.
     results = [result for entry in facts.get("evaluations", []) if takes_images for result in _eval_results(entry)]
     return ModelCardData(
         library_name="transformers",

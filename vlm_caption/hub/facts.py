@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 FACTS_NAME = "model_card.json"
 
+# What some of the facts must be, for a checkpoint may come from somebody else.
+_KINDS: dict[str, type] = {"training": dict, "evaluations": list, "confidence": dict}
+
 # Facts that only a person can add.
 _FACTS_BY_HAND = ("summary", "licence", "language", "limits")
 
@@ -43,6 +46,11 @@ def read_facts(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged ({error}): mend or remove it.") from error
     if not isinstance(facts, dict):
         raise ValueError(f"{path} is damaged (it holds no object): mend or remove it.")
+    for name, kind in _KINDS.items():
+        if not isinstance(facts.get(name, kind()), kind):
+            raise ValueError(f"{path} is damaged ({name} is of the wrong kind): mend or remove it.")
+    if not all(isinstance(entry, dict) for entry in facts.get("evaluations", [])):
+        raise ValueError(f"{path} is damaged (evaluations holds something else than objects): mend or remove it.")
     return facts
 
 
@@ -58,7 +66,8 @@ def trained_caption_tokens(model: CaptionerPreTrainedModel) -> int | None:
         logger.warning("%s The caption length used in training is unknown.", error)
         return None
     tokens = facts.get("training", {}).get("max_caption_tokens")
-    return tokens if tokens is not None and facts.get("weights") == weights_fingerprint(model) else None
+    is_number = isinstance(tokens, int) and tokens > 0
+    return tokens if is_number and facts.get("weights") == weights_fingerprint(model) else None
 
 
 def record_training(model: CaptionerForConditionalGeneration, folder: Path, training: dict[str, Any]) -> None:
@@ -171,9 +180,16 @@ def data_name(path: str | Sequence[str]) -> str:
 
 
 def _without_folder(word: str) -> str:
-    """Returns a word of a command line, with only the last part of an absolute path."""
+    """Returns a word of a command line, with only the last part of an absolute path, or of each in a list `[a, b]`."""
     option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
-    return f"{option}{equals}{Path(value).name}" if Path(value).is_absolute() else word
+    if value.startswith("[") and value.endswith("]"):
+        entries = (entry.strip().strip("'\"") for entry in value[1:-1].split(","))
+        return f"{option}{equals}[{', '.join(map(_last_part, entries))}]"
+    return f"{option}{equals}{_last_part(value)}"
+
+
+def _last_part(path: str) -> str:
+    return Path(path).name if Path(path).is_absolute() else path
 
 
 def _write_facts(folder: Path, facts: dict[str, Any]) -> None:

@@ -30,9 +30,9 @@ class Difference(NamedTuple):
     """How two systems differ on the same images.
 
     Attributes:
-        difference: first minus second.
-        low, high: the ends of its percentile interval.
-        other_sign: the share of resamples in which the difference is zero or has the other sign: below 0.05, Koehn
+        difference: First minus second.
+        low, high: The ends of its percentile interval.
+        other_sign: The share of resamples in which the difference is zero or has the other sign: below 0.05, Koehn
             calls the better system better with 95 % confidence.
     """
 
@@ -45,13 +45,13 @@ class Difference(NamedTuple):
 def confidence_intervals(
     scores: Scores, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
 ) -> dict[str, Interval]:
-    """Percentile intervals of all corpus values but METEOR's.
+    """Returns percentile intervals of all corpus values except METEOR's.
 
     Args:
-        scores: of N images.
-        resamples: how often the N images are drawn.
-        confidence: the share of resamples within an interval.
-        seed: of the draws; the same seed and N give the same ones.
+        scores: The scores of N images.
+        resamples: How often the N images are drawn.
+        confidence: The share of resamples within an interval.
+        seed: The seed of the draws; the same seed and N give the same draws.
     """
     if not _resampled_metrics(scores):
         return {}
@@ -62,12 +62,12 @@ def confidence_intervals(
 def compare(
     first: Scores, second: Scores, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
 ) -> dict[str, Difference]:
-    """The paired bootstrap: differences of two systems that captioned the same images in the same order.
+    """Compares two systems that captioned the same images in the same order, by the paired bootstrap.
 
-    Only metrics that both have are compared, and METEOR is not. Arguments as for `confidence_intervals`.
+    Only metrics that both have are compared, and METEOR is not. For the arguments, see `confidence_intervals`.
 
     Raises:
-        ValueError: if the references of the two are not the same.
+        ValueError: The references of the two are not the same.
     """
     if first.reference_tokens != second.reference_tokens:
         raise ValueError("the two systems were not scored on the same references in the same order")
@@ -85,7 +85,7 @@ def compare(
 
 
 def mean_interval(values: np.ndarray, resamples: int = 1000, confidence: float = 0.95, seed: int = 0) -> Interval:
-    """The percentile interval of the mean of values [N], one for each image."""
+    """Returns the percentile interval of the mean of values [N], one for each image."""
     table = np.asarray(values, dtype=np.float64)[:, None]
     means = np.concatenate([weights @ table for weights in _draw(len(table), resamples, seed)])[:, 0] / len(table)
     return _interval(means, confidence)
@@ -96,7 +96,7 @@ def _resampled_metrics(scores: Scores) -> list[str]:
 
 
 def _resample(systems: list[Scores], resamples: int, seed: int) -> list[dict[str, np.ndarray]]:
-    """Corpus values [resamples] of each system, the draws being the same for all."""
+    """Returns the corpus values [resamples] of each system, with the same draws for all."""
     tables = [_Table(scores) for scores in systems]
     images = len(systems[0].caption_tokens)
     sums: list[list[np.ndarray]] = [[] for _ in systems]
@@ -107,7 +107,7 @@ def _resample(systems: list[Scores], resamples: int, seed: int) -> list[dict[str
 
 
 def _draw(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each image was drawn [some resamples, images], until there are `resamples` rows."""
+    """Yields how often each image was drawn, float [some resamples, images], until there are `resamples` rows."""
     generator = np.random.default_rng(seed)
     step = max(1, _DRAWS_AT_A_TIME // images)
     for start in range(0, resamples, step):
@@ -127,7 +127,7 @@ class _Table:
         self.ends = np.cumsum([part.shape[1] for part in parts])
 
     def combine(self, sums: np.ndarray, images: int) -> dict[str, np.ndarray]:
-        """The corpus values of summed columns [resamples, K]."""
+        """Returns the corpus values of summed columns [resamples, K]."""
         values = {}
         for name, part in zip(self.means + self.counts, np.split(sums, self.ends[:-1], axis=1), strict=True):
             if name == "bleu":

@@ -65,7 +65,7 @@ class CiderD:
         self._log_images = math.log(images)
 
     def score(self, captions: Sequence[str], references: Sequence[str]) -> list[float]:
-        """Returns the score of each caption of one image, a fraction of which papers print the hundredfold.
+        """Returns the score of each caption of one image, a fraction, which papers print × 100.
 
         Args:
             captions: Tokens of each caption, separated by spaces.

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import CLIPModel, CLIPProcessor
 
-from ..core.console import progress
+from ..core.console import first_line_of, progress
 from ..core.errors import ScorerMissingError
 from ..images.opening import ImageSource, open_image
 
@@ -15,19 +15,20 @@ _STRETCH = 2.5
 
 
 def score_clip(images: Iterable[ImageSource], captions: Sequence[str], model: str) -> np.ndarray:
-    """CLIPScore of each caption [N], 2.5 × max(cosine, 0) (Hessel et al., EMNLP 2021), by torchmetrics.
+    """Returns the CLIPScore of each caption [N], 2.5 × max(cosine, 0) (Hessel et al., EMNLP 2021), by torchmetrics.
 
-    Published values are those of `openai/clip-vit-base-patch32`, with "A photo depicts " before each caption. The
-    vision tower that a captioner sees with favours it: take another one. Captions longer than the model reads are cut.
+    Published values are those of `openai/clip-vit-base-patch32`, with "A photo depicts " before each caption. A model
+    whose vision tower is also the captioner's favours the captioner: choose another one. Captions that are too long
+    for the model are cut.
 
     Args:
-        images: as `open_image` takes them, read one at a time.
-        captions: one for each image.
-        model: a name on the Hub, or a folder.
+        images: The images in any form that `open_image` takes, read one at a time.
+        captions: One for each image.
+        model: A name on the Hub, or a folder.
 
     Raises:
-        ScorerMissingError: if torchmetrics is not installed, or there is no such model.
-        ImageError: if a picture cannot be opened.
+        ScorerMissingError: torchmetrics is not installed, or there is no such model.
+        ImageError: A picture cannot be opened.
     """
     try:
         from torchmetrics.multimodal.clip_score import CLIPScore
@@ -36,7 +37,7 @@ def score_clip(images: Iterable[ImageSource], captions: Sequence[str], model: st
     try:
         parts = _TensorModel.from_pretrained(model), _CuttingProcessor.from_pretrained(model)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line_of(error)
         raise ScorerMissingError(f"CLIPScore: the model {model!r} cannot be loaded ({reason})") from error
     metric = CLIPScore(model_name_or_path=lambda: parts)
     scores = []

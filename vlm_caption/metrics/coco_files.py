@@ -25,9 +25,9 @@ class CaptionPairs:
     """Captions beside their references, in the order of the references.
 
     Attributes:
-        image_ids, captions, references: one an image.
-        missing: images with references and without a caption: not scored.
-        extra: images with a caption and without references: not scored.
+        image_ids, captions, references: One for each image.
+        missing: The images with references and without a caption, which are not scored.
+        extra: The images with a caption and without references, which are not scored.
     """
 
     image_ids: list[ImageId]
@@ -41,8 +41,8 @@ def read_results(path: str | os.PathLike) -> dict[ImageId, str]:
     """Reads a results file: the caption of each image id, in the file's order.
 
     Raises:
-        DataError: if the file cannot be read or is no such list, or an entry has no image id, no caption or one that
-            is no text, or an image has several captions. An empty one is a caption, and a bad one.
+        DataError: The file cannot be read or is not such a list, an entry has no image id or no caption that is text,
+            or an image has several captions. An empty caption is accepted, and scores badly.
     """
     entries = _read_json(path)
     if not isinstance(entries, list):
@@ -56,7 +56,7 @@ def read_references(path: str | os.PathLike) -> dict[ImageId, list[str]]:
     """Reads an annotations file: the references of each image id, in the order of its `images`.
 
     Raises:
-        DataError: if the file cannot be read or has no such lists, an entry is malformed as in `read_results`, a
+        DataError: The file cannot be read or has no such lists, an entry is malformed (see `read_results`), a
             reference is empty, an image is listed twice or has no references, or a reference is of an image that is
             not listed.
     """
@@ -96,7 +96,7 @@ def read_file_names(path: str | os.PathLike) -> dict[ImageId, str]:
     """Reads the `file_name` of each image of an annotations file that has one; of a file that `read_references` takes.
 
     Raises:
-        DataError: if the file cannot be read.
+        DataError: The file cannot be read.
     """
     return {
         entry["id"]: entry["file_name"]
@@ -111,12 +111,12 @@ def pair_captions(
     """Puts captions and references of the same images side by side.
 
     Args:
-        results: as `read_results` gives them.
-        references: as `read_references` gives them.
-        allow_missing: leave out images that only one of the two has, and say which in the result.
+        results: What `read_results` returns.
+        references: What `read_references` returns.
+        allow_missing: Whether to leave out images that only one of the two has. The result names them.
 
     Raises:
-        DataError: if an image is in one of the two only, and `allow_missing` does not permit it; or none is in both.
+        DataError: An image is in one of the two only, and `allow_missing` does not permit it; or none is in both.
     """
     missing = [image for image in references if image not in results]
     extra = [image for image in results if image not in references]
@@ -175,7 +175,7 @@ def _refuse_repeated(path: str | os.PathLike, what: str, images: Iterable[ImageI
 
 
 def _count(found: Collection[Any], what: str) -> str:
-    """How many of something there are, and up to three of them."""
+    """Says how many of something there are, and names up to three of them."""
     examples = ", ".join(repr(item) if isinstance(item, str) else str(item) for item in list(found)[:3])
     return f"{len(found)} {what} {examples}{', …' if len(found) > 3 else ''}"
 

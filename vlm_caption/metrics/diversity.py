@@ -17,19 +17,19 @@ class Diversity:
     """How varied some captions are.
 
     Attributes:
-        distinct_1, distinct_2: different words, and different pairs of neighbours, over the number of words (Li et
+        distinct_1, distinct_2: Different words, and different pairs of neighbours, over the number of words (Li et
             al., "A Diversity-Promoting Objective Function", NAACL 2016). It falls with the number of captions: compare
             on the same images.
-        vocabulary: different words.
-        mean_length: words a caption.
-        unseen: the share of captions that are no training caption, case and punctuation aside; None without training
+        vocabulary: The number of different words.
+        mean_length: The mean number of words in a caption.
+        unseen: The share of captions that are no training caption, case and punctuation aside; None without training
             captions.
-        repeated_4grams: the share of runs of four words that occurred before in the same caption, the mean over
+        repeated_4grams: The share of runs of four words that occurred before in the same caption, the mean over
             captions (seq-rep-4 of Welleck et al., "Neural Text Generation with Unlikelihood Training", ICLR 2020);
             shorter captions have none.
-        lengths: words of each caption [N].
+        lengths: The number of words in each caption [N].
         repetitions: `repeated_4grams` of each caption [N].
-        is_unseen: whether each caption is no training caption [N], or None.
+        is_unseen: Whether each caption is no training caption [N], or None.
     """
 
     distinct_1: float

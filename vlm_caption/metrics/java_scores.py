@@ -29,7 +29,7 @@ def score_meteor(
         timeout: Seconds.
 
     Raises:
-        ScorerMissingError: If there is no Java, or it fails, or takes longer than `timeout`.
+        ScorerMissingError: There is no Java, or it fails, or takes longer than `timeout`.
     """
     _find_java("METEOR")
     from pycocoevalcap.meteor.meteor import Meteor
@@ -70,13 +70,13 @@ def _cut(text: str) -> str:
 def score_spice(
     captions: Sequence[str], references: Sequence[Sequence[str]], timeout: float
 ) -> tuple[float, np.ndarray]:
-    """SPICE (Anderson et al. 2016) of the corpus and of each image [N], fractions; arguments as for `score_meteor`.
+    """Returns SPICE (Anderson et al. 2016) of the corpus and of each image [N], fractions.
 
-    pycocoevalcap's own class would fetch 500 MB of models and knows no time limit: here its program is run if the
-    models are there.
+    For the arguments, see `score_meteor`. pycocoevalcap's own class would fetch 500 MB of models and has no time
+    limit, so its program is run here, if the models are there.
 
     Raises:
-        ScorerMissingError: if there is no Java or there are no models, or it fails, or takes longer than `timeout`.
+        ScorerMissingError: There is no Java or there are no models, or it fails, or takes longer than `timeout`.
     """
     java = _find_java("SPICE")
     from pycocoevalcap.spice import spice

@@ -12,6 +12,8 @@ METRIC_NAMES = {
     "meteor": "METEOR",
     "spice": "SPICE",
     "clip_score": "CLIPScore",
+    "vqa_accuracy": "VQA accuracy",
+    "unseen": "not a training caption",
 }
 
 # What tokens are called in tables, by `Scores.tokenizer`.

@@ -22,11 +22,11 @@ BLEU_COLUMNS = ("length", "reference_length", *(f"{kind}_{n}" for kind in ("gues
 def score_bleu(
     captions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """BLEU-1..4 of the corpus and of each image, and what the corpus value is made of.
+    """Computes BLEU-1 to BLEU-4 of the corpus and of each image, and what the corpus value is made of.
 
     Args:
-        captions: tokens of each image's caption, separated by spaces.
-        references: tokens of each image's references, at least one.
+        captions: Tokens of each image's caption, separated by spaces.
+        references: Tokens of each image's references, at least one.
 
     Returns:
         Corpus values [4], values of each image [N, 4], both fractions, and counts [N, 10] in `BLEU_COLUMNS`.
@@ -50,7 +50,7 @@ def score_bleu(
 
 
 def combine_bleu(totals: np.ndarray) -> np.ndarray:
-    """BLEU-1..4 [..., 4] of summed statistics [..., 10], by pycocoevalcap's formula."""
+    """Returns BLEU-1 to BLEU-4 [..., 4] of summed statistics [..., 10], by pycocoevalcap's formula."""
     length, reference_length = totals[..., 0], totals[..., 1]
     guess, correct = totals[..., 2:6], totals[..., 6:10]
     tiny, small = 1e-15, 1e-9  # pycocoevalcap's guards against empty counts
@@ -62,7 +62,7 @@ def combine_bleu(totals: np.ndarray) -> np.ndarray:
 
 
 def score_rouge_l(captions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """ROUGE-L of each image [N]; the corpus value is their mean. Arguments as for `score_bleu`."""
+    """Returns ROUGE-L of each image [N]; the corpus value is their mean. For the arguments, see `score_bleu`."""
     from pycocoevalcap.rouge.rouge import Rouge
 
     _, per_image = Rouge().compute_score(*_by_index(captions, references))
@@ -70,10 +70,10 @@ def score_rouge_l(captions: Sequence[str], references: Sequence[Sequence[str]]) 
 
 
 def score_cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """CIDEr-D of each image [N], a fraction of which papers print the hundredfold; the corpus value is their mean.
+    """Returns CIDEr-D of each image [N], a fraction, which papers print × 100; the corpus value is their mean.
 
-    Arguments as for `score_bleu`. Document frequencies come from these references: the value of an image changes with
-    the images it is scored with, and of a single image it is 0.
+    For the arguments, see `score_bleu`. Document frequencies come from these references: the value of an image depends
+    on the images it is scored with, and is 0 for a single image.
     """
     from pycocoevalcap.cider.cider import Cider
 
@@ -111,13 +111,13 @@ class CiderProcess:
             self._input.close()
 
     def begin(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-        """Starts the computation. Arguments as for `score_cider`."""
+        """Starts the computation. For the arguments, see `score_cider`."""
         self._arguments = captions, references
         with contextlib.suppress(BrokenPipeError), self._input:  # if it was killed, `result` sees it
             self._input.write(json.dumps(self._arguments).encode())
 
     def result(self) -> np.ndarray:
-        """What `score_cider` returns, computed here if the process was killed."""
+        """Returns what `score_cider` does, computed here if the process was killed."""
         values = self._output.read()
         return score_cider(*self._arguments) if self._process.wait() else np.array(json.loads(values))
 
@@ -125,7 +125,7 @@ class CiderProcess:
 def _by_index(
     captions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    """References and captions as the scorers take them."""
+    """Returns references and captions as the scorers take them."""
     return (
         {index: list(texts) for index, texts in enumerate(references)},
         {index: [caption] for index, caption in enumerate(captions)},

@@ -1,7 +1,6 @@
 """Captions against references: all metrics of COCO's evaluation in one call."""
 
 import importlib.util
-import os
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..core.errors import ScorerMissingError
+from ..core.threads import count_cores
 from . import java_scores, ngram_scores
 from .ngram_scores import CiderProcess
 from .tokens import Tokenizer, choose_tokenizer, tokenize_with
@@ -94,9 +94,8 @@ def score(
 
 
 def _two_processes_pay(references: Sequence[Sequence[str]], metrics: Collection[str]) -> bool:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return (
-        cores > 1
+        count_cores() > 1
         and "cider" in metrics
         and not {"bleu", "rouge_l"}.isdisjoint(metrics)
         and sum(map(len, references)) >= _REFERENCES_FOR_TWO_PROCESSES

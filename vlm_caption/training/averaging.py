@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from .checkpoints import reading
+from .checkpoints import check_shapes, reading
 
 AVERAGE_NAME = "average.safetensors"
 
@@ -66,5 +66,6 @@ class AveragedWeights:
         """
         with reading(checkpoint):
             saved = load_file(checkpoint / AVERAGE_NAME)
+            check_shapes({name: saved[name] for name in self.weights}, self.weights)
             for name, weight in self.weights.items():
                 weight.copy_(saved[name])

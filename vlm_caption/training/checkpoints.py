@@ -12,7 +12,7 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,13 +141,25 @@ def load_trained(model: Any, weights: dict[str, torch.Tensor]) -> None:
     """Puts some of a model's weights into it, sharded or not.
 
     Raises:
-        ValueError: There is one that the model does not have.
+        ValueError: There is one that the model does not have, or has in another shape.
     """
     # Missing ones are frozen towers. An unknown one would be left out silently.
     own = model.state_dict()
     if unknown := [name for name in weights if name not in own]:
         raise ValueError(f"it holds {unknown[0]}, which is no part of the model")
+    check_shapes(weights, own)
     model.load_state_dict({name: scatter_tensor(tensor, own[name]) for name, tensor in weights.items()}, strict=False)
+
+
+def check_shapes(weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:
+    """Checks that weights have the shapes of those of the same names that a run has.
+
+    Raises:
+        ValueError: One has another shape.
+    """
+    for name, weight in weights.items():
+        if weight.shape != own[name].shape:
+            raise ValueError(f"{name} has the shape {list(weight.shape)} and not {list(own[name].shape)}")
 
 
 def read_best_weights(checkpoint: Path) -> dict[str, torch.Tensor]:

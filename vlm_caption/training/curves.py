@@ -15,7 +15,7 @@ def draw_curves(log: Sequence[Mapping[str, Any]], best_step: int | None = None) 
     Args:
         log: The entries of the training log. Finite values of `loss`, `eval_loss`, `eval_cider`, `reward` and
             `learning_rate` are drawn at their `step`. Without any `eval_cider` there is no CIDEr panel. A `loss` with
-            a `reward` beside it is none in nats, and is left out.
+            a `reward` beside it is not in nats, and is left out.
         best_step: The step whose weights are kept, which is marked; None marks nothing.
 
     Returns:

@@ -66,8 +66,7 @@ class CaptionSplits:
         path = Path(config.training.output_dir) / BAD_IMAGES_NAME if is_first_process() else None
         self.bad = bad_images(config.data, path)
         self.train, self.dev = load_splits(corpus, config.data, config.training.eval_images, self.bad)
-        own = len(self.train) + len(self.dev)
-        self.replay = None if config.data.replay is None else load_replay(config, self.replayed, own, self.bad)
+        self.replay = None if config.data.replay is None else load_replay(config, self.replayed, self.bad)
         chosen = config.data.captions_per_image
         logger.info(
             "Data: %d images with %d captions to train on%s, %d images to watch the loss on",
@@ -94,10 +93,9 @@ class CaptionSplits:
         """Counts the captions to train on that are cut at `data.max_caption_tokens`, and says in the log how many."""
         longest = self.config.data.max_caption_tokens
         collator = CaptionCollator(processor, lambda rows: {}, max_caption_tokens=longest)
-        starts = range(0, len(self.train), _ROWS_A_BATCH)
-        ends = (min(start + _ROWS_A_BATCH, len(self.train)) for start in starts)
-        batches = (self.train.select(range(start, end)) for start, end in zip(starts, ends, strict=True))
-        self.cut_captions = sum(collator.count_cut(list(batch)) for batch in batches)
+        rows = range(len(self.train))
+        batches = (rows[start : start + _ROWS_A_BATCH] for start in rows[::_ROWS_A_BATCH])
+        self.cut_captions = sum(collator.count_cut(list(self.train.select(batch))) for batch in batches)
         if self.cut_captions:
             logger.info(
                 "%d of the %d captions to train on are cut at data.max_caption_tokens %d: their ends are not learned",
@@ -134,13 +132,12 @@ def count_replayed(settings: DataSection, train: Dataset, names: Sequence[str] =
     return round(share / (1 - share) * sum(group.drawn for group in _groups(settings, train, names)))
 
 
-def load_replay(config: RunConfig, drawn: int, own: int, bad: BadImages | None = None) -> Dataset:
+def load_replay(config: RunConfig, drawn: int, bad: BadImages | None = None) -> Dataset:
     """Loads the rows to replay: a random part of the other corpus, several times as many as an epoch draws.
 
     Args:
         config: The run's config.
         drawn: How many of them an epoch draws.
-        own: How many images the run has besides them.
         bad: Gets the missing images.
 
     Raises:
@@ -166,7 +163,7 @@ def load_replay(config: RunConfig, drawn: int, own: int, bad: BadImages | None =
     pool = found.shuffle(seed=config.training.seed).select(range(min(_POOL * drawn, len(found))))
     if bad is not None:
         # The share of bad images is one of all images that were looked for.
-        bad.expect(own + len(found) + len(missing))
+        bad.expect(len(found) + len(missing))
         for problem in missing:
             bad.add_missing(problem)
     logger.info("Replay: %d of the %d images of %s", len(pool), len(found), ", ".join(settings.paths))

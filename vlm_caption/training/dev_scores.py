@@ -11,7 +11,6 @@ from ..captioning.generation import caption_rows
 from ..captioning.nll import sum_nll
 from ..data.collator import CaptionCollator
 from ..data.corpora import rows_of
-from ..data.places import Place
 from ..metrics.scoring import score
 from ..towers.captioner import CaptionerForConditionalGeneration
 from .sharding import is_sharded
@@ -76,11 +75,6 @@ def _share(model: torch.nn.Module) -> tuple[int, int]:
     if not torch.distributed.is_initialized() or is_sharded(model):
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
-
-
-def row_name(image: str, is_vector: bool) -> str:
-    """Returns what people are shown as a row's name: a picture's name without folders, or a vector's own name."""
-    return image if is_vector else Place.parse(image).short_name
 
 
 def first_references(row: Mapping[str, Any]) -> list[str]:

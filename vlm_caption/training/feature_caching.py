@@ -56,7 +56,7 @@ def cache_features(config: RunConfig) -> dict[str, int]:
             train = datasets[config.data.train_split]
             names = corpus.names if isinstance(corpus, Corpora) else []
             drawn = count_replayed(config.data, train, names)
-            splits["replay"] = load_replay(config, drawn, sum(map(len, splits.values())), bad)["image"]
+            splits["replay"] = load_replay(config, drawn, bad)["image"]
         open_picture = picture_opener(config.data)
         model, processor = compose_captioner(config, each_text(datasets[config.data.train_split], config.data.prompt))
         model.core.vision_tower.to(state.device)

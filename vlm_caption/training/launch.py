@@ -13,6 +13,7 @@ from accelerate.utils import DistributedDataParallelKwargs, LoggerType
 
 from ..config.sections import TrainingSection
 from ..core.errors import ConfigError
+from ..core.threads import count_cores
 from ..model.freezing import TOWERS
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ def use_all_cores() -> None:
     """Undoes what `accelerate launch` does to a single process on a CPU: without `--cpu` it gets one thread."""
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) == 1
     if launched and not torch.accelerator.is_available() and torch.get_num_threads() == 1:
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(count_cores())
 
 
 def keep_threads(recorded: Path) -> None:
@@ -117,9 +118,9 @@ def keep_threads(recorded: Path) -> None:
     now = torch.get_num_threads()
     if threads == now or torch.accelerator.is_available():
         return
-    if threads > (os.cpu_count() or 1):
+    if threads > count_cores():
         logger.warning(
-            "This run began with %d threads, more than this machine has cores: with %d, its weights will differ in "
+            "This run began with %d threads, more than there are cores: with %d, its weights will differ in "
             "the last bits from those of a run that was never stopped",
             threads,
             now,

@@ -22,7 +22,7 @@ from transformers import set_seed
 from ..core.files import move_folder
 from ..core.interrupts import StopSignals
 from ..data.corpus import count_captions
-from ..data.places import Place
+from ..data.places import row_name
 from ..data.sampler import LengthBatchSampler
 from ..model.loss import IGNORE_INDEX
 from ..towers.captioner import CaptionerForConditionalGeneration
@@ -141,11 +141,11 @@ class TrainingLoop:
 
     def steps(self) -> Iterator[int]:
         """Makes one step after the other, and yields the number of each when it is logged, evaluated and saved."""
-        self._load_weights()
-        if self._is_over():
-            return
-        self._begin()
         try:
+            self._load_weights()
+            if self._is_over():
+                return
+            self._begin()
             for epoch in itertools.count(self.state.global_step // self.steps_an_epoch):
                 for number, batches in enumerate(self._batches(epoch), self.state.global_step % self.steps_an_epoch):
                     self.step(batches)
@@ -336,7 +336,8 @@ class TrainingLoop:
     def _check_finite(self, value: torch.Tensor, what: str, rows: Sequence[int]) -> None:
         if torch.isfinite(value):
             return
-        names = [Place.parse(self.data.train[row]["image"]).short_name for row in rows[:_NAMES_SHOWN]]
+        has_vectors = self.model.config.feature_size is not None
+        names = [row_name(self.data.train[row]["image"], has_vectors) for row in rows[:_NAMES_SHOWN]]
         more = f" and {len(rows) - len(names)} more" if len(rows) > len(names) else ""
         raise FloatingPointError(
             f"The {what} is {value.item()} in step {self.state.global_step + 1}, on {', '.join(names)}{more}: look at "

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.files import write_text
+from ..core.text import read_lines
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -35,9 +36,13 @@ def append_metrics(output_dir: Path, entry: Mapping[str, Any]) -> None:
 
 
 def read_metrics(output_dir: Path) -> list[dict[str, Any]]:
-    """Returns a log that was written whole; [] if there is none."""
+    """Returns a log that was written whole; [] if there is none.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
     path = output_dir / METRICS_NAME
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return [json.loads(line) for _, line in read_lines(path)] if path.exists() else []
 
 
 def _line(entry: Mapping[str, Any]) -> str:

@@ -106,9 +106,21 @@ def report(
     )
     saved = CaptionerForConditionalGeneration.from_pretrained(output_dir) if is_sharded(model) else model
     saved.name_or_path = str(output_dir)  # where an upload looks for them
+    _write_card(saved, output_dir, facts)
+
+
+def _write_card(model: CaptionerForConditionalGeneration, output_dir: Path, facts: dict[str, Any]) -> None:
+    """Records a run's facts and writes its model card.
+
+    Raises:
+        ConfigError: The folder cannot be written to.
+    """
     with writing_to(output_dir):
-        record_training(saved, output_dir, facts)
-        write_model_card(saved, output_dir)
+        record_training(model, output_dir, facts)
+        try:
+            write_model_card(model, output_dir)
+        except ValueError as error:  # the parent's facts, which may be somebody else's, are among these
+            logger.warning("The model card was not written: %s", error)
 
 
 def _say_what_is_left(output_dir: Path, has_vectors: bool) -> None:

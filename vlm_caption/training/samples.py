@@ -4,9 +4,9 @@ from datasets import Dataset
 
 from ..captioning.generation import caption_rows
 from ..data.collator import CaptionCollator
+from ..data.places import row_name
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.processor import VectorProcessor
-from .dev_scores import row_name
 
 
 class SampleCaptions:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data.bad_images import PictureOpener
+from ..data.places import row_name
 from ..pages.page import make_thumbnail, write_page
-from .dev_scores import first_references, row_name
+from .dev_scores import first_references
 
 # Twice the size at which pictures are shown, for high-density screens.
 _THUMBNAIL_SIZE = 720

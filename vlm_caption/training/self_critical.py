@@ -206,7 +206,7 @@ class SelfCriticalLoop(TrainingLoop):
         return {"use_cache": False} | {name: batch[name] for name in _INPUTS if name in batch}
 
     def _nll(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Returns the negative log-probability of each sampled token, float [B, M]; 0 for what is none."""
+        """Returns the negative log-probability of each sampled token, float [B, M]; 0 where there is none."""
         if self.reinforce.temperature != 1:
             logits = logits / self.reinforce.temperature
         return target_nll(logits, batch["labels"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,19 +62,17 @@ class RunState:
         """Notes the step of an evaluation as the best one if it is, and returns whether it is.
 
         Weights are chosen by dev CIDEr where it is measured, and by dev loss among equal CIDEr or without it. The
-        first of equals stays.
+        first of equals stays. A loss that is NaN is worse than any other.
 
         Args:
             evaluation: The log entry of the current step, with `eval_loss` and perhaps `eval_cider`.
         """
-        cider = evaluation.get("eval_cider")
-        now = (0.0 if cider is None else cider, -evaluation["eval_loss"])
-        before = float("-inf"), float("-inf")
+        cider, loss = evaluation.get("eval_cider"), evaluation["eval_loss"]
         if self.best_global_step is not None:
-            before = self.at_best("eval_cider") or 0.0, -(self.at_best("eval_loss") or 0.0)
-        if not now > before:
-            return False
-        self.best_metric = evaluation["eval_loss"] if cider is None else cider
+            best = self.at_best("eval_cider"), self.at_best("eval_loss")
+            if not _quality(cider, loss) > _quality(*best):
+                return False
+        self.best_metric = loss if cider is None else cider
         self.best_global_step = self.global_step
         return True
 
@@ -97,3 +96,8 @@ class RunState:
             if "eval_loss" in entry and entry["step"] > (self.best_global_step or 0)
         ]
         return 0 < patience <= len(worse)
+
+
+def _quality(cider: float | None, loss: float | None) -> tuple[float, float]:
+    """Returns what evaluations are compared by: the greater, the better."""
+    return cider or 0.0, -math.inf if loss is None or math.isnan(loss) else -loss

@@ -135,7 +135,7 @@ def open_parquet(file: Path) -> Dataset:
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether an Arrow file ends as a writer ends it: with the mark of the stream's end."""
+    """Returns whether an Arrow file ends with the mark of the stream's end, as a writer ends it."""
     with file.open("rb") as content:
         content.seek(-min(8, file.stat().st_size), 2)
         return content.read() == b"\xff\xff\xff\xff\0\0\0\0"
@@ -172,7 +172,7 @@ def _call(load: Callable[[], Any], complaint: str) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Generator[None]:
-    """No progress bars of `datasets` in logs."""
+    """Suppresses the progress bars of `datasets` unless stderr is a terminal."""
     was_on = datasets.is_progress_bar_enabled()
     if was_on and not sys.stderr.isatty():
         datasets.disable_progress_bars()
@@ -227,7 +227,7 @@ def _read_rows(
 
 
 def _is_dialogue(dataset: Dataset) -> bool:
-    """Whether the dataset has a column `texts` of lists of turns, as nanoVLM's data have."""
+    """Returns whether a dataset has a column `texts` of lists of turns, as nanoVLM's data have."""
     feature = dataset.features.get("texts")
     turns = getattr(feature, "feature", None)
     return isinstance(turns, dict) and {"user", "assistant"} <= turns.keys()
@@ -308,7 +308,7 @@ def _check(batch: pa.RecordBatch) -> None:
 
 
 def _as_list(column: pa.Array) -> list[Any]:
-    """The values of a column, with None for a value that is not UTF-8."""
+    """Returns the values of a column, with None for a value that is not UTF-8."""
     try:
         return column.to_pylist()
     except UnicodeDecodeError:

@@ -10,7 +10,7 @@ from typing import Any
 from ...core.files import is_folder
 from ...core.text import first_line, preview
 from ...core.untrusted import iterate_json
-from ..records import ImageFolder, Problem, Record, Source, as_captions, join_turns, list_subfolders, the_one
+from ..records import ImageFolder, Problem, Record, Source, as_captions, first_of, join_turns, list_subfolders, the_one
 from .json_corpora import find_json
 from .table import is_conversation, read_jsonl
 
@@ -104,7 +104,7 @@ def _samples(file: Path) -> Iterator[tuple[str, dict[str, Any] | Problem]]:
 
 def _find_image(sample: dict[str, Any]) -> object:
     """Returns the path of the picture; None if the conversation has none, and something else if it has several."""
-    image = next((sample[name] for name in ("image", "images") if sample.get(name) is not None), None)
+    image = first_of(sample, ("image", "images"))
     if image is None:
         parts = [part for turn in _raw_turns(sample) for part in _parts(turn) if "image" in str(part.get("type"))]
         image = [path for part in parts if (path := part.get("image") or part.get("path")) is not None] or None
@@ -114,13 +114,13 @@ def _find_image(sample: dict[str, Any]) -> object:
 
 
 def _raw_turns(sample: dict[str, Any]) -> list[dict[str, Any]]:
-    turns = sample.get("conversations", sample.get("messages"))
+    turns = first_of(sample, ("conversations", "messages"))
     return turns if isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns) else []
 
 
 def _parts(turn: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns the parts of a turn whose content is a list of texts and pictures."""
-    content = turn.get("content", turn.get("value"))
+    content = first_of(turn, ("content", "value"))
     return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
 
 
@@ -128,8 +128,7 @@ def _find_turns(sample: dict[str, Any]) -> list[Turn]:
     """Returns the turns of the two who talk, without those of the system."""
     turns = []
     for turn in _raw_turns(sample):
-        role = turn.get("from", turn.get("role"))
-        text = turn.get("value", turn.get("content"))
+        role, text = first_of(turn, ("from", "role")), first_of(turn, ("value", "content"))
         shows_image = isinstance(text, str) and "<image>" in text
         if parts := _parts(turn):
             shows_image = any("image" in str(part.get("type")) for part in parts)
@@ -151,7 +150,7 @@ def _pair(turns: list[Turn], sample: dict[str, Any], all_questions: bool) -> lis
         texts = [(turn.text or "").replace("<image>", " ") for turn in turns]
         return [(join_turns(texts[: number + 1]), answer) for number, _, answer in pairs]
     show_image = [pair for pair in pairs if pair[1].shows_image]
-    pairs = show_image or (pairs[:1] if "messages" in sample else [])
+    pairs = show_image or (pairs[:1] if sample.get("messages") is not None else [])
     return [(question.text or "", answer) for _, question, answer in pairs]
 
 

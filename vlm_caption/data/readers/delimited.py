@@ -112,7 +112,7 @@ class _Lines:
         return cells if self.width and len(cells) == self.width else None
 
     def _is_row(self, line: str) -> bool:
-        """Whether a line inside a quoted field is a row of its own: it has all columns and a picture's path."""
+        """Returns whether a line inside a quoted field is a row: it has all columns and a picture's path."""
         with contextlib.suppress(csv.Error):
             cells = next(self.parse(iter([line])), [])
             return len(cells) == self.width > 1 and any(_is_picture(cell) for cell in cells)
@@ -134,5 +134,5 @@ def _split_lines(table: Path) -> Iterator[str]:
 
 
 def _is_picture(cell: str) -> bool:
-    """Whether a cell holds a picture's path, by its ending."""
+    """Returns whether a cell holds a picture's path, by its ending."""
     return Path(cell.strip()).suffix.lower() in IMAGE_SUFFIXES

@@ -334,7 +334,7 @@ def _objects_of(file: Path, name: str) -> Iterator[dict[str, Any]]:
 
 
 def _as_id(value: object) -> str | None:
-    """An id as text, so that 7, 7.0 and "7" are one; None for anything that is no id."""
+    """Returns an id as text, so that 7, 7.0 and "7" are the same; None for anything that is not an id."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else None

@@ -26,6 +26,7 @@ from ..records import (
     as_answers,
     as_captions,
     find_split,
+    first_of,
     list_subfolders,
     settle_names,
 )
@@ -120,7 +121,7 @@ class _Names:
 
 
 def _as_text(member: str) -> str:
-    """A member's name as text, for the names in a tar may be any bytes."""
+    """Returns a member's name as text, because the names in a tar may be any bytes."""
     return member.encode(errors="surrogateescape").decode(errors="replace")
 
 
@@ -162,14 +163,7 @@ def _find_captions(texts: dict[str, bytes | None], source: Source) -> object:
     values = load_json(texts.get("json") or b"null", "its JSON")
     if not isinstance(values, dict):
         return None
-    return next(
-        (
-            values[column]
-            for column in (CAPTION_COLUMNS if source.caption_column is None else [source.caption_column])
-            if column in values
-        ),
-        None,
-    )
+    return first_of(values, CAPTION_COLUMNS if source.caption_column is None else [source.caption_column])
 
 
 def _find_answers(texts: dict[str, bytes | None], source: Source) -> tuple[list[str], list[str]]:
@@ -178,7 +172,7 @@ def _find_answers(texts: dict[str, bytes | None], source: Source) -> tuple[list[
     if not isinstance(values, dict):
         return [], []
     question, answers = (
-        next((values[column] for column in ([given] if given else names) if column in values), None)
+        first_of(values, [given] if given else names)
         for given, names in ((source.question_column, QUESTION_COLUMNS), (source.caption_column, ANSWER_COLUMNS))
     )
     return as_answers(question, answers)

@@ -66,13 +66,13 @@ def find_table(path: Path) -> list[Path]:
 
 
 def is_results(line: str) -> bool:
-    """Whether a line is one of Flickr30k's `results.csv`: a name, a number or its heading, and a caption."""
+    """Returns whether a line is one of Flickr30k's `results.csv`: a name, a number or its heading, and a caption."""
     fields = [field.strip().lower() for field in line.split("|")]
     return len(fields) >= 3 and (fields[1].isdecimal() or fields[1] == "comment_number")
 
 
 def is_conversation(line: str) -> bool:
-    """Whether a line of JSON is a conversation, as LLaVA's and chat models' are."""
+    """Returns whether a line of JSON is a conversation, such as LLaVA's and those of chat models."""
     try:
         values = load_json(line, "")
     except DataError:
@@ -273,7 +273,7 @@ def read_jsonl(table: Path) -> Iterator[Row | Problem]:
 
 
 def _spelt_out(cell: str) -> str | list[str]:
-    """The list of strings that a CSV writer has spelt out in a cell (pandas does), or the cell as it is."""
+    """Returns the list of strings that a CSV writer such as pandas has spelt out in a cell, or the cell as it is."""
     if cell.lstrip()[:2] not in ('["', "['"):
         return cell
     for parse in (json.loads, ast.literal_eval):
@@ -289,6 +289,6 @@ def _column(name: str) -> str:
 
 
 def _is_headed(path: Path) -> bool:
-    """Whether a text file is a CSV with known columns: Kaggle's Flickr8k calls its table captions.txt."""
+    """Returns whether a text file is a CSV with known columns: Kaggle's Flickr8k calls its table captions.txt."""
     columns = {_column(cell) for cell in first_line(path).split(find_separator(path))}
     return bool(columns & set(IMAGE_COLUMNS)) and bool(columns & set(ANSWER_COLUMNS))
