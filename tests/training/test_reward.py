@@ -27,12 +27,22 @@ def test_the_reward_is_the_score_of_captions_whose_end_is_a_word():
 
 def test_a_caption_that_breaks_off_earns_less_than_the_same_words_with_an_end():
     reward = CaptionReward(REFERENCES)
-    whole, cut = reward([0], ["a dog runs on the grass"] * 2, [True, False])[0]
+    whole, cut = reward([0], ["a dog runs on the grass."] * 2, [True, False])[0]
     assert whole > cut
 
 
+def test_a_caption_earns_more_if_it_ends_as_the_references_do():
+    stopped, bare = CaptionReward(REFERENCES)(
+        [0], ["a dog runs on the grass.", "a dog runs on the grass"], [True] * 2
+    )[0]
+    assert stopped > bare
+    without = [[caption.rstrip(".") for caption in captions] for captions in REFERENCES]
+    stopped, bare = CaptionReward(without)([0], ["a dog runs on the grass.", "a dog runs on the grass"], [True] * 2)[0]
+    assert bare > stopped
+
+
 def test_bleu_is_added_with_its_weight():
-    texts = ["a dog runs on the grass", "two men"]
+    texts = ["a dog runs on the grass.", "two men."]
     plain, mixed = (CaptionReward(REFERENCES, bleu=weight)([0], texts, [True, True]) for weight in (0.0, 0.5))
     assert (mixed - plain)[0].tolist() == pytest.approx([0.5, 0.0], abs=1e-3)
 

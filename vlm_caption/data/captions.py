@@ -10,7 +10,7 @@ from typing import Literal
 _TOKENIZER_SPACE = re.compile(r" (?=[.,;:!?)](?: |$)|'s(?![\w']))|(?<=\() ")
 
 # Full stops of Latin, Chinese and Japanese, Devanagari and its neighbours, Urdu; and the ellipsis, which stays.
-_STOPS = ".。।\u06d4"
+FULL_STOPS = ".。।\u06d4"
 _ELLIPSIS = "…"
 
 FinalStop = Literal["keep", "add", "remove"]
@@ -56,9 +56,9 @@ def clean_caption(text: str, final_stop: FinalStop = "keep", lower_case: bool = 
     text = _TOKENIZER_SPACE.sub("", " ".join(unicodedata.normalize("NFC", text).split()))
     if final_stop == "add" and text and not unicodedata.category(text[-1]).startswith("P"):
         return f"{text}."
-    if final_stop == "remove" and text and text[-1] in _STOPS:
+    if final_stop == "remove" and text and text[-1] in FULL_STOPS:
         body = text[:-1].rstrip()
-        if body and body[-1] not in _STOPS + _ELLIPSIS:
+        if body and body[-1] not in FULL_STOPS + _ELLIPSIS:
             return body
     return text
 

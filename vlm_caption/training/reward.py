@@ -3,6 +3,9 @@
 Without that word a caption that breaks off, such as "a man in a", is rewarded like a whole one, and training learns to
 break off: scores rise by about 4 points, and captions get worse. See Hu et al. 2023, "A request for clarity over the
 End of Sequence token in the Self-Critical Sequence Training" (arXiv:2305.12254), and their library SacreEOS.
+
+CIDEr ignores punctuation. There are two such words, so that captions keep ending with a full stop, or without one, as
+the references do.
 """
 
 import itertools
@@ -10,12 +13,14 @@ from collections.abc import Sequence
 
 import torch
 
+from ..data.captions import FULL_STOPS
 from ..metrics.cider_d import CiderD
 from ..metrics.ngram_scores import score_bleu
 from ..metrics.tokens import choose_tokenizer, tokenize_with
 
-# Tokens are in lowercase, so no word of a caption is this one.
-END = "END"
+# The words for the end of a caption, with a full stop before it and without one. Tokens are in lowercase and without
+# punctuation, so no word of a caption is one of these.
+END, BARE_END = "END.", "END"
 
 
 class CaptionReward:
@@ -32,7 +37,7 @@ class CaptionReward:
         texts = list(itertools.chain.from_iterable(references))
         self.bleu, self.tokenizer = bleu, choose_tokenizer(texts)
         tokens = iter(tokenize_with(self.tokenizer, texts))
-        self.references = [[_end(text) for text in itertools.islice(tokens, len(captions))] for captions in references]
+        self.references = [[_end(next(tokens), caption) for caption in captions] for captions in references]
         self.cider = CiderD(self.references)
 
     def __call__(self, images: Sequence[int], captions: Sequence[str], ended: Sequence[bool]) -> torch.Tensor:
@@ -44,8 +49,8 @@ class CaptionReward:
             ended: Whether each caption came to its end and was not cut at the maximum length.
         """
         tokens = [
-            _end(text) if is_whole else text
-            for text, is_whole in zip(tokenize_with(self.tokenizer, captions), ended, strict=True)
+            _end(text, caption) if is_whole else text
+            for text, caption, is_whole in zip(tokenize_with(self.tokenizer, captions), captions, ended, strict=True)
         ]
         count = len(captions) // len(images)
         of_images = [tokens[start : start + count] for start in range(0, len(tokens), count)]
@@ -71,5 +76,5 @@ def advantages(rewards: torch.Tensor) -> torch.Tensor:
     return (rewards[:, :, None] - rewards[:, None, :]).sum(dim=2) / (rewards.shape[1] - 1)
 
 
-def _end(tokens: str) -> str:
-    return f"{tokens} {END}"
+def _end(tokens: str, caption: str) -> str:
+    return f"{tokens} {END if caption.endswith(tuple(FULL_STOPS)) else BARE_END}"
