@@ -198,7 +198,9 @@ class _Zip:
     def __init__(self, path: str) -> None:
         self.path = path
         self.archive = zipfile.ZipFile(path)
-        self.open = self.archive.open
+
+    def open(self, name: str) -> Any:
+        return self.archive.open(name)
 
 
 class _Tar:
