@@ -2,6 +2,8 @@
 
 import logging
 import os
+import sys
+from typing import Any
 
 from ..core.console import first_line_of
 from ..core.errors import ConfigError
@@ -33,7 +35,7 @@ def open_ray() -> bool:
     if ray.is_initialized():
         return False
     try:
-        ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
+        _init(address="auto")
     except ConnectionError as error:
         if address := os.environ.get("RAY_ADDRESS"):
             raise ConfigError(f"RAY_ADDRESS: no cluster of Ray answers at {address}: correct or unset it.") from error
@@ -42,19 +44,27 @@ def open_ray() -> bool:
 
 
 def _start() -> None:
-    import ray
-
+    """Starts Ray on this machine, for as many cores as this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
-        ray.init(
-            address="local",
-            num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            object_store_memory=OBJECT_STORE,
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
+        _init(address="local", num_cpus=cores, object_store_memory=OBJECT_STORE, include_dashboard=False)
     except Exception as error:  # it raises plain ones
         raise RuntimeError(f"Ray does not start on this machine: {first_line_of(error)}") from error
+
+
+def _init(**settings: Any) -> None:
+    """Calls `ray.init`, which says on stderr that the variable above is set, and what its processes logged."""
+    import ray
+
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        ray.init(logging_level=logging.CRITICAL, log_to_driver=False, **settings)
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def count_actors(wanted: int | None, threads: int, gpus: int) -> int:
