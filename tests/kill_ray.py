@@ -25,8 +25,8 @@ from tiny_models import picture, save_checkpoint
 
 PICTURES, BATCH_SIZE = 240, 2
 
-# In seconds. Ray's processes notice the end of the one that started them, and end.
-LINGERING = 60
+# In seconds, at most. Ray's processes notice the end of the one that started them.
+LINGERING = 300
 
 
 @dataclass(frozen=True)

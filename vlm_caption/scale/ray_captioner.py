@@ -162,7 +162,7 @@ class RayCaptioner:
         self._captioner.caption_batches([], question=question, **settings)  # says at once what is wrong
         batches = [list(batch) for batch in batches]
         questions = split_question(question, map(len, batches))
-        work = [Work(batch, own) for batch, own in zip(batches, questions, strict=True)]
+        work = [pickle.dumps(Work(batch, own)) for batch, own in zip(batches, questions, strict=True)]
         return self._run(work, settings) if work else iter(())
 
     def close(self) -> None:
@@ -178,14 +178,15 @@ class RayCaptioner:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _run(self, work: list[Work], settings: dict[str, Any]) -> Iterator[list[Result]]:
+    def _run(self, work: list[bytes], settings: dict[str, Any]) -> Iterator[list[Result]]:
         import ray.data
         from ray.exceptions import RayError
 
         job = f"vlm-caption-{uuid.uuid4().hex}"
-        rows = [{"number": number, "work": pickle.dumps(each)} for number, each in enumerate(work)]
+        rows = [{"number": number, "work": each} for number, each in enumerate(work)]
         blocks = max(-(-len(rows) // _LARGEST_BLOCK), min(len(rows), _BLOCKS_AN_ACTOR * self.actors))
         data = ray.data.from_items(rows, override_num_blocks=blocks)
+        del rows, work  # millions of names; Ray holds them
         data.context.execution_options.preserve_order = True
         data.context.enable_progress_bars = False
         captioned = data.map_batches(
