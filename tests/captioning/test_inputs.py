@@ -117,12 +117,14 @@ def test_stored_pictures_can_be_sent_to_another_process(name):
     assert open_image(again[1]).width == 21  # it is open already
 
 
-def test_a_stored_picture_whose_archive_another_process_lacks_is_bad_alone():
-    with zipfile.ZipFile("lost.zip", "w") as archive:
-        archive.writestr("1.png", encoded(1))
-    [sent] = pickle.loads(pickle.dumps(find_pictures(["lost.zip"], pytest.fail)))
-    Path("lost.zip").unlink()
-    with pytest.raises(ImageError, match=r"lost\.zip, 1\.png: the file cannot be read \(No such file"):
+@pytest.mark.parametrize("name", ["lost.zip", "lost.tar"])
+def test_a_stored_picture_whose_archive_another_process_lacks_is_bad_alone(name):
+    with zipfile.ZipFile("lost.zip", "w") as zipped, tarfile.open("lost.tar", "w") as tarred:
+        zipped.write("photos/1.png", "1.png")
+        tarred.add("photos/1.png", "1.png")
+    [sent] = pickle.loads(pickle.dumps(find_pictures([name], pytest.fail)))
+    Path(name).unlink()
+    with pytest.raises(ImageError, match=rf"{name}, 1\.png: the file cannot be read .*No such file"):
         open_image(sent)
 
 

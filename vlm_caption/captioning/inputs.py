@@ -223,6 +223,8 @@ class _Tar:
             self.fault = error
 
     def open(self, name: str) -> Any:
+        if self.fault is not None and name not in self.members:  # in another process, which lacks the file
+            raise self.fault
         return self.archive.extractfile(self.members[name])
 
 
