@@ -192,8 +192,10 @@ class CaptionActor:
                 self.deaths.begin(number)
                 yield each.pictures
 
-        question = join_questions([each.question for _, each in left])
-        results = self.captioner.caption_batches(begin(), question=question, **self.settings)
+        results: Iterator[list[Result]] = iter(())
+        if left:
+            question = join_questions([each.question for _, each in left])
+            results = self.captioner.caption_batches(begin(), question=question, **self.settings)
         for number, each in zip(numbers, work, strict=True):
             if number in given_up:
                 yield [ImageError(describe(picture), _DEADLY) for picture in each.pictures]
