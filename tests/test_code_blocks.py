@@ -26,7 +26,7 @@ from tiny_runs import write_colours
 from torch.distributed.run import parse_args as parse_torchrun
 
 from vlm_caption import compose
-from vlm_caption.cli import cache, calibrate, evaluate, inspect, train
+from vlm_caption.cli import cache, calibrate, evaluate, index, inspect, train
 from vlm_caption.config.command_line import parse_arguments
 from vlm_caption.config.run_config import RunConfig
 from vlm_caption.towers import sources
@@ -205,7 +205,7 @@ def parse(monkeypatch, capsys):
             patch.setattr(sys, "path", [str(path.resolve().parent), *sys.path])
             patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
             patch.setattr(faulthandler, "enable", lambda: None)  # wants a terminal or a file
-            for command in (cache, calibrate, evaluate, inspect, train):
+            for command in (cache, calibrate, evaluate, index, inspect, train):
                 patch.setattr(command, "parse_arguments", parse_settings)
             try:
                 runpy.run_path(script, run_name="__main__")

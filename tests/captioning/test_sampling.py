@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import pixels, tiny_model
 
-from vlm_caption.captioning.sampling import draw_tokens, sample_captions
+from vlm_caption.captioning.sampling import beam_captions, draw_tokens, sample_captions
 
 LONGEST = 7
 ENDS = list(range(2, 259, 4))  # so many that some captions end before others
@@ -59,3 +59,20 @@ def test_the_models_settings_for_captioning_do_not_matter():
     plain = sample_captions(model, *arguments, torch.Generator().manual_seed(0))
     model.generation_config.update(top_k=1, num_beams=3, repetition_penalty=2.0, no_repeat_ngram_size=2)
     assert sample_captions(model, *arguments, torch.Generator().manual_seed(0)) == plain
+
+
+def test_beams_are_those_of_generate_and_stop_at_their_ends():
+    model = tiny_model(language="gpt2")
+    ends = [33, 233]  # which some beams have
+    model.generation_config.update(max_new_tokens=LONGEST, eos_token_id=ends, num_beams=2)
+    prefix = model.core.image_prompt(1)[0].tolist()
+    images = {"pixel_values": pixels(2)}
+    beams = beam_captions(model, prefix, images, 3)
+    expected = model.generate(torch.tensor([prefix] * 2), **images, num_beams=3, num_return_sequences=3)
+    assert len(beams.token_ids) == 6
+    for caption, row, ended in zip(beams.token_ids, expected[:, len(prefix) :].tolist(), beams.ended, strict=True):
+        assert row[: len(caption)] == caption
+        assert ended == (caption[-1] in ends)
+        assert not any(token in ends for token in caption[:-1])
+        assert ended or len(caption) == LONGEST
+    assert any(beams.ended)

@@ -58,7 +58,7 @@ class TestOfACheckpoint:
     def test_prints_a_table_and_captions_and_writes_four_files(self, command, options, tmp_path, capsys):
         assert command([*options, "--captions", "2"]) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert lines[0] == "3 images of captions.csv, dev, captions of checkpoint"
+        assert lines[0] == "3 images of captions.csv, dev, captions of checkpoint (max_new_tokens 4)"
         table = {line.split()[0] for line in lines}
         assert {"BLEU-4", "ROUGE-L", "CIDEr", "CIDEr,", "distinct-1", "loss,", "vocabulary,"} <= table
         assert "not computed: METEOR: METEOR needs java, and there is none on the PATH" in lines
@@ -89,6 +89,10 @@ class TestOfACheckpoint:
         again = json.loads(captured.out.splitlines()[-1])
         assert [again[metric] for metric in COCO_METRICS] == [first[metric] for metric in COCO_METRICS]
         assert again["comparison"]["ties"] == 3
+
+    def test_tells_the_settings_of_the_checkpoint(self, command, options, capsys):
+        assert command([*options, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["generation"] == {"max_new_tokens": 4}
 
     def test_takes_data_and_generation_from_a_config_and_the_command_line(self, command, options, tmp_path, capsys):
         (tmp_path / "run.yaml").write_text(

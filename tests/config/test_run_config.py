@@ -247,7 +247,7 @@ class TestCommandLine:
     def test_help_says_what_each_setting_means(self):
         meanings = setting_meanings()
         assert all(meanings[name].endswith(".") for name in field_types())
-        assert meanings["data.dev_share"].startswith("The share of images that is cut off")
+        assert meanings["data.dev_share"].startswith("The share of images that becomes the development split")
         parser = ArgumentParser()
         add_arguments(parser)
         assert "training: Images in a batch. (default: 8)" in " ".join(parser.format_help().split())

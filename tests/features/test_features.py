@@ -277,6 +277,13 @@ class TestKey:
         assert len({key(model=tiny_model("dinov2", **choice)) for choice in choices}) == 4
         assert key(model=tiny_model("vit_cls")) != key(model=tiny_model("vit_cls", pooled_feature="pooler_output"))
 
+    def test_with_chosen_layers_does_not_follow_the_pooled_feature_which_is_then_the_class_token(self, key):
+        layers = PATCHES | {"vision_feature_layer": [1, 2]}
+        models = [tiny_model("dinov2", **layers, pooled_feature=name) for name in ("cls", "pooler_output")]
+        first, second = (model.core.encode_images(pixels(1)).pooler_output for model in models)
+        assert torch.equal(first, second)
+        assert key(model=models[0]) == key(model=models[1])
+
     def test_without_chosen_layers_is_that_of_caches_from_before_there_were_any(
         self, model, processor, images, directory
     ):

@@ -130,6 +130,18 @@ def test_what_is_trained_is_what_was_sampled_with_an_end_where_one_was_drawn(run
     assert logged == pytest.approx([sum(samples.ended) / len(samples.ended) for samples in drawn])
 
 
+def test_beams_are_trained_on_where_nothing_is_sampled(run, steps, rewarding):
+    numbers = itertools.count()
+    rewarding(lambda text: next(numbers) % 3)
+    run(stages=[STAGES[0], STAGES[1] | {"max_steps": 1, "reinforce": {"do_sample": False, "num_generations": 3}}])
+    [step] = steps
+    [batch] = step["batches"]
+    assert batch["amount"][:, 0].tolist() == [3] * len(batch["rows"])
+    assert batch["advantages"].any()
+    change = batch["sampled_nll"] - step["after"][0]
+    assert (change * batch["advantages"]).sum() > 0
+
+
 def test_a_killed_run_ends_with_the_same_weights(run, monkeypatch, tmp_path):
     reinforce = {"num_generations": 3, "num_iterations": 2, "epsilon": 0.2, "beta": 0.1, "bleu": 0.5}
     stages = [STAGES[0], STAGES[1] | {"reinforce": reinforce}]
@@ -189,6 +201,7 @@ def test_settings_that_do_not_fit_are_refused_in_one_sentence(run, tmp_path):
         ({"samples": 5}, "there is no setting 'samples'"),
         ({"num_generations": 1}, "num_generations must be at least 2, and 1 is not"),
         ({"temperature": 0}, "temperature must be above 0"),
+        ({"do_sample": False, "temperature": 0.5}, "temperature is for samples"),
         ({"epsilon": 1.5}, "epsilon must be above 0 and below 1"),
         ({"beta": "much"}, "beta must be float, and 'much' is not"),
     ):

@@ -5,6 +5,7 @@ from .captioner import Captioner
 from .checkpoints import DEFAULT_CHECKPOINT, find_checkpoint, find_device
 from .confidence import Confidence
 from .consensus import DocumentFrequencies
+from .datastore import Datastore
 from .generation import Generation, GenerationSettings, generate, score
 from .inputs import find_pictures
 from .job import CaptionJob
@@ -20,6 +21,7 @@ __all__ = [
     "CaptionJob",
     "Captioner",
     "Confidence",
+    "Datastore",
     "Descriptions",
     "DocumentFrequencies",
     "ErrorLog",

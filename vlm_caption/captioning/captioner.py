@@ -211,7 +211,7 @@ class Captioner:
             max_bytes: The largest file in bytes; see `open_image`.
             **generation: What transformers' `generate` takes, such as `num_beams`, `max_new_tokens`, `do_sample` and
                 `num_return_sequences`, in place of the checkpoint's `generation_config.json`; and `stop`, `ban`,
-                `max_words`, `seed`, `consensus` and `document_frequencies` of [`GenerationSettings`].
+                `max_words`, `seed`, `consensus`, `document_frequencies` and `datastore` of [`GenerationSettings`].
 
         Yields:
             A picture's caption, or the ImageError that says why it has none. With `num_return_sequences`, that many

@@ -93,17 +93,22 @@ class DocumentFrequencies:
         write_text(path, json.dumps(self.table, ensure_ascii=False, separators=(",", ":")) + "\n")
         return path
 
-    def choose(self, captions: Sequence[str]) -> int:
-        """Returns which caption has the highest mean CIDEr-D with the others as references; the first of equals.
+    def choose(self, captions: Sequence[str], references: Sequence[str] = ()) -> int:
+        """Returns which caption has the highest mean CIDEr-D; the first of equals.
 
         Args:
             captions: Captions of one picture, the likeliest first. An empty one is chosen only if all are.
+            references: What each is compared with; if there are none, the other captions.
         """
         tokens = tokenize_with(self.tokenizer, captions)
-        scores = [
-            self._cider.score([own], [*tokens[:place], *tokens[place + 1 :]])[0] if own and len(tokens) > 1 else -1.0
-            for place, own in enumerate(tokens)
-        ]
+        if references:
+            scores = self._cider.score(tokens, tokenize_with(self.tokenizer, references))
+        else:
+            scores = [
+                self._cider.score([own], [*tokens[:place], *tokens[place + 1 :]])[0] if len(tokens) > 1 else 0.0
+                for place, own in enumerate(tokens)
+            ]
+        scores = [score if own else -1.0 for own, score in zip(tokens, scores, strict=True)]
         return scores.index(max(scores))
 
 

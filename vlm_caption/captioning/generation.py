@@ -1,7 +1,8 @@
 """Writes captions: the one place that calls `generate` and decodes what it returns."""
 
 import contextlib
-from collections.abc import Generator, Mapping, Sequence
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,8 +16,9 @@ from ..towers.composition import MAX_NEW_TOKENS
 from ..towers.processor import CaptionerProcessor
 from .caption import check_settings, cut, first_place
 from .consensus import DocumentFrequencies, checkpoint_frequencies
+from .datastore import CANDIDATES, Datastore, open_datastore
 
-_OWN = ("stop", "ban", "max_words", "seed", "consensus", "document_frequencies")
+_OWN = ("stop", "ban", "max_words", "seed", "consensus", "document_frequencies", "datastore")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class GenerationSettings:
         consensus: Write this many captions, by beam search or sampling, and keep the one that agrees most with the
             others; see [`DocumentFrequencies`].
         document_frequencies: What a consensus takes for frequent words, by default what is beside the checkpoint.
+        datastore: Keep the caption that agrees most with those of the most similar pictures of a datastore. A
+            consensus then has 8 captions unless it is set.
 
     Raises:
         ValueError: A setting is out of range.
@@ -44,6 +48,7 @@ class GenerationSettings:
     seed: int | None = None
     consensus: int | None = None
     document_frequencies: DocumentFrequencies | None = None
+    datastore: Datastore | None = None
 
     def __post_init__(self) -> None:
         check_settings(
@@ -58,13 +63,21 @@ class GenerationSettings:
 
         Args:
             arguments: Arguments of [`Captioner.caption_each`]. Those that are None count as not given. `stop` and
-                `ban` are a text or several.
+                `ban` are a text or several, and `datastore` may be its folder.
+
+        Raises:
+            DataError: The folder has no datastore.
+            ValueError: A setting is out of range.
         """
         given = {name: value for name, value in arguments.items() if value is not None}
         own = {name: given.pop(name) for name in _OWN if name in given}
         for name in ("stop", "ban"):
             if name in own:
                 own[name] = (own[name],) if isinstance(own[name], str) else tuple(own[name])
+        if "datastore" in own:
+            if not isinstance(own["datastore"], Datastore):
+                own["datastore"] = open_datastore(os.fspath(own["datastore"]))
+            own.setdefault("consensus", CANDIDATES)
         return cls(given, **own)
 
 
@@ -117,11 +130,7 @@ def generate(
     """
     inputs = processor.tokenizer.pad({"input_ids": list(prompts)}, return_tensors="pt").to(model.device)  # on the left
     arguments = _complete(model, processor, settings)
-    frequencies = settings.document_frequencies
-    if settings.consensus is None:
-        frequencies = None
-    elif frequencies is None:
-        frequencies = checkpoint_frequencies(model.name_or_path or "")
+    choose = _chooser(model, images, len(prompts), settings)
     with _seeded(model.device, settings.seed):
         token_ids = model.generate(inputs["input_ids"], attention_mask=inputs["attention_mask"], **images, **arguments)
     mask = inputs["attention_mask"].repeat_interleave(len(token_ids) // len(prompts), dim=0)
@@ -143,14 +152,40 @@ def generate(
                 row, first_place(starts, lambda start: cut(start, settings.stop, settings.max_words) is not None) :
             ] = False
     written = Generation(token_ids, mask, is_caption, [" ".join(text.split()) for text in texts], finished)
-    return written if frequencies is None else _agree(written, len(prompts), frequencies)
+    return written if choose is None else _keep_chosen(written, len(prompts), choose)
 
 
-def _agree(written: Generation, num_prompts: int, frequencies: DocumentFrequencies) -> Generation:
-    """Returns one caption for each prompt: the one that agrees most with the others of that prompt."""
+def _chooser(
+    model: CaptionerForConditionalGeneration,
+    images: Mapping[str, Any],
+    num_prompts: int,
+    settings: GenerationSettings,
+) -> Callable[[int, list[str]], int] | None:
+    """Returns what chooses among the captions of a prompt, given its number and them; None if all are kept.
+
+    Raises:
+        ConfigError, DataError: See `generate`.
+    """
+    if settings.consensus is None:
+        return None
+    frequencies, store = settings.document_frequencies, settings.datastore
+    if store is None:
+        frequencies = frequencies or checkpoint_frequencies(model.name_or_path or "")
+        return lambda number, texts: frequencies.choose(texts)
+    if "image_features" in images:
+        features = images["image_features"]
+    else:
+        features = model.core.encode_images(images["pixel_values"])["pooler_output"]
+    each = len(features) // num_prompts
+    references = store.references(model.config, features[each - 1 :: each])  # the last picture is the captioned one
+    return lambda number, texts: (frequencies or store.frequencies).choose(texts, references[number])
+
+
+def _keep_chosen(written: Generation, num_prompts: int, choose: Callable[[int, list[str]], int]) -> Generation:
+    """Returns one caption for each prompt: the chosen one."""
     count = len(written.texts) // num_prompts
     starts = range(0, len(written.texts), count)
-    rows = [start + frequencies.choose(written.texts[start : start + count]) for start in starts]
+    rows = [start + choose(number, written.texts[start : start + count]) for number, start in enumerate(starts)]
     return Generation(
         written.token_ids[rows],
         written.prompt_mask[rows],

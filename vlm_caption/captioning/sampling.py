@@ -1,9 +1,9 @@
-"""Samples several captions of each image from the model's own distribution, for training on rewards.
+"""Writes several captions of each image for training on rewards: samples of the model's distribution, or beams.
 
-Training needs captions as the model would write them at random: no penalty, no blocked repeats, no cut to the most
-probable tokens. It needs many of them, so the image and the prompt are encoded once for all captions of an image, and
-captions that have ended are computed no further. `generate` of transformers encodes them once for each caption, and
-goes on with all rows until the last one has ended: `benchmarks/sampling.py` compares the two.
+Training on samples needs captions as the model would write them at random: no penalty, no blocked repeats, no cut to
+the most probable tokens. It needs many of them, so the image and the prompt are encoded once for all captions of an
+image, and captions that have ended are computed no further. `generate` of transformers encodes them once for each
+caption, and goes on with all rows until the last one has ended: `benchmarks/sampling.py` compares the two.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from ..towers.composition import MAX_NEW_TOKENS
 
 @dataclass(frozen=True)
 class Samples:
-    """Sampled captions: those of the first image, then those of the second, and so on.
+    """Captions of images: those of the first image, then those of the second, and so on.
 
     Attributes:
         token_ids: The tokens of each caption, including its end token if it came to its end.
@@ -51,10 +51,7 @@ def sample_captions(
         generator: The random numbers, on the CPU.
         max_new_tokens: The largest number of tokens of a caption, if less than in the generation settings.
     """
-    longest = model.generation_config.max_new_tokens or MAX_NEW_TOKENS
-    longest = min(longest, max_new_tokens or longest)
-    own: Any = model.generation_config.eos_token_id
-    end_ids = {token for token in (own if isinstance(own, list) else [own]) if token is not None}
+    longest, end_ids = _bounds(model, max_new_tokens)
     ends = torch.tensor(sorted(end_ids), dtype=torch.long, device=model.device)
     [number] = {len(tensor) for tensor in images.values()}
     prompt = torch.tensor([list(prefix)] * number, device=model.device)
@@ -79,6 +76,54 @@ def sample_captions(
             logits = model(input_ids=drawn[:, None], **{name: cache}, use_cache=True).logits[:, -1]
     captions = [[token for token in row if token >= 0] for row in token_ids.tolist()]
     return Samples(captions, [caption[-1] in end_ids for caption in captions])
+
+
+@torch.no_grad()
+def beam_captions(
+    model: CaptionerForConditionalGeneration,
+    prefix: Sequence[int],
+    images: Mapping[str, Any],
+    count: int,
+    max_new_tokens: int | None = None,
+) -> Samples:
+    """Writes the most probable captions of images: all beams of a beam search.
+
+    Args:
+        model: The model, in eval mode. Its generation settings apply, except for the number of beams.
+        prefix: The token ids before each caption, with the image's placeholders.
+        images: `image_features` or `pixel_values` of the images, on the model's device.
+        count: The number of beams, and of captions of each image.
+        max_new_tokens: The largest number of tokens of a caption, if less than in the generation settings.
+    """
+    longest, end_ids = _bounds(model, max_new_tokens)
+    [number] = {len(tensor) for tensor in images.values()}
+    prompt = torch.tensor([list(prefix)] * number, device=model.device)
+    with torch.compiler.set_stance("force_eager"):  # every new length would be compiled anew
+        token_ids = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            **images,
+            do_sample=False,
+            num_beams=count,
+            num_return_sequences=count,
+            max_new_tokens=longest,
+        )
+    captions = [_up_to_end(row, end_ids) for row in token_ids[:, len(prefix) :].tolist()]
+    return Samples(captions, [caption[-1] in end_ids for caption in captions])
+
+
+def _bounds(model: CaptionerForConditionalGeneration, max_new_tokens: int | None) -> tuple[int, set[int]]:
+    """Returns the largest number of tokens of a caption, and the tokens that end one."""
+    longest = model.generation_config.max_new_tokens or MAX_NEW_TOKENS
+    own: Any = model.generation_config.eos_token_id
+    end_ids = {token for token in (own if isinstance(own, list) else [own]) if token is not None}
+    return min(longest, max_new_tokens or longest), end_ids
+
+
+def _up_to_end(token_ids: list[int], end_ids: set[int]) -> list[int]:
+    """Returns a caption up to its first end token, without the padding behind it."""
+    ends = [place for place, token in enumerate(token_ids) if token in end_ids]
+    return token_ids[: ends[0] + 1] if ends else token_ids
 
 
 def draw_tokens(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:

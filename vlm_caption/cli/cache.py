@@ -1,4 +1,4 @@
-"""Computes image features ahead of training, which then finds them in the cache.
+"""Computes image features before training, which then finds them in the cache.
 
 The options are those of training. Several processes, started with `torchrun --nproc_per_node 2`, share the work.
 """

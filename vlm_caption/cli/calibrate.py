@@ -3,10 +3,10 @@
 For example, with COMMAND for `vlm-caption calibrate` or `python scripts/calibrate.py`:
 
     COMMAND --checkpoint runs/mine --data.path ../shared/flickr8k
-    COMMAND --checkpoint runs/mine --config runs/mine/config.yaml --limit 500
+    COMMAND --checkpoint runs/mine --config runs/mine/run_config.yaml --limit 500
 
-It captions the images of the dev split, which the checkpoint must not have been trained on, and drawn pictures that no
-caption is right for. Features come from the cache if they are there. A stopped command resumes where it was.
+It captions the images of the dev split, which the checkpoint must not have been trained on, and drawn pictures for
+which no caption is right. It uses cached features, if there are any. A stopped command resumes.
 """
 
 import argparse
@@ -86,7 +86,9 @@ def _parser(prog: str) -> ArgumentParser:
     parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="the folder of the checkpoint")
     parser.add_argument("--config", help="a YAML file, for its sections data and generation")
     parser.add_argument("--split", help="the split to fit on; by default data.dev_split")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="as in training")
+    parser.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), help="the precision of the weights, as in training (auto)"
+    )
     parser.add_argument(
         "--right-share",
         type=float,
@@ -95,9 +97,19 @@ def _parser(prog: str) -> ArgumentParser:
         help="a caption is right if its CIDEr-D is higher with its own references than with those of this share of "
         "other images (0.95)",
     )
-    parser.add_argument("--negatives", type=positive_int, default=20, metavar="N", help="drawn pictures a kind (20)")
     parser.add_argument(
-        "--train-images", type=positive_int, default=1000, metavar="N", help="whose features are known (1000)"
+        "--negatives",
+        type=positive_int,
+        default=20,
+        metavar="N",
+        help="the number of drawn pictures of each kind (20)",
+    )
+    parser.add_argument(
+        "--train-images",
+        type=positive_int,
+        default=1000,
+        metavar="N",
+        help="the number of images of the training split whose features are averaged (1000)",
     )
     parser.add_argument(
         "--output-dir", type=Path, default=Path("calibration"), help=f"the folder for {PLOT_NAME} and {REPORT_NAME}"

@@ -433,8 +433,9 @@ def _check_arguments(parser: ArgumentParser, arguments: argparse.Namespace) -> N
             parser.error(f"--{option} needs --sidecars or --xmp")
     if arguments.append and arguments.overwrite:
         parser.error("--append and --overwrite exclude each other")
-    if arguments.consensus is not None and arguments.num_captions is not None:
-        parser.error("--consensus keeps one caption of each picture, and --num-captions several: leave one out")
+    for option in ("consensus", "datastore"):
+        if getattr(arguments, option) is not None and arguments.num_captions is not None:
+            parser.error(f"--{option} keeps one caption of each picture, and --num-captions several: leave one out")
     if arguments.consensus_captions is not None and arguments.consensus is None:
         parser.error("--consensus-captions needs --consensus")
     if (arguments.min_confidence is None) != (arguments.review is None):
@@ -464,7 +465,7 @@ def _check_format(parser: ArgumentParser, arguments: argparse.Namespace) -> None
 
 
 def _parser(prog: str) -> ArgumentParser:
-    parser = ArgumentParser(prog=prog, description="Writes a caption for each picture.", allow_abbrev=False)
+    parser = ArgumentParser(prog=prog, description="Captions pictures, or vectors.", allow_abbrev=False)
     parser.add_argument(
         "images",
         nargs="*",
@@ -473,24 +474,32 @@ def _parser(prog: str) -> ArgumentParser:
         "each line, or - for such a list on standard input",
     )
     parser.add_argument("--config", metavar="FILE", help="caption the pictures of the corpus in this YAML file")
-    parser.add_argument("--split", metavar="NAME", help="of the corpus (all)")
+    parser.add_argument("--split", metavar="NAME", help="only this split of the corpus (all)")
     parser.add_argument("--features", metavar="FILE", help="caption the vectors in a .npy, .safetensors or .parquet")
-    parser.add_argument("--feature-column", metavar="NAME", help="of a .parquet file with several columns of vectors")
-    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="a folder or a Hub id")
+    parser.add_argument(
+        "--feature-column", metavar="NAME", help="the column, in a .parquet with several columns of vectors"
+    )
+    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="a folder or a Hub id (checkpoints/embedded)")
     parser.add_argument("--device", metavar="NAME", help="such as cuda:1 or cpu (a GPU, if there is one)")
-    parser.add_argument("--dtype", choices=_DTYPES, help="of the weights (as they were saved)")
-    parser.add_argument("--batch-size", type=positive_int, default=8, metavar="N", help="pictures at a time (8)")
-    parser.add_argument("--max-pixels", type=positive_int, metavar="N", help=f"width x height ({MAX_PIXELS:,})")
-    parser.add_argument("--max-bytes", type=positive_int, metavar="N", help=f"of a picture's file ({MAX_BYTES:,})")
+    parser.add_argument("--dtype", choices=_DTYPES, help="the dtype of the weights (as they were saved)")
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=8, metavar="N", help="the number of pictures in a batch (8)"
+    )
+    parser.add_argument(
+        "--max-pixels", type=positive_int, metavar="N", help=f"largest width x height ({MAX_PIXELS:,})"
+    )
+    parser.add_argument(
+        "--max-bytes", type=positive_int, metavar="N", help=f"largest file of a picture ({MAX_BYTES:,})"
+    )
     _add_engine(parser)
     prompt = parser.add_argument_group("prompt")
     prompt.add_argument(
         "--prompt",
         action="append",
-        help="text around the picture, which may say <image> (as in training); may be repeated",
+        help="text around the picture, with <image> in its place (as in training); may be repeated",
     )
     prompt.add_argument(
-        "--question", metavar="TEXT", action="append", help="what fills the prompt's {question}; may be repeated"
+        "--question", metavar="TEXT", action="append", help="text for {question} in the prompt; may be repeated"
     )
     prompt.add_argument(
         "--example",
@@ -498,7 +507,7 @@ def _parser(prog: str) -> ArgumentParser:
         action="append",
         default=[],
         metavar=("IMAGE", "CAPTION"),
-        help="show this picture with its caption before each; may be repeated",
+        help="an example to show before each picture; may be repeated",
     )
     _add_outputs(parser)
     decoding = parser.add_argument_group("decoding", "The defaults are those of the checkpoint.")
@@ -524,30 +533,41 @@ def _add_outputs(parser: ArgumentParser) -> None:
     output.add_argument(
         "--format",
         choices=FORMATS,
-        help="text (on standard output), json: an object a line, csv, parquet, or coco: COCO's results; by default as "
-        "the name of --output ends, or json",
+        help="text (on standard output only), json (JSON lines), csv, parquet, or coco (COCO's results); by default "
+        "text, and for --output as its name ends, or json",
     )
     output.add_argument(
         "--output",
         type=_path,
         metavar="FILE",
-        help="keep captions there, and leave out pictures that it has: a stopped job resumes; -: standard output",
+        help="the file for captions; a repeated command leaves out pictures in it, and resumes; -: standard output",
     )
-    output.add_argument("--bad-images", type=_path, metavar="FILE", help="JSON lines of what has no caption, and why")
+    output.add_argument(
+        "--bad-images",
+        type=_path,
+        metavar="FILE",
+        help="a file for JSON lines of the pictures without a caption, and why",
+    )
     output.add_argument(
         "--min-confidence",
         type=_share,
         metavar="P",
         help="captions below this probability of being right go to --review instead",
     )
-    output.add_argument("--review", type=_path, metavar="FILE", help="JSON lines of captions to look at")
-    output.add_argument("--no-confidence", action="store_true", help="leave confidences out, which saves their time")
-    output.add_argument("--sidecars", action="store_true", help="write NAME.txt beside each picture that has none")
-    output.add_argument("--xmp", action="store_true", help="write the description in each picture that has none")
-    output.add_argument("--prefix", default="", metavar="TEXT", help="in front of each caption in these two places")
-    output.add_argument("--suffix", default="", metavar="TEXT", help="behind each caption in these two places")
-    output.add_argument("--append", action="store_true", help="add the caption to a text that is there")
-    output.add_argument("--overwrite", action="store_true", help="replace a text that is there")
+    output.add_argument(
+        "--review", type=_path, metavar="FILE", help="the file for captions below --min-confidence, JSON lines"
+    )
+    output.add_argument("--no-confidence", action="store_true", help="do not compute confidences, which saves time")
+    output.add_argument("--sidecars", action="store_true", help="write NAME.txt beside each picture without one")
+    output.add_argument("--xmp", action="store_true", help="write the XMP description into each picture without one")
+    output.add_argument(
+        "--prefix", default="", metavar="TEXT", help="written before each caption of --sidecars and --xmp"
+    )
+    output.add_argument(
+        "--suffix", default="", metavar="TEXT", help="written after each caption of --sidecars and --xmp"
+    )
+    output.add_argument("--append", action="store_true", help="add the caption to an existing text")
+    output.add_argument("--overwrite", action="store_true", help="replace an existing text")
 
 
 def _path(text: str) -> Path:
@@ -578,9 +598,9 @@ def _number(text: str) -> float:
     return number
 
 
-# The options of decoding. They are called as in transformers' `generate`, but for the first four.
+# The options of decoding. They are called as in transformers' `generate`, but for the first five.
 _DECODING: dict[str, dict[str, Any]] = {
-    "--num-captions": {"type": positive_int, "metavar": "N", "help": "captions of each picture (1)"},
+    "--num-captions": {"type": positive_int, "metavar": "N", "help": "the number of captions of each picture (1)"},
     "--consensus": {
         "type": positive_int,
         "metavar": "N",
@@ -588,23 +608,35 @@ _DECODING: dict[str, dict[str, Any]] = {
     },
     "--consensus-captions": {
         "metavar": "FILE",
-        "help": "captions, one in each line, that show which words are frequent (a table beside the checkpoint)",
+        "help": "captions, one per line, that give word frequencies for --consensus (a file of the checkpoint)",
     },
-    "--sample": {"action": "store_true", "help": "draw the words at random instead of searching for the best"},
-    "--temperature": {"type": _positive, "metavar": "X", "help": "of sampling: above 1 more varied, below 1 less"},
-    "--top-p": {"type": _share, "metavar": "X", "help": "draw from the likeliest words of this total probability"},
-    "--seed": {"type": natural_int, "metavar": "N", "help": "draw the same words every time"},
-    "--num-beams": {"type": positive_int, "metavar": "N", "help": "of beam search; 1 is greedy"},
+    "--datastore": {
+        "metavar": "FOLDER",
+        "help": "keep the caption that agrees most with those of similar images, which `vlm-caption index` collected",
+    },
+    "--sample": {"action": "store_true", "help": "sample tokens instead of searching for the best ones"},
+    "--temperature": {"type": _positive, "metavar": "X", "help": "for sampling: above 1 more varied, below 1 less"},
+    "--top-p": {
+        "type": _share,
+        "metavar": "X",
+        "help": "sample from the most probable tokens of this total probability",
+    },
+    "--seed": {"type": natural_int, "metavar": "N", "help": "sample the same tokens every time"},
+    "--num-beams": {"type": positive_int, "metavar": "N", "help": "the number of beams; 1 is greedy search"},
     "--length-penalty": {
         "type": _number,
         "metavar": "X",
-        "help": "of beams: above 0 for longer, below for shorter",
+        "help": "for beam search: above 0 favours longer captions, below 0 shorter ones",
     },
-    "--max-new-tokens": {"type": positive_int, "metavar": "N", "help": "the longest caption"},
-    "--min-new-tokens": {"type": positive_int, "metavar": "N", "help": "the shortest caption"},
-    "--max-words": {"type": positive_int, "metavar": "N", "help": "cut captions behind that many words"},
-    "--no-repeat-ngram-size": {"type": positive_int, "metavar": "N", "help": "no run of N tokens twice"},
-    "--repetition-penalty": {"type": _positive, "metavar": "X", "help": "above 1: words seldom come twice"},
+    "--max-new-tokens": {"type": positive_int, "metavar": "N", "help": "the greatest length of a caption, in tokens"},
+    "--min-new-tokens": {"type": positive_int, "metavar": "N", "help": "the least length of a caption, in tokens"},
+    "--max-words": {"type": positive_int, "metavar": "N", "help": "cut captions after N words"},
+    "--no-repeat-ngram-size": {"type": positive_int, "metavar": "N", "help": "generate no sequence of N tokens twice"},
+    "--repetition-penalty": {
+        "type": _positive,
+        "metavar": "X",
+        "help": "above 1: generated tokens become less likely to repeat",
+    },
     "--ban": {"action": "append", "metavar": "WORD", "help": "never write this word; may be repeated"},
     "--stop": {"action": "append", "metavar": "TEXT", "help": "end captions before this text; may be repeated"},
 }

@@ -6,10 +6,10 @@ For example, with COMMAND for `vlm-caption evaluate` or `python scripts/evaluate
     COMMAND --checkpoint runs/mine --data.path ../shared/flickr8k --split dev
     COMMAND --results results.json --references captions_val2014.json
 
-Without --config or another --data.path, a run is scored on its own data, with the data settings that it was trained
-with. Options take precedence over them.
+Without --config or another --data.path, a run is scored on its own dev split, with the data settings that it was
+trained with. Options take precedence over them.
 
-The scores of a whole split are added to the model card of a checkpoint in a folder.
+The scores of a whole split are added to the model card, if the checkpoint is a folder.
 """
 
 import argparse
@@ -183,25 +183,29 @@ def _parser(prog: str) -> ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="a folder or a Hub id")
+    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="a folder or a Hub id (checkpoints/embedded)")
     parser.add_argument("--config", help="a YAML file, for its sections data and generation")
     parser.add_argument("--split", help="the split to score; by default data.dev_split")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="as in training")
+    parser.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), help="the precision of the weights, as in training (auto)"
+    )
     parser.add_argument("--results", type=Path, metavar="FILE", help="captions to score, in COCO's results format")
     parser.add_argument(
         "--references", type=Path, metavar="FILE", help="their references, in COCO's annotations format"
     )
-    parser.add_argument("--allow-missing", action="store_true", help="score the images that both files have")
-    parser.add_argument("--compare", type=Path, metavar="FILE", help="another results.json, or its folder")
+    parser.add_argument("--allow-missing", action="store_true", help="score only the images that both files have")
+    parser.add_argument(
+        "--compare", type=Path, metavar="FILE", help="another results.json, or its folder, to compare with"
+    )
     parser.add_argument("--clip-model", metavar="NAME", help="for CLIPScore: a folder or a Hub id")
     parser.add_argument(
         "--output-dir",
         type=Path,
         default=Path("evaluation"),
-        help="the folder for results.json, per_image.csv and report.html",
+        help="the folder for results.json, references.json, per_image.csv and report.html (evaluation)",
     )
-    parser.add_argument("--captions", type=natural_int, default=10, help="the number of captions to print")
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser.add_argument("--captions", type=natural_int, default=10, help="the number of captions to print (10)")
+    parser.add_argument("--json", action="store_true", help="end the output with one JSON object")
     add_arguments(parser, ["data", "generation"])
     return parser
 

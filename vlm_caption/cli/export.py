@@ -20,9 +20,9 @@ def main(argv: list[str] | None, prog: str) -> int:
     parser = ArgumentParser(
         prog=prog, description="Exports a checkpoint for captioning without torch.", allow_abbrev=False
     )
-    parser.add_argument("output", type=Path, metavar="OUT", help="the folder to write, which must not exist")
-    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="a folder or a Hub id")
-    parser.add_argument("--format", choices=("onnx",), default="onnx", help="of the graphs (onnx)")
+    parser.add_argument("output", type=Path, metavar="OUT", help="the folder to write, which must not exist yet")
+    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="a folder or a Hub id (checkpoints/embedded)")
+    parser.add_argument("--format", choices=("onnx",), default="onnx", help="the format of the graphs (onnx)")
     parser.add_argument("--quantize", choices=("int8",), help="round weights to 8 bits: a quarter of the size, faster")
     arguments = parser.parse_args(argv)
     setup_logging()

@@ -67,17 +67,19 @@ def _parser(prog: str) -> ArgumentParser:
         "path", nargs="*", metavar="PATH", help="the corpus, or several to train on together; the same as --data.path"
     )
     parser.add_argument(
-        "--config", help="the YAML file of a training, whose language model counts tokens if it is local"
+        "--config", help="the YAML file of a training, whose tokenizer counts tokens if it is on this machine"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument(
         "--html",
         type=Path,
         metavar="FILE",
-        help="write a page of random images with their captions there (contact_sheet.html; with --json no page)",
+        help="the page of random images with their captions (contact_sheet.html; none with --json)",
     )
-    parser.add_argument("--samples", type=positive_int, default=24, metavar="N", help="images on the page (24)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the choice of images (0)")
+    parser.add_argument(
+        "--samples", type=positive_int, default=24, metavar="N", help="the number of images on the page (24)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="the seed that chooses the images (0)")
     add_arguments(parser, ["data"])
     return parser
 

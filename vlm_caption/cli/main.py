@@ -13,9 +13,10 @@ COMMANDS = {
     "train": "train a captioner",
     "evaluate": "score a checkpoint on captioned images, or captions against references",
     "calibrate": "fit the probability that a caption is right",
+    "index": "collect captioned images that help to choose captions",
     "inspect": "look at captioned images before training",
     "export": "export a checkpoint to ONNX, for captioning without torch",
-    "cache": "compute image features ahead of training",
+    "cache": "compute image features before training",
     "demo": "caption eight photos and write a page of them",
 }
 

@@ -1,5 +1,15 @@
-"""Trains a captioner."""
+"""Trains a captioner.
 
+For example, with COMMAND for `vlm-caption train` or `python scripts/train.py`:
+
+    COMMAND --config configs/finetune.yaml --data.path mine --output-dir runs/mine
+    COMMAND --config configs/embedded.yaml --data.path mine --output-dir runs/mine --epochs 12
+
+The first one fine-tunes the shipped captioner, and the second one trains a new projector. Options take precedence over
+the settings of the file. A stopped command resumes if it is given again.
+"""
+
+import argparse
 import signal
 
 from ..config.command_line import add_arguments, parse_arguments
@@ -20,7 +30,12 @@ def main(argv: list[str] | None, prog: str) -> int:
         The exit code: 0; 1 if the loss is not finite; 2 for settings, data or folders that cannot be used; 130 after
         Ctrl-C and 143 after SIGTERM.
     """
-    parser = ArgumentParser(prog=prog, description=__doc__, allow_abbrev=False)
+    parser = ArgumentParser(
+        prog=prog,
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--config", help="a YAML file of settings, such as configs/embedded.yaml")
     add_arguments(parser)
     if is_first_process():  # among several processes, only one prints

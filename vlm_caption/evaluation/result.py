@@ -96,7 +96,7 @@ class Evaluation:
         not_computed: Why a metric was not computed, by metric.
         missing, extra: The images left out because they have no caption, or no references.
         bad_images: Why pictures were left out, by file.
-        generation: Settings of `generate` in place of the checkpoint's own.
+        generation: How captions were written: the checkpoint's settings of `generate`, and those in place of them.
         comparison: The comparison with another system.
     """
 

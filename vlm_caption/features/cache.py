@@ -86,8 +86,11 @@ def _settings(
     tower_config = model.core.vision_tower.config.to_dict()
     # An adapter's scale is in no weight. Without an adapter, the keys are the same as before there were adapters.
     adapter = {} if config.vision_adapter is None else {"adapter": config.vision_adapter}
-    # Without chosen layers, the keys are the same as before layers could be chosen.
-    layers = {"vision_feature_layer": config.vision_feature_layers} if config.vision_feature_layers else {}
+    # Without chosen layers, the keys are the same as before layers could be chosen. With them, `pooled_feature` is not
+    # used: the pooled vector is the class token.
+    layers = {}
+    if config.vision_feature_layers:
+        layers = {"vision_feature_layer": config.vision_feature_layers, "pooled_feature": "cls"}
     flipped = ["flipped"] if open_picture.flip else []
     return adapter | {
         # The weights in the model, because they may differ from those of the backbone.

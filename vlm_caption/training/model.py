@@ -97,7 +97,8 @@ def set_generation(model: CaptionerForConditionalGeneration, config: RunConfig) 
     if longest > DataSection.max_caption_tokens:
         own.max_new_tokens = max(longest, own.max_new_tokens or 0)
     settings = config.generation.settings()
-    settings.pop("consensus", None)  # which is of evaluation
+    for name in ("consensus", "datastore"):  # which are of evaluation
+        settings.pop(name, None)
     if settings.get("length_penalty", 1) != 1 and settings.get("num_beams", own.num_beams or 1) == 1:
         raise ConfigError(  # transformers would refuse to save it
             "generation.length_penalty is of beam search: set generation.num_beams above 1, or leave it out."

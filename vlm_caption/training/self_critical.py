@@ -11,6 +11,9 @@ So the gradient has the direction of the expected reward's, whatever the caption
 "Understanding R1-Zero-Like Training", arXiv:2503.20783: a mean over each caption's own tokens favours short good
 captions and long bad ones), and learning rates mean what they do for the cross-entropy.
 
+Without `do_sample`, the captions of an image are the beams of a beam search (Cornia et al. 2020, "Meshed-Memory
+Transformer for Image Captioning", arXiv:1912.08226): what is then compared is what captioning chooses from.
+
 Dropout is off, so that what is trained is the distribution that the captions were drawn from.
 """
 
@@ -20,7 +23,7 @@ from typing import Any
 import torch
 from torch.func import functional_call
 
-from ..captioning.sampling import sample_captions
+from ..captioning.sampling import Samples, beam_captions, sample_captions
 from ..config.run_config import RunConfig
 from ..core.errors import ConfigError
 from ..model.loss import IGNORE_INDEX, target_nll
@@ -121,10 +124,7 @@ class SelfCriticalLoop(TrainingLoop):
         count = settings.num_generations
         inputs = {name: tensor for name, tensor in images.items() if name != "rows"}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            samples = sample_captions(
-                *(self.model, collator.prefix, inputs, count, settings.temperature, self._generator(number)),
-                max_new_tokens=settings.max_completion_length,
-            )
+            samples = self._write(inputs, number)
         texts = self.processor.batch_decode(samples.token_ids, skip_special_tokens=True)
         rewards = self.reward(images["rows"].tolist(), [" ".join(text.split()) for text in texts], samples.ended)
         captions = [samples.token_ids[start : start + count] for start in range(0, len(texts), count)]
@@ -146,6 +146,16 @@ class SelfCriticalLoop(TrainingLoop):
             ]
         ).to(self.device)
         return batch
+
+    def _write(self, images: Batch, number: int) -> Samples:
+        """Returns the captions that a batch of images is trained on."""
+        settings = self.reinforce
+        arguments = (self.model, self.data.collator.prefix, images, settings.num_generations)
+        if not settings.do_sample:
+            return beam_captions(*arguments, settings.max_completion_length)
+        return sample_captions(
+            *arguments, settings.temperature, self._generator(number), max_new_tokens=settings.max_completion_length
+        )
 
     def update(self, batches: list[Batch], targets: torch.Tensor) -> None:
         """Updates the weights `num_iterations` times.

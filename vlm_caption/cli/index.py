@@ -1,0 +1,84 @@
+"""Collects captioned images into a datastore, whose captions help to choose those of other images.
+
+For example, with COMMAND for `vlm-caption index` or `python scripts/index.py`:
+
+    COMMAND --data.path mine mine-datastore
+    vlm-caption caption --datastore mine-datastore photos/
+
+Nothing is trained. Features come from the cache if they are there.
+"""
+
+import argparse
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..captioning.checkpoints import DEFAULT_CHECKPOINT
+from ..config.command_line import add_arguments, parse_arguments
+from ..config.run_config import RunConfig
+from ..core.console import ArgumentParser, describe_file_error, loading, printable, setup_logging
+from ..core.errors import BackboneError, ConfigError, DataError, ImageError
+
+if TYPE_CHECKING:
+    from ..captioning.datastore import Datastore
+
+
+def main(argv: list[str] | None, prog: str) -> int:
+    """Runs the command.
+
+    Args:
+        argv: The arguments. With None, those of the program.
+        prog: The name of the command, for messages.
+
+    Returns:
+        The exit code: 0; 2 for what cannot be used; 130 after Ctrl-C.
+    """
+    parser = ArgumentParser(
+        prog=prog, description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="the folder to write")
+    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="the captioner that will use it")
+    parser.add_argument("--config", help="a YAML file, for its section data")
+    parser.add_argument("--split", help="the split to collect; by default data.train_split")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="as in training")
+    add_arguments(parser, ["data"])
+    setup_logging()
+    try:
+        arguments, overrides = parse_arguments(parser, argv)
+        config = RunConfig.load(arguments.config, overrides)
+        if not config.data.path:
+            parser.error("say what to collect: --data.path of captioned images")
+        if config.data.features is not None:
+            raise ConfigError("data.features gives vectors, and a datastore is of images.")
+        store = _collect(arguments, config)
+        store.save(arguments.folder)
+    except (BackboneError, DataError, ImageError, ValueError) as error:
+        parser.complain(error)
+        return 2
+    except OSError as error:
+        parser.complain(describe_file_error(error))
+        return 2
+    except KeyboardInterrupt as error:
+        parser.complain("interrupted; the features computed so far are kept")
+        return 128 + getattr(error, "signum", signal.SIGINT)
+    print(printable(f"{arguments.folder}: {len(store)} images with {len(store.caption_ends)} captions"))
+    return 0
+
+
+def _collect(arguments: argparse.Namespace, config: RunConfig) -> "Datastore":
+    with loading("PyTorch and transformers"):
+        from datasets import disable_progress_bars
+
+        from ..captioning.captioner import Captioner
+        from ..captioning.datastore import Datastore
+        from ..data.opening import bad_images, open_data, picture_opener
+        from ..towers.precision import hold_frozen
+    disable_progress_bars()
+    data = config.data
+    bad = bad_images(data)
+    split = arguments.split or data.train_split
+    dataset = open_data(data).load(split, data.limit, on_missing=None if bad is None else bad.add_missing)
+    with loading(f"the checkpoint {arguments.checkpoint}"):
+        captioner = Captioner.from_pretrained(arguments.checkpoint)
+    hold_frozen(captioner.model, arguments.precision or config.training.precision)
+    return Datastore.collect(captioner.model, captioner.processor, dataset, picture_opener(data), bad)
