@@ -86,7 +86,13 @@ def run(options: list[str], folder: Path, threads: int) -> Run:
 def main() -> None:
     """Prints a line for each engine, and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, required=True, help="a folder of pictures, several hundred")
+    parser.add_argument(
+        "--photos",
+        type=Path,
+        required=True,
+        help="a folder of pictures: with fewer than several hundred, what the actors do at the same time as the first "
+        "captions are written counts as start",
+    )
     parser.add_argument("--checkpoint", default=str(REPOSITORY / "checkpoints" / "embedded"))
     parser.add_argument("--actors", type=int, default=2, help="actors of one core each, and cores of the process (2)")
     parser.add_argument("--batch-size", type=int, default=8)
@@ -113,8 +119,11 @@ def main() -> None:
             f"{median.start:.1f} s up to the first captions"
         )
     process, with_ray = medians.values()
-    print(f"Ray is {process.clock / with_ray.clock:.2f} x as fast, {process.processor / with_ray.processor:.2f} x by")
-    print(f"the processor's seconds. A core captions {3600 / with_ray.processor:,.0f} pictures in an hour.")
+    print(
+        f"Ray is {process.clock / with_ray.clock:.2f} x as fast by the clock, and "
+        f"{process.processor / with_ray.processor:.2f} x by the processor's seconds"
+    )
+    print(f"A core captions {3600 / with_ray.processor:,.0f} pictures in an hour")
 
 
 if __name__ == "__main__":
