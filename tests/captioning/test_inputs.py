@@ -2,6 +2,7 @@
 
 import io
 import os
+import pickle
 import tarfile
 import zipfile
 from pathlib import Path
@@ -99,6 +100,32 @@ def test_parquet_files_hold_pictures(is_struct):
     sources = find_pictures(["a.parquet"], pytest.fail)
     assert describe(sources[39]) == "a.parquet, row 40"
     assert [open_image(sources[row]).width for row in (33, 5, 39)] == [23, 25, 29]
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.parquet"])
+def test_stored_pictures_can_be_sent_to_another_process(name):
+    with zipfile.ZipFile("a.zip", "w") as zipped, tarfile.open("a.tar", "w") as tarred:
+        for number in range(2):
+            zipped.writestr(f"{number}.png", encoded(number))
+            tarred.add(f"photos/{number}.png")
+    pq.write_table(pa.table({"image": [encoded(0), encoded(1)]}), "a.parquet")
+    sent = pickle.loads(pickle.dumps(find_pictures([name], pytest.fail)))
+    assert list(map(describe, sent)) == find(name)
+    assert [open_image(source).width for source in sent] == [20, 21]
+    again = pickle.loads(pickle.dumps(find_pictures([name], pytest.fail)))
+    Path(name).unlink()
+    assert open_image(again[1]).width == 21  # it is open already
+
+
+@pytest.mark.parametrize("name", ["lost.zip", "lost.tar"])
+def test_a_stored_picture_whose_archive_another_process_lacks_is_bad_alone(name):
+    with zipfile.ZipFile("lost.zip", "w") as zipped, tarfile.open("lost.tar", "w") as tarred:
+        zipped.write("photos/1.png", "1.png")
+        tarred.add("photos/1.png", "1.png")
+    [sent] = pickle.loads(pickle.dumps(find_pictures([name], pytest.fail)))
+    Path(name).unlink()
+    with pytest.raises(ImageError, match=rf"{name}, 1\.png: the file cannot be read .*No such file"):
+        open_image(sent)
 
 
 def test_a_row_without_a_picture_is_bad_alone():

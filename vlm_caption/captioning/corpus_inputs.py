@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
@@ -66,4 +67,4 @@ def _source(image: str) -> ImageSource:
     place = Place.parse(image)
     if place.is_whole_file:
         return Path(place.path)
-    return cast(BinaryIO, StoredPicture(place.described, lambda: open_place(image)))
+    return cast(BinaryIO, StoredPicture(place.described, partial(open_place, image)))

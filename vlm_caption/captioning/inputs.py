@@ -7,8 +7,9 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 
 from ..core.console import first_line_of
 from ..core.errors import ConfigError, DataError, ImageError, ImageNotFoundError
@@ -30,9 +31,11 @@ _TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 class StoredPicture:
     """A picture inside an archive or a table: a binary file for `open_image` that is opened when it is first read.
 
+    It can be pickled before it is read: another process opens the archive again.
+
     Args:
         name: The picture's name in captions and messages, such as "photos.zip, 1.jpg".
-        open_file: A function that opens the picture.
+        open_file: A function that opens the picture, and can be pickled.
     """
 
     def __init__(self, name: str, open_file: Callable[[], Any]) -> None:
@@ -158,36 +161,97 @@ def _expand_list(
                 on_error(error)
 
 
+class _Container(Protocol):
+    """An open archive or table. Its class takes the path alone."""
+
+    path: str
+
+    def open(self, key: Any, /) -> Any:
+        """Opens a picture."""
+
+
+class _Opener:
+    """Opens a picture of a container. A pickled copy opens the container again, once for each process."""
+
+    def __init__(self, container: _Container, key: Any) -> None:
+        self.container, self.key = container, key
+
+    def __call__(self) -> Any:
+        return self.container.open(self.key)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial, (_open_again, type(self.container), self.container.path, self.key)
+
+
+def _open_again(kind: Callable[[str], _Container], path: str, key: Any) -> Any:
+    return _reopened(kind, path).open(key)
+
+
+@lru_cache(maxsize=4)  # a process gets the pictures of one archive after the other
+def _reopened(kind: Callable[[str], _Container], path: str) -> _Container:
+    return kind(path)
+
+
+class _Zip:
+    """The pictures in a zip archive."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.archive = zipfile.ZipFile(path)
+
+    def open(self, name: str) -> Any:
+        return self.archive.open(name)
+
+
+class _Tar:
+    """The pictures in a tar archive: those before the damage, if it is damaged.
+
+    Attributes:
+        fault: The damage.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.members: dict[str, tarfile.TarInfo] = {}
+        self.fault: Exception | None = None
+        try:
+            self.archive = tarfile.open(path)  # noqa: SIM115 - its pictures are read later
+            for member in self.archive:
+                if member.isreg() and _is_picture(member.name):
+                    self.members[member.name] = member
+        except (OSError, tarfile.TarError, EOFError, zlib.error, ValueError) as error:
+            self.fault = error
+
+    def open(self, name: str) -> Any:
+        if self.fault is not None and name not in self.members:  # in another process, which lacks the file
+            raise self.fault
+        return self.archive.extractfile(self.members[name])
+
+
 def _open_zip(path: str) -> Iterator[BinaryIO]:
     try:
-        archive = zipfile.ZipFile(path)
-        names = [info.filename for info in archive.infolist() if _is_picture(info.filename)]
+        container = _Zip(path)
+        names = [info.filename for info in container.archive.infolist() if _is_picture(info.filename)]
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise _unreadable(path, "zip archive", error) from error
-    yield from _named(path, names, lambda name: lambda: archive.open(name))
+    yield from _named(container, names)
 
 
 def _open_tar(path: str) -> Iterator[BinaryIO]:
-    members: dict[str, tarfile.TarInfo] = {}
-    fault: Exception | None = None
-    try:
-        archive = tarfile.open(path)  # noqa: SIM115 - its pictures are read later
-        for member in archive:
-            if member.isreg() and _is_picture(member.name):
-                members[member.name] = member
-    except (OSError, tarfile.TarError, EOFError, zlib.error, ValueError) as error:
-        fault = error
-    if members or fault is None:  # pictures before the damage can be read
-        yield from _named(path, list(members), lambda name: lambda: archive.extractfile(members[name]))
-    if fault is not None:
-        raise _unreadable(path, "tar archive", fault) from fault
+    container = _Tar(path)
+    if container.members or container.fault is None:
+        yield from _named(container, list(container.members))
+    if container.fault is not None:
+        raise _unreadable(path, "tar archive", container.fault) from container.fault
 
 
-def _named(path: str, names: Sequence[str], opener: Callable[[str], Callable[[], Any]]) -> Iterator[BinaryIO]:
+def _named(container: _Zip | _Tar, names: Sequence[str]) -> Iterator[BinaryIO]:
     if not names:
-        raise ImageNotFoundError(path, f"the archive holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise ImageNotFoundError(
+            container.path, f"the archive holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})"
+        )
     for name in names:
-        yield cast(BinaryIO, StoredPicture(f"{path}, {readable(name)}", opener(name)))
+        yield cast(BinaryIO, StoredPicture(f"{container.path}, {readable(name)}", _Opener(container, name)))
 
 
 def _is_picture(name: str) -> bool:
@@ -198,19 +262,16 @@ def _is_picture(name: str) -> bool:
 
 def _open_parquet(path: str) -> Iterator[BinaryIO]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(path)
-        column = find_column(table.schema_arrow.names, None, IMAGE_COLUMNS, "image", path)
+        rows = _ParquetRows(path)
     except (OSError, pa.ArrowException, DataError) as error:
         raise _unreadable(path, "Parquet file", error) from error
-    rows = _ParquetRows(path, table, column)
-    count = table.metadata.num_rows
+    count = rows.table.metadata.num_rows
     if not count:
         raise ImageNotFoundError(path, "the table has no rows")
     for row in range(count):
-        yield cast(BinaryIO, StoredPicture(f"{path}, row {row + 1}", lambda row=row: rows.open(row)))
+        yield cast(BinaryIO, StoredPicture(f"{path}, row {row + 1}", _Opener(rows, row)))
 
 
 def _unreadable(path: str, kind: str, error: Exception) -> ImageError:
@@ -224,8 +285,11 @@ class _ParquetRows:
 
     ROWS = 16
 
-    def __init__(self, path: str, table: Any, column: str) -> None:
-        self.path, self.table, self.column = path, table, column
+    def __init__(self, path: str) -> None:
+        import pyarrow.parquet as pq
+
+        self.path, self.table = path, pq.ParquetFile(path)
+        self.column = find_column(self.table.schema_arrow.names, None, IMAGE_COLUMNS, "image", path)
         self.batches: Iterator[Any] = iter(())
         self.start, self.values = 0, []
 

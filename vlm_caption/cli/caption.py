@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from ..captioning.beside import Descriptions, Sidecars, Wording
 from ..captioning.checkpoints import DEFAULT_CHECKPOINT, find_checkpoint
@@ -41,14 +41,21 @@ from ..images.limits import MAX_BYTES, MAX_PIXELS
 from ..runtime.files import is_export
 
 if TYPE_CHECKING:
+    import torch
+
     from .. import runtime
     from ..captioning.captioner import Captioner
     from ..captioning.review import Review
     from ..config.run_config import RunConfig
     from ..data.vectors import Vectors
     from ..images.opening import ImageSource
+    from ..scale.ray_captioner import RayCaptioner
+
+    AnyCaptioner = Captioner | runtime.Captioner | RayCaptioner
 
 _STDOUT = Path("-")
+
+_ENGINES = ("process", "ray")
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -124,11 +131,10 @@ def _caption(parser: ArgumentParser, arguments: argparse.Namespace, stack: ExitS
         holder = beside if kept is None else f"{kept} has"
         parser.complain(f"{holder} {job.num_done} of these captions", stderr)
     if job.num_left:
-        if exported:
-            captioner = _load_exported(arguments)
-        else:
-            captioner = _load(arguments)
-            _choose_confidence(captioner, arguments, any(writer.needs_checkpoint for writer in writers))
+        captioner = _load(arguments, stack)
+        if not exported:
+            is_written = any(writer.needs_checkpoint for writer in writers)
+            _choose_confidence(cast("Captioner | RayCaptioner", captioner), arguments, is_written)
             stack.enter_context(quiet_transformers())
         steps = job.run(captioner, refuse, **_settings(captioner, arguments, config, inputs, questions))
         if not any(isinstance(writer, StandardOutput) for writer in writers):
@@ -160,22 +166,40 @@ def _check_exported(arguments: argparse.Namespace, inputs: "Sequence[ImageSource
             )
 
 
-def _load_exported(arguments: argparse.Namespace) -> "runtime.Captioner":
-    require("onnxruntime", "An exported captioner")
-    from ..runtime.captioner import Captioner
+def _load(arguments: argparse.Namespace, stack: ExitStack) -> "AnyCaptioner":
+    if arguments.engine == "ray":
+        return stack.enter_context(_load_ray(arguments))
+    if is_export(arguments.checkpoint):
+        require("onnxruntime", "An exported captioner")
+        from ..runtime.captioner import Captioner as Exported
 
-    with loading(f"the export {arguments.checkpoint}"):
-        return Captioner.from_pretrained(arguments.checkpoint)
-
-
-def _load(arguments: argparse.Namespace) -> "Captioner":
+        with loading(f"the export {arguments.checkpoint}"):
+            return Exported.from_pretrained(arguments.checkpoint)
     with loading("PyTorch and transformers"):
-        torch = require("torch", "A checkpoint that is not exported")
+        dtype = _dtype(arguments)
         from ..captioning.captioner import Captioner
 
-    dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
     with loading(f"the checkpoint {arguments.checkpoint}"):
         return Captioner.from_pretrained(arguments.checkpoint, arguments.device, dtype)
+
+
+def _load_ray(arguments: argparse.Namespace) -> "RayCaptioner":
+    require("ray", "--engine ray")
+    from ..scale.ray_captioner import RayCaptioner
+
+    with loading("the checkpoint, and Ray"):
+        return RayCaptioner.from_pretrained(
+            arguments.checkpoint,
+            arguments.device,
+            None if is_export(arguments.checkpoint) else _dtype(arguments),
+            actors=arguments.actors,
+            threads=arguments.actor_threads or 1,
+        )
+
+
+def _dtype(arguments: argparse.Namespace) -> "torch.dtype | None":
+    torch = require("torch", "A checkpoint that is not exported")
+    return None if arguments.dtype is None else getattr(torch, arguments.dtype)
 
 
 def _review(arguments: argparse.Namespace) -> "Review | None":
@@ -187,7 +211,7 @@ def _review(arguments: argparse.Namespace) -> "Review | None":
     return Review(OutputFile(arguments.review, "json", each), arguments.min_confidence)
 
 
-def _choose_confidence(captioner: "Captioner", arguments: argparse.Namespace, is_written: bool) -> None:
+def _choose_confidence(captioner: "Captioner | RayCaptioner", arguments: argparse.Namespace, is_written: bool) -> None:
     """Leaves confidences out where nobody reads them.
 
     Args:
@@ -252,6 +276,8 @@ def _find_inputs(
     if not isinstance(pictures, list):
         if arguments.sidecars or arguments.xmp or arguments.example:
             raise ConfigError("--sidecars, --xmp and --example are for pictures, and data.features gives vectors.")
+        if arguments.engine == "ray":
+            raise ConfigError("--engine ray captions pictures, and data.features gives vectors: leave it out.")
         return pictures, questions
     return _leave_out(pictures, questions, _beside(arguments), on_error)
 
@@ -345,7 +371,7 @@ def _count_prompts(prompts: Sequence[str], questions: Sequence[str]) -> int:
 
 
 def _settings(
-    captioner: "Captioner | runtime.Captioner",
+    captioner: "AnyCaptioner",
     arguments: argparse.Namespace,
     config: "RunConfig | None",
     inputs: "Sequence[ImageSource] | Vectors",
@@ -394,6 +420,11 @@ def _check_arguments(parser: ArgumentParser, arguments: argparse.Namespace) -> N
         parser.error("--split needs --config")
     if arguments.example and arguments.features is not None:
         parser.error("--example shows pictures, and --features has none: leave one out")
+    if arguments.engine == "ray" and arguments.features is not None:
+        parser.error("--engine ray captions pictures, and --features has none: leave one out")
+    for option in ("actors", "actor_threads"):
+        if getattr(arguments, option) is not None and arguments.engine != "ray":
+            parser.error(f"--{option.replace('_', '-')} needs --engine ray")
     for option in ("sidecars", "xmp"):
         if getattr(arguments, option) and arguments.features is not None:
             parser.error(f"--{option} writes beside or into pictures, and --features has none: leave one out")
@@ -460,6 +491,7 @@ def _parser(prog: str) -> ArgumentParser:
     parser.add_argument(
         "--max-bytes", type=positive_int, metavar="N", help=f"largest file of a picture ({MAX_BYTES:,})"
     )
+    _add_engine(parser)
     prompt = parser.add_argument_group("prompt")
     prompt.add_argument(
         "--prompt",
@@ -482,6 +514,18 @@ def _parser(prog: str) -> ArgumentParser:
     for option, settings in _DECODING.items():
         decoding.add_argument(option, **settings)
     return parser
+
+
+def _add_engine(parser: ArgumentParser) -> None:
+    engine = parser.add_argument_group("engine")
+    engine.add_argument(
+        "--engine",
+        choices=_ENGINES,
+        default=_ENGINES[0],
+        help="what captions: this process, or actors of Ray, on this machine or on the cluster of RAY_ADDRESS",
+    )
+    engine.add_argument("--actors", type=positive_int, metavar="N", help="of Ray (as many as it has room for)")
+    engine.add_argument("--actor-threads", type=positive_int, metavar="N", help="of each actor, and its cores (1)")
 
 
 def _add_outputs(parser: ArgumentParser) -> None:

@@ -20,6 +20,7 @@ _EXTRAS = {
     "onnxruntime": "runtime",
     "onnxscript": "onnx",
     "peft": "lora",
+    "ray": "ray",
     "timm": "timm",
     "torchmetrics": "clip",
     "pycocoevalcap": "metrics",

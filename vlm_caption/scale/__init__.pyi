@@ -1,0 +1,3 @@
+from .ray_captioner import RayCaptioner
+
+__all__ = ["RayCaptioner"]
