@@ -24,7 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -96,15 +96,16 @@ def build_encoder_decoder(tokenizer: Any) -> Random:
 
 
 def build_blip(tokenizer: Any) -> Random:
-    config = transformers.BlipConfig()
-    return Random(transformers.BlipForConditionalGeneration(config), config.vision_config.image_size, tokenizer)
+    vision = transformers.BlipVisionConfig()
+    config = transformers.BlipConfig(vision_config=vision.to_dict())
+    return Random(transformers.BlipForConditionalGeneration(config), vision.image_size, tokenizer)
 
 
 RANDOM = {"VisionEncoderDecoder": build_encoder_decoder, "BLIP-base": build_blip}
 
 
 @contextmanager
-def by_transformers() -> Iterator[None]:
+def by_transformers() -> Generator[None]:
     """Makes checkpoints write by `generate` inside a `with` block."""
     with patch.object(generation, "known_settings", lambda *_: None):
         yield

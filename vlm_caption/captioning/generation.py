@@ -126,15 +126,7 @@ def generate(
         frequencies = None
     elif frequencies is None:
         frequencies = checkpoint_frequencies(model.name_or_path or "")
-    log_probs = None
-    if (decoding := known_settings(model, arguments)) is not None:
-        new_ids, log_probs = write_stepwise(model, inputs, images, decoding)
-    else:
-        with _seeded(model.device, settings.seed):
-            token_ids = model.generate(
-                inputs["input_ids"], attention_mask=inputs["attention_mask"], **images, **arguments
-            )
-        new_ids = token_ids[:, inputs["input_ids"].shape[1] :]
+    new_ids, log_probs = _write(model, inputs, images, arguments, settings.seed)
     is_end, is_caption = _find_ends(model, new_ids, arguments)
     texts = processor.batch_decode(new_ids, skip_special_tokens=True)
     finished = is_end.any(dim=1).tolist()
@@ -160,6 +152,23 @@ def generate(
         None if log_probs is None else log_probs.masked_fill(~is_caption, 0.0),
     )
     return written if frequencies is None else _agree(written, len(prompts), frequencies)
+
+
+def _write(
+    model: CaptionerForConditionalGeneration,
+    inputs: Mapping[str, torch.Tensor],
+    images: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    seed: int | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Returns new tokens, int64 [R, M], and the log-probability of each, float32 [R, M], or None from `generate`."""
+    decoding = known_settings(model, arguments)
+    if decoding is not None:
+        return write_stepwise(model, inputs, images, decoding)
+    prompt = inputs["input_ids"]
+    with _seeded(model.device, seed):
+        token_ids = model.generate(prompt, attention_mask=inputs["attention_mask"], **images, **arguments)
+    return token_ids[:, prompt.shape[1] :], None
 
 
 def _repeated(rows: torch.Tensor, count: int) -> torch.Tensor:

@@ -60,9 +60,8 @@ class ModelRows:
         return self._run(inputs, top, full)
 
     def _run(self, inputs: Mapping[str, Any], top: int, full: bool) -> Logits:
-        outputs = self._core.run_language_model(
-            **(inputs | {"attention_mask": self._mask} | self._cache), use_cache=True, logits_to_keep=1
-        )
+        inputs = {**inputs, **self._cache, "attention_mask": self._mask}
+        outputs = self._core.run_language_model(**inputs, use_cache=True, logits_to_keep=1)
         name = "cache" if "cache" in outputs else "past_key_values"  # before transformers 5.24
         self._cache = {name: outputs[name]}
         logits = outputs.logits[:, -1].float()  # [R, V]
