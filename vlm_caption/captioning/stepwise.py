@@ -36,32 +36,30 @@ class ModelRows:
         attention_mask: torch.Tensor,
         images: Mapping[str, Any],
     ) -> None:
-        self._core = model.core
-        self._ids, self._images = input_ids, images
+        self._model, self._ids, self._images = model, input_ids, images
         self._mask = None if attention_mask.all() else attention_mask  # [R, S]
         self._cache: dict[str, Any] = {}
 
     def read_prompts(self, top: int, full: bool) -> Logits:
         """See [`Rows`]."""
         positions = None if self._mask is None else (self._mask.cumsum(dim=1) - 1).clamp_min(0)
-        encoded = self._core.take_images(**self._images)
-        return self._run(self._core.prepare_language_inputs(self._ids, encoded, None, positions), top, full)
+        return self._run(top, full, input_ids=self._ids, position_ids=positions, **self._images)
 
     def advance(self, tokens: np.ndarray, rows: np.ndarray, top: int, full: bool) -> Logits:
         """See [`Rows`]."""
         chosen = torch.from_numpy(rows).to(self._ids.device)
         for cache in self._cache.values():
             cache.reorder_cache(chosen)
-        inputs = {"input_ids": torch.from_numpy(tokens)[:, None].to(self._ids.device)}
+        positions = None
         if self._mask is not None:
             mask = self._mask[chosen]
-            inputs["position_ids"] = mask.sum(dim=1, keepdim=True)
+            positions = mask.sum(dim=1, keepdim=True)
             self._mask = nn.functional.pad(mask, (0, 1), value=1)
-        return self._run(inputs, top, full)
+        ids = torch.from_numpy(tokens)[:, None].to(self._ids.device)
+        return self._run(top, full, input_ids=ids, position_ids=positions)
 
-    def _run(self, inputs: Mapping[str, Any], top: int, full: bool) -> Logits:
-        inputs = {**inputs, **self._cache, "attention_mask": self._mask}
-        outputs = self._core.run_language_model(**inputs, use_cache=True, logits_to_keep=1)
+    def _run(self, top: int, full: bool, **inputs: Any) -> Logits:
+        outputs = self._model(**inputs, **self._cache, attention_mask=self._mask, use_cache=True, logits_to_keep=1)
         name = "cache" if "cache" in outputs else "past_key_values"  # before transformers 5.24
         self._cache = {name: outputs[name]}
         logits = outputs.logits[:, -1].float()  # [R, V]
