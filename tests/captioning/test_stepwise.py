@@ -85,6 +85,7 @@ def test_each_prompt_is_read_once_and_rows_that_have_ended_leave(beams):
         {"logits_processor": []},
         {"max_length": 20},
         {"forced_eos_token_id": EOS},
+        {"cache_implementation": "offloaded"},
     ],
     ids=str,
 )
@@ -113,6 +114,7 @@ def test_too_long_a_caption_is_refused_before_it_is_written():
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory of the process from Linux")
 def test_hundreds_of_pictures_take_the_memory_of_a_few():
     model, processor = build("llama")
+    model.generation_config.max_new_tokens = 2
     captioner = Captioner(model, processor)
 
     def memory_after(count: int) -> int:

@@ -11,7 +11,7 @@ from .consensus import DocumentFrequencies
 
 _ABOVE_0 = ("temperature", "repetition_penalty")
 
-# Settings of `generate` that change no token, or that end tokens and a length in tokens make up for.
+# Settings of `generate` that change no token.
 _WITHOUT_EFFECT = {
     "_from_model_config",
     "bos_token_id",

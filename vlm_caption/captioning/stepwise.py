@@ -84,7 +84,7 @@ def known_settings(model: CaptionerForConditionalGeneration, arguments: Mapping[
     own = (model.core.language_model.generation_config, model.generation_config)
     given = own[0].to_diff_dict() | own[1].to_diff_dict() | arguments
     known, unknown = split_settings(given)
-    if unknown or known.get("do_sample") or "max_new_tokens" not in known:
+    if unknown or known.get("do_sample") or "max_new_tokens" not in known or "cache_implementation" in arguments:
         return None
     return DecodingSettings(**{name: value for name, value in known.items() if name not in _OF_SAMPLING})
 
