@@ -121,9 +121,12 @@ class Floor:
     def __init__(self, captioner: Captioner) -> None:
         core = captioner.model.core
         dtype = next(core.language_model.parameters()).dtype
-        pixels, ids = torch.zeros(1, 3, 224, 224), torch.zeros(1, 1, dtype=torch.long)
-        self._of_picture = _operations(lambda: core.encode_images(pixels))
-        self._of_token = _operations(lambda: core.language_model(input_ids=ids, use_cache=False))
+        self._of_picture = _operations(lambda: core.encode_images(torch.zeros(1, 3, 224, 224)))
+        one, two = (
+            _operations(lambda ids=ids: core.language_model(input_ids=ids, use_cache=False, logits_to_keep=1))
+            for ids in (torch.zeros(1, length, dtype=torch.long) for length in (1, 2))
+        )
+        self._of_token, self._of_head = two - one, 2 * one - two  # only the last token of a pass goes through the head
         self._size = sum(weight.numel() * weight.element_size() for weight in core.language_model.parameters())
         self.passes: list[tuple[int, int]] = []  # rows and tokens of each pass of the language model
         core.language_model.register_forward_hook(self._watch, with_kwargs=True)
@@ -139,8 +142,8 @@ class Floor:
         rate = 2 * 2048**3 / _fastest(lambda: self._matrix @ self._matrix)  # operations a second
         bandwidth = self._weights.nbytes / _fastest(lambda: self._weights @ self._vector)  # bytes a second
         reading = self._size / bandwidth
-        language = sum(max(rows * tokens * self._of_token / rate, reading) for rows, tokens in self.passes)
-        return pictures * self._of_picture / rate + language
+        operations = [rows * (tokens * self._of_token + self._of_head) for rows, tokens in self.passes]
+        return pictures * self._of_picture / rate + sum(max(count / rate, reading) for count in operations)
 
 
 @torch.inference_mode()
