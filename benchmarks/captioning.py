@@ -96,9 +96,9 @@ def build_encoder_decoder(tokenizer: Any) -> Random:
 
 
 def build_blip(tokenizer: Any) -> Random:
-    vision = transformers.BlipVisionConfig()
-    config = transformers.BlipConfig(vision_config=vision.to_dict())
-    return Random(transformers.BlipForConditionalGeneration(config), vision.image_size, tokenizer)
+    size = 384
+    config = transformers.BlipConfig(vision_config={"image_size": size})
+    return Random(transformers.BlipForConditionalGeneration(config), size, tokenizer)
 
 
 RANDOM = {"VisionEncoderDecoder": build_encoder_decoder, "BLIP-base": build_blip}
