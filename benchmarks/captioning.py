@@ -45,20 +45,22 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 # In a process of its own: a first caption, and then a batch, in which memory is at its peak.
 FIRST_CAPTION = """
-import json, resource, sys
-photos = sys.argv[1:]
+import sys, time
 from {module} import Captioner
 captioner = Captioner.from_pretrained({path!r}{options})
-captioner.caption(photos[0])
-first = resource.getrusage(resource.RUSAGE_SELF)
-captioner.caption(photos, batch_size=len(photos))
-print(json.dumps([first.ru_utime + first.ru_stime, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3]))
+captioner.caption(sys.argv[1])
+seconds = time.process_time()
+captioner.caption(sys.argv[1:], batch_size=len(sys.argv) - 1)
 """
-
-FIRST_CAPTION_OF_NOTHING = """
-import resource, torch
-usage = resource.getrusage(resource.RUSAGE_SELF)
-print([usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e3])
+IMPORT_TORCH = """
+import time, torch
+seconds = time.process_time()
+"""
+# From Linux: `ru_maxrss` would begin at what this process holds.
+PRINT = """
+with open("/proc/self/status") as file:
+    [peak] = [int(line.split()[1]) for line in file if line.startswith("VmHWM")]
+print([seconds, peak * 1024 / 1e6])
 """
 
 
@@ -219,12 +221,12 @@ def start(checkpoint: Path, exports: Sequence[Path], arguments: argparse.Namespa
     }
     for export in exports:
         commands[export.name] = FIRST_CAPTION.format(module="vlm_caption.runtime", path=str(export), options="")
-    commands["import torch"] = FIRST_CAPTION_OF_NOTHING
+    commands["import torch"] = IMPORT_TORCH
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     measured: dict[str, list[list[float]]] = {name: [] for name in commands}
     for _, (name, command) in itertools.product(range(arguments.runs), commands.items()):
         output = subprocess.run(
-            [sys.executable, "-c", command, *map(str, files)],
+            [sys.executable, "-c", command + PRINT, *map(str, files)],
             env=environment,
             capture_output=True,
             text=True,
