@@ -13,6 +13,7 @@ from PIL import Image
 from tiny_models import save_language_model, save_vision_tower
 
 from vlm_caption import BackboneError, compose
+from vlm_caption.captioning import generation
 from vlm_caption.captioning.captioner import Caption, Captioner
 from vlm_caption.core.errors import CheckpointError, ImageError, ImageNotFoundError
 from vlm_caption.images.opening import open_image
@@ -104,18 +105,12 @@ def test_captioning_is_deterministic(captioner, photos):
     "settings",
     [{}, {"num_beams": 1}, {"num_beams": 3, "length_penalty": 3.0}, {"repetition_penalty": 5.0}, {"prompt": "A cat"}],
 )
-def test_the_score_is_the_mean_log_probability_of_the_tokens(captioner, photos, monkeypatch, settings):
-    generated = []
-    generate = captioner.model.generate
-    monkeypatch.setattr(
-        captioner.model,
-        "generate",
-        lambda *args, **kwargs: generated.append(generate(*args, **kwargs)) or generated[-1],
-    )
+def test_the_score_is_the_mean_log_probability_of_the_tokens(captioner, photos, settings):
     [caption] = captioner.caption(photos[0], max_new_tokens=5, **settings)
-    prompt = settings.get("prompt", "")
-    start = captioner.processor(images=open_image(photos[0]), text=prompt, return_tensors="pt")["input_ids"].shape[1]
-    new_ids = generated[0][0, start:].tolist()
+    prompt, decoding = settings.get("prompt", ""), {name: settings[name] for name in settings if name != "prompt"}
+    inputs = captioner.processor(images=open_image(photos[0]), text=prompt, return_tensors="pt")
+    [token_ids] = captioner.model.generate(**inputs, max_new_tokens=5, **decoding)
+    new_ids = token_ids[inputs["input_ids"].shape[1] :].tolist()
     assert caption.score == pytest.approx(hand_score(captioner, photos[0], new_ids, prompt), abs=1e-4)
 
 
@@ -128,6 +123,7 @@ def test_the_end_token_counts_and_padding_does_not(captioner, photos, monkeypatc
     length = max(map(len, texts))
     rows = torch.tensor([ids + [pad] * (length - len(ids)) for ids in texts])
     monkeypatch.setattr(captioner.model.generation_config, "pad_token_id", pad)
+    monkeypatch.setattr(generation, "known_settings", lambda *_: None)  # so that `generate` is called
     monkeypatch.setattr(captioner.model, "generate", lambda prompt_ids, **_: torch.cat([prompt_ids, rows], dim=1))
     captions = captioner.caption(photos[:2])
     assert [caption.text for caption in captions] == ["Two dogs run", "One"]
@@ -149,14 +145,13 @@ def test_each_picture_is_encoded_once(captioner, photos):
 
 def test_settings_default_to_the_checkpoints(captioner, photos, monkeypatch):
     seen = []
-    generate = captioner.model.generate
-    monkeypatch.setattr(
-        captioner.model, "generate", lambda *args, **kwargs: seen.append(kwargs) or generate(*args, **kwargs)
-    )
+    write = generation.write_stepwise
+    monkeypatch.setattr(generation, "write_stepwise", lambda *args: seen.append(args[-1]) or write(*args))
     captioner.caption(photos[0])
     captioner.caption(photos[0], num_beams=1, max_new_tokens=2, length_penalty=0.5)
-    assert not {"num_beams", "max_new_tokens", "length_penalty"} & set(seen[0])
-    assert (seen[1]["num_beams"], seen[1]["max_new_tokens"], seen[1]["length_penalty"]) == (1, 2, 0.5)
+    own = captioner.model.generation_config
+    assert (seen[0].num_beams, seen[0].max_new_tokens) == (own.num_beams or 1, own.max_new_tokens)
+    assert (seen[1].num_beams, seen[1].max_new_tokens, seen[1].length_penalty) == (1, 2, 0.5)
 
 
 def test_the_space_behind_a_prompt_belongs_to_the_caption(captioner, photos):

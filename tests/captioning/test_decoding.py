@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_models import picture, tiny_model, tiny_processor
 
+from vlm_caption.captioning import generation
 from vlm_caption.captioning.captioner import Captioner
 from vlm_caption.captioning.consensus import DocumentFrequencies
 from vlm_caption.core.errors import ConfigError, ImageError
@@ -38,6 +39,7 @@ def writes(captioner, monkeypatch):
             copies = prompt_ids.repeat_interleave(len(rows) // len(prompt_ids), dim=0)
             return torch.cat([copies, padded], dim=1)
 
+        monkeypatch.setattr(generation, "known_settings", lambda *_: None)  # so that `generate` is called
         monkeypatch.setattr(captioner.model, "generate", generate)
         return seen
 

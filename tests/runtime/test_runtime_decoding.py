@@ -10,11 +10,11 @@ from tiny_models import EOS, IMAGE, PAD, TEXT_WIDTH, tiny_model
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+from vlm_caption.captioning.decoding import write
+from vlm_caption.captioning.rules import DecodingSettings
 from vlm_caption.export.folder import save_graph
 from vlm_caption.export.language import build_language_graph
-from vlm_caption.runtime.decoding import write
 from vlm_caption.runtime.graphs import LanguageGraph
-from vlm_caption.runtime.rules import DecodingSettings
 
 PROMPTS = [[1, IMAGE, IMAGE, 40, 41], [1, IMAGE, IMAGE], [1, 50, IMAGE, IMAGE]]
 IMAGES = torch.randn(3, 2, TEXT_WIDTH, generator=torch.Generator().manual_seed(3))

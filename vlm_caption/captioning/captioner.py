@@ -419,7 +419,9 @@ class Captioner:
         written = generate(self.model, self.processor, [prompt.input_ids for _, prompt in rows], images, settings)
         count = len(written.texts) // len(rows)
         repeated = by_row.repeat_interleave(count, dim=0)  # [R · count, K + 1, N, D_vision]
-        log_probs = token_log_probs(self.model, written, repeated.flatten(0, 1))
+        log_probs = written.log_probs
+        if log_probs is None:
+            log_probs = token_log_probs(self.model, written, repeated.flatten(0, 1))
         scores = mean_log_probs(log_probs, written)
         confidences: Sequence[float | None] = [None] * len(scores)
         if self.confidence is not None:

@@ -1,4 +1,4 @@
-"""Writes captions: the one place that calls `generate` and decodes what it returns."""
+"""Writes captions: the one place that chooses how tokens are found, calls `generate`, and decodes the tokens."""
 
 import contextlib
 import os
@@ -17,6 +17,7 @@ from ..towers.processor import CaptionerProcessor
 from .caption import check_settings, cut, first_place
 from .consensus import DocumentFrequencies, checkpoint_frequencies
 from .datastore import CANDIDATES, Datastore, open_datastore
+from .stepwise import known_settings, write_stepwise
 
 _OWN = ("stop", "ban", "max_words", "seed", "consensus", "document_frequencies", "datastore")
 
@@ -83,7 +84,7 @@ class GenerationSettings:
 
 @dataclass(frozen=True)
 class Generation:
-    """The captions that `generate` wrote for a batch.
+    """The captions of a batch.
 
     Attributes:
         token_ids: Prompts and captions, int64 [R, P + M]; R is the number of captions of the batch.
@@ -91,6 +92,8 @@ class Generation:
         is_caption: Which of the M new tokens belong to the caption, including its end token; bool [R, M].
         texts: The captions, each in one line.
         finished: Whether each caption came to its end and was not cut at the maximum length.
+        log_probs: The log-probability that the model gives each new token, in nats, float32 [R, M], 0 behind the
+            captions' ends; None where the captions were written without.
     """
 
     token_ids: torch.Tensor
@@ -98,6 +101,7 @@ class Generation:
     is_caption: torch.Tensor
     texts: list[str]
     finished: list[bool]
+    log_probs: torch.Tensor | None = None
 
     @property
     def new_ids(self) -> torch.Tensor:
@@ -131,10 +135,7 @@ def generate(
     inputs = processor.tokenizer.pad({"input_ids": list(prompts)}, return_tensors="pt").to(model.device)  # on the left
     arguments = _complete(model, processor, settings)
     choose = _chooser(model, images, len(prompts), settings)
-    with _seeded(model.device, settings.seed):
-        token_ids = model.generate(inputs["input_ids"], attention_mask=inputs["attention_mask"], **images, **arguments)
-    mask = inputs["attention_mask"].repeat_interleave(len(token_ids) // len(prompts), dim=0)
-    new_ids = token_ids[:, mask.shape[1] :]
+    new_ids, log_probs = _write(model, inputs, images, arguments, settings.seed)
     is_end, is_caption = _find_ends(model, new_ids, arguments)
     texts = processor.batch_decode(new_ids, skip_special_tokens=True)
     finished = is_end.any(dim=1).tolist()
@@ -151,8 +152,37 @@ def generate(
             is_caption[
                 row, first_place(starts, lambda start: cut(start, settings.stop, settings.max_words) is not None) :
             ] = False
-    written = Generation(token_ids, mask, is_caption, [" ".join(text.split()) for text in texts], finished)
+    written = Generation(
+        torch.cat([_repeated(inputs["input_ids"], len(texts)), new_ids], dim=1),
+        _repeated(inputs["attention_mask"], len(texts)),
+        is_caption,
+        [" ".join(text.split()) for text in texts],
+        finished,
+        None if log_probs is None else log_probs.masked_fill(~is_caption, 0.0),
+    )
     return written if choose is None else _keep_chosen(written, len(prompts), choose)
+
+
+def _write(
+    model: CaptionerForConditionalGeneration,
+    inputs: Mapping[str, torch.Tensor],
+    images: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    seed: int | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Returns new tokens, int64 [R, M], and the log-probability of each, float32 [R, M], or None from `generate`."""
+    decoding = known_settings(model, arguments)
+    if decoding is not None:
+        return write_stepwise(model, inputs, images, decoding)
+    prompt = inputs["input_ids"]
+    with _seeded(model.device, seed):
+        token_ids = model.generate(prompt, attention_mask=inputs["attention_mask"], **images, **arguments)
+    return token_ids[:, prompt.shape[1] :], None
+
+
+def _repeated(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """Returns rows [B, P], each as often as makes this many, [count, P]."""
+    return rows.repeat_interleave(count // len(rows), dim=0)
 
 
 def _chooser(
@@ -192,6 +222,7 @@ def _keep_chosen(written: Generation, num_prompts: int, choose: Callable[[int, l
         written.is_caption[rows],
         [written.texts[row] for row in rows],
         [written.finished[row] for row in rows],
+        None if written.log_probs is None else written.log_probs[rows],
     )
 
 
@@ -263,7 +294,7 @@ def without_images(
         prompts.append(prompt[prompt != model.config.image_token_id].tolist() or [start])
     inputs = processor.tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(generation.token_ids.device)
     token_ids = torch.cat([inputs["input_ids"], generation.new_ids], dim=1)
-    return replace(generation, token_ids=token_ids, prompt_mask=inputs["attention_mask"])
+    return replace(generation, token_ids=token_ids, prompt_mask=inputs["attention_mask"], log_probs=None)
 
 
 def caption_rows(

@@ -10,7 +10,7 @@ from PIL import Image
 from ..captioning.captioner import Captioner
 from ..core.errors import CheckpointError
 from ..runtime.files import LANGUAGE, VISION, ExportSettings
-from ..runtime.graphs import LanguageGraph, Rows, VisionGraph
+from ..runtime.graphs import GraphRows, LanguageGraph, VisionGraph
 from ..runtime.pixels import PixelSettings, to_pixels
 
 # Relative to the greatest value. Sums are taken in another order, and only the last digits may differ.
@@ -63,7 +63,7 @@ def check_graphs(captioner: Captioner, folder: Path, settings: ExportSettings) -
     prompt = head + tail
     token = 0  # of text, whichever
     graph = LanguageGraph(folder / LANGUAGE, None, settings.cache)
-    rows: Rows = graph.start([prompt, prompt], embeds)
+    rows: GraphRows = graph.start([prompt, prompt], embeds)
     ids = torch.tensor([[*prompt, token]] * 2)
     logits = core.language_model(inputs_embeds=core.embed_inputs(ids, expected), use_cache=False).logits[:, -2:]
     _compare("language model", rows.read_prompts(1, full=True).full, logits[:, 0])

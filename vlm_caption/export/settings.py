@@ -1,27 +1,15 @@
 """What an exported folder says beside its graphs: pixels, prompts and generation, as JSON for the runtime."""
 
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 from ..captioning.captioner import Captioner
+from ..captioning.rules import DecodingSettings, split_settings
 from ..core.errors import ConfigError
 from ..core.prompts import QUESTION
 from ..runtime.files import FORMAT
 from ..runtime.pixels import PixelSettings
-from ..runtime.rules import DecodingSettings
 from ..towers.processor import CaptionerProcessor
-
-# Settings of `generate` that are not of decoding, or that the runtime needs no number for.
-_LEFT_OUT = {
-    "_from_model_config",
-    "bos_token_id",
-    "cache_implementation",
-    "eos_token_id",
-    "output_attentions",
-    "output_hidden_states",
-    "transformers_version",
-    "use_cache",
-}
 
 _SLOT = "\ue000"  # for a question; Unicode keeps this character for private use
 
@@ -98,13 +86,8 @@ def decoding_settings(captioner: Captioner) -> dict[str, Any]:
     Raises:
         ConfigError: One of them cannot be carried over.
     """
-    config = captioner.model.generation_config
-    given = {name: value for name, value in config.to_diff_dict().items() if value is not None}
-    ends = config.eos_token_id
-    known = {field.name for field in fields(DecodingSettings)}
-    settings = {name: value for name, value in given.items() if name not in _LEFT_OUT}
-    if unknown := sorted(settings.keys() - known):
+    settings, unknown = split_settings(captioner.model.generation_config.to_diff_dict())
+    if unknown:
         raise ConfigError(f"The setting {unknown[0]} of generation_config.json cannot be exported: remove it there.")
-    settings["eos_token_id"] = ends if isinstance(ends, list) else [] if ends is None else [ends]
     DecodingSettings(**settings)  # checks them
     return settings

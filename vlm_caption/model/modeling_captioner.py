@@ -457,7 +457,10 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             prompt = self.core.image_prompt(len(tokens), tokens.device)
             mask = torch.ones_like(prompt) if mask is None else mask  # the start token may be the padding token
         embeds = self.core.prepare_language_inputs(prompt, encoded, inputs_embeds=embeds)["inputs_embeds"]
-        self._check_length(embeds.shape[1], settings)
+        new = settings.max_new_tokens
+        if new is None:  # by default the language model stops at its limit
+            new = 1 if settings.max_length is None else settings.max_length - embeds.shape[1]
+        self.check_length(embeds.shape[1], new)
         if mask is None:
             mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
             pad, ends = settings.pad_token_id, settings.eos_token_id
@@ -468,11 +471,14 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
         )
         return outputs if prompt is None else _put_in_front(prompt, outputs)
 
-    def _check_length(self, prompt_length: int, settings: GenerationConfig) -> None:
-        """Raises an error if a table of positions would end in the middle of a caption."""
-        limit, new = self.config.text_positions, settings.max_new_tokens
-        if new is None:  # by default the language model stops at its limit
-            new = 1 if settings.max_length is None else settings.max_length - prompt_length
+    def check_length(self, prompt_length: int, new: int) -> None:
+        """Raises a ValueError if a table of positions would end in the middle of a caption.
+
+        Args:
+            prompt_length: The number of tokens of the prompt, with those of images.
+            new: The largest number of new tokens.
+        """
+        limit = self.config.text_positions
         if limit is not None and prompt_length + new > limit:
             raise ValueError(
                 f"{prompt_length} prompt tokens (image tokens included) and up to {new} new ones exceed the {limit} "

@@ -1,5 +1,4 @@
-from .captioner import Captioner
+from .captioner import Captioner, DecodingSettings
 from .files import is_export
-from .rules import DecodingSettings
 
 __all__ = ["Captioner", "DecodingSettings", "is_export"]

@@ -31,18 +31,18 @@ from ..captioning.batches import (
 )
 from ..captioning.caption import Caption, cut, first_place
 from ..captioning.consensus import checkpoint_frequencies
+from ..captioning.decoding import Written, write
 from ..captioning.prompts import Question, encode_prompts
+from ..captioning.rules import DecodingSettings
 from ..core.console import first_line_of
 from ..core.errors import CheckpointError, ImageError
 from ..core.prompts import QUESTION
 from ..images.limits import MAX_BYTES, MAX_PIXELS
 from ..images.opening import ImageSource
-from .decoding import Written, write
 from .files import LANGUAGE, TOKENIZER, VISION, ExportSettings, read_settings
 from .graphs import LanguageGraph, VisionGraph
 from .pixels import PixelSettings, to_pixels
 from .prompts import PromptEncoder, PromptSettings
-from .rules import DecodingSettings
 
 _Input = Input[np.ndarray]
 
@@ -249,4 +249,4 @@ class Captioner:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
 
-__all__ = ["Captioner"]
+__all__ = ["Captioner", "DecodingSettings"]

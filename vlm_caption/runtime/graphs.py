@@ -5,13 +5,13 @@ embeddings; V the size of the vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import onnxruntime
 
+from ..captioning.decoding import Logits
 from ..core.console import first_line_of
 from ..core.errors import CheckpointError
 
@@ -48,22 +48,6 @@ class VisionGraph:
         return cast(np.ndarray, self._session.run(["image_embeds"], {"pixel_values": pixel_values})[0])
 
 
-@dataclass(frozen=True)
-class Logits:
-    """What the language model says of the next token.
-
-    Attributes:
-        log_sum: The logarithm of the sum of the exponentials of all logits, float [R, 1].
-        top, top_ids: The greatest logits in descending order, float [R, K], and their tokens, int64 [R, K].
-        full: All logits, float [R, V]; None if they were not asked for.
-    """
-
-    log_sum: np.ndarray
-    top: np.ndarray
-    top_ids: np.ndarray
-    full: np.ndarray | None
-
-
 class LanguageGraph:
     """The language model. Its cache stays with onnxruntime.
 
@@ -79,14 +63,14 @@ class LanguageGraph:
         self._head_shape = (cache["heads"], 0, cache["width"])
         [self._vocab_size] = (output.shape[1] for output in self._session.get_outputs() if output.name == "logits")
 
-    def start(self, prompts: Sequence[Sequence[int]], image_embeds: np.ndarray) -> "Rows":
-        """Returns rows that begin with these prompts, which the first `Rows.advance` will read.
+    def start(self, prompts: Sequence[Sequence[int]], image_embeds: np.ndarray) -> "GraphRows":
+        """Returns rows that begin with these prompts, which `GraphRows.read_prompts` will read.
 
         Args:
             prompts: Token ids, with placeholders for the images' tokens in their order.
             image_embeds: The images of all prompts, float [I, N, D].
         """
-        return Rows(self, prompts, image_embeds)
+        return GraphRows(self, prompts, image_embeds)
 
     def run(self, inputs: dict[str, np.ndarray], cache: list[Any] | None, full: bool) -> tuple[Logits, list[Any]]:
         """Runs the graph.
@@ -112,7 +96,7 @@ class LanguageGraph:
         return Logits(*numbers[:3], numbers[3] if full else None), list(outputs[len(wanted) :])
 
 
-class Rows:
+class GraphRows:
     """Token sequences that are being written.
 
     Args:
@@ -132,24 +116,12 @@ class Rows:
         self._cache: list[Any] | None = None
 
     def read_prompts(self, top: int, full: bool) -> Logits:
-        """Reads the prompts, and returns the logits of each one's first new token.
-
-        Args:
-            top: K.
-            full: Whether all logits are needed.
-        """
+        """See `Rows` of `vlm_caption.captioning.decoding`."""
         positions = np.maximum(self._mask.cumsum(axis=1) - 1, 0)
         return self._run(self._ids, self._images, positions, np.arange(len(self._ids)), top, full)
 
     def advance(self, tokens: np.ndarray, rows: np.ndarray, top: int, full: bool) -> Logits:
-        """Adds a token to each of some rows, which then are the rows, and returns their next logits.
-
-        Args:
-            tokens: int64 [R].
-            rows: int64 [R], those of the last step.
-            top: K.
-            full: Whether all logits are needed.
-        """
+        """See `Rows` of `vlm_caption.captioning.decoding`."""
         mask = self._mask[rows]
         positions = mask.sum(axis=1, keepdims=True)
         self._mask = np.concatenate([mask, np.ones((len(rows), 1), np.int64)], axis=1)

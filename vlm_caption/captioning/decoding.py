@@ -1,18 +1,59 @@
 """Writes token sequences with a language model: greedily, by beam search or by sampling.
 
-The sequences are those of transformers' `generate`, token for token. Rows that have ended leave the batch, which
-changes nothing for the others.
+The sequences are those of transformers' `generate`, token for token. Each prompt is read once, however many sequences
+continue it, and rows that have ended leave the batch, which changes nothing for the others. Needs no torch: whoever
+has the language model gives its [`Rows`].
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from .graphs import Logits, Rows
-from .rules import DecodingSettings, change_logits, keep_likely, softmax
+from .rules import DecodingSettings, banned_tokens, change_logits, keep_likely, softmax
 
 _LOWEST = np.float32(-1e9)  # what transformers' beam search gives to what cannot be chosen
+
+
+@dataclass(frozen=True)
+class Logits:
+    """What the language model says of the next token.
+
+    Attributes:
+        log_sum: The logarithm of the sum of the exponentials of all logits, float [R, 1].
+        top, top_ids: The greatest logits in descending order, float [R, K], and their tokens, int64 [R, K].
+        full: All logits, float [R, V]; None if they were not asked for.
+    """
+
+    log_sum: np.ndarray
+    top: np.ndarray
+    top_ids: np.ndarray
+    full: np.ndarray | None
+
+
+class Rows(Protocol):
+    """Token sequences that are being written, and the language model that continues them."""
+
+    def read_prompts(self, top: int, full: bool) -> Logits:
+        """Reads the prompts, and returns the logits of each one's first new token.
+
+        Args:
+            top: K; where the vocabulary is smaller, its size.
+            full: Whether all logits are needed.
+        """
+        ...
+
+    def advance(self, tokens: np.ndarray, rows: np.ndarray, top: int, full: bool) -> Logits:
+        """Adds a token to each of some rows, which then are the rows, and returns their next logits.
+
+        Args:
+            tokens: int64 [R].
+            rows: int64 [R], those of the last step.
+            top: K; where the vocabulary is smaller, its size.
+            full: Whether all logits are needed.
+        """
+        ...
 
 
 @dataclass
@@ -56,24 +97,35 @@ def write(rows: Rows, count: int, settings: DecodingSettings, rng: np.random.Gen
 
 def _write_rows(rows: Rows, count: int, settings: DecodingSettings, rng: np.random.Generator) -> list[list[Written]]:
     """Writes greedily, or by sampling."""
-    repeats = settings.num_return_sequences
+    repeats, full = settings.num_return_sequences, settings.needs_all_logits
     written = [Written() for _ in range(count * repeats)]
     active = np.arange(len(written))  # the sequence of each row
-    full = settings.changes_logits
-    logits = _repeat(rows.read_prompts(1, full), repeats)
+    banned = _ban([[]] * len(written), settings)
+    logits = _repeat(rows.read_prompts(_enough(1, banned), full), repeats)
     source = np.repeat(np.arange(count), repeats)  # the rows of the cache, which has one for each prompt yet
     for step in range(settings.max_new_tokens):
         sequences = [written[index].ids for index in active]
-        tokens, log_probs = _next_tokens(logits, sequences, settings, rng)
+        tokens, log_probs = _next_tokens(logits, sequences, banned, settings, rng)
         for index, token, log_prob in zip(active, tokens.tolist(), log_probs.tolist(), strict=True):
             written[index] = written[index].plus(token, log_prob)
         going = np.flatnonzero(~np.isin(tokens, settings.eos_token_id))
         if not len(going) or step + 1 == settings.max_new_tokens:
             break
         active = active[going]
-        logits = rows.advance(tokens[going], source[going], 1, full)
+        banned = _ban([written[index].ids for index in active], settings)
+        logits = rows.advance(tokens[going], source[going], _enough(1, banned), full)
         source = np.arange(len(going))
     return [written[start : start + repeats] for start in range(0, len(written), repeats)]
+
+
+def _ban(sequences: Sequence[list[int]], settings: DecodingSettings) -> list[list[int]]:
+    """Returns the tokens that must not come next, for each row."""
+    return [list(banned_tokens(tokens, settings)) for tokens in sequences]
+
+
+def _enough(wanted: int, banned: list[list[int]]) -> int:
+    """Returns how many of the greatest logits hold as many that are not banned."""
+    return wanted + max(map(len, banned))
 
 
 def _repeat(logits: Logits, repeats: int) -> Logits:
@@ -82,11 +134,16 @@ def _repeat(logits: Logits, repeats: int) -> Logits:
 
 
 def _next_tokens(
-    logits: Logits, sequences: list[list[int]], settings: DecodingSettings, rng: np.random.Generator
+    logits: Logits,
+    sequences: list[list[int]],
+    banned: list[list[int]],
+    settings: DecodingSettings,
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the next token of each row, int64 [R], and its log-probability, float [R]."""
     if logits.full is None:
-        return logits.top_ids[:, 0], logits.top[:, 0] - logits.log_sum[:, 0]
+        best = _best_of_top(logits, banned, 1)
+        return best.ids[:, 0], best.log_probs[:, 0]
     scores = change_logits(logits.full, sequences, settings)
     if settings.do_sample:
         shares = softmax(keep_likely(scores, settings)).cumsum(axis=1)
@@ -119,17 +176,16 @@ def _search(rows: Rows, count: int, settings: DecodingSettings) -> list[list[Wri
 
     Once no better sequences can come for a prompt, transformers goes on with its beams and drops what they write.
     """
-    width = settings.num_beams
+    width, full = settings.num_beams, settings.needs_all_logits
     keep = max(2, 1 + len(settings.eos_token_id)) * width
-    full = settings.changes_logits
     searches = [_Beams([Written()], np.zeros(1, np.float32)) for _ in range(count)]
     active = list(range(count))
-    logits = rows.read_prompts(keep, full)
+    banned = _ban([[]] * count, settings)
+    logits = rows.read_prompts(_enough(keep, banned), full)
     first = np.arange(count)  # the first row of each search that goes on
+    sequences: list[list[int]] = [[]] * count
     for length in range(1, settings.max_new_tokens + 1):
-        sequences = [beam.ids for index in active for beam in searches[index].running]
-        candidates = _best_tokens(logits, sequences, settings, keep)
-        tokens: list[int] = []
+        candidates = _best_tokens(logits, sequences, banned, settings, keep)
         sources: list[int] = []
         going: list[int] = []
         for index, start in zip(active, first.tolist(), strict=True):
@@ -138,21 +194,24 @@ def _search(rows: Rows, count: int, settings: DecodingSettings) -> list[list[Wri
             parents = _extend(search, _Candidates(*own), keep, length, settings)
             if search.is_open and length < settings.max_new_tokens:
                 going.append(index)
-                tokens += [beam.ids[-1] for beam in search.running]
                 sources += [start + parent for parent in parents]
         active = going
         if not active:
             break
         first = np.cumsum([0, *(len(searches[index].running) for index in active[:-1])])
-        logits = rows.advance(np.array(tokens), np.array(sources), keep, full)
+        sequences = [beam.ids for index in active for beam in searches[index].running]
+        banned = _ban(sequences, settings)
+        tokens = np.array([ids[-1] for ids in sequences])
+        logits = rows.advance(tokens, np.array(sources), _enough(keep, banned), full)
     return [[found for _, found in search.finished[: settings.num_return_sequences]] for search in searches]
 
 
-def _best_tokens(logits: Logits, sequences: list[list[int]], settings: DecodingSettings, keep: int) -> _Candidates:
+def _best_tokens(
+    logits: Logits, sequences: list[list[int]], banned: list[list[int]], settings: DecodingSettings, keep: int
+) -> _Candidates:
     """Returns the best `keep` next tokens of each row."""
     if logits.full is None:
-        log_probs = logits.top - logits.log_sum
-        return _Candidates(logits.top_ids, log_probs, log_probs)
+        return _best_of_top(logits, banned, keep)
     log_probs = logits.full - logits.log_sum
     scores = change_logits(log_probs, sequences, settings)
     ids = np.argpartition(-scores, min(keep, scores.shape[1] - 1), axis=1)[:, :keep]
@@ -160,6 +219,15 @@ def _best_tokens(logits: Logits, sequences: list[list[int]], settings: DecodingS
     order = np.argsort(-best, axis=1, kind="stable")
     ids = np.take_along_axis(ids, order, axis=1)
     return _Candidates(ids, np.take_along_axis(scores, ids, axis=1), np.take_along_axis(log_probs, ids, axis=1))
+
+
+def _best_of_top(logits: Logits, banned: list[list[int]], keep: int) -> _Candidates:
+    """Returns the best `keep` tokens of each row among those with the greatest logits."""
+    log_probs = logits.top - logits.log_sum
+    is_banned = np.array([np.isin(ids, tokens) for ids, tokens in zip(logits.top_ids, banned, strict=True)])
+    scores = np.where(is_banned, -np.inf, log_probs)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :keep]
+    return _Candidates(*(np.take_along_axis(part, order, axis=1) for part in (logits.top_ids, scores, log_probs)))
 
 
 def _extend(search: _Beams, candidates: _Candidates, keep: int, length: int, settings: DecodingSettings) -> list[int]:

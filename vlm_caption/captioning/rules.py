@@ -6,10 +6,22 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..captioning.caption import check_settings
-from ..captioning.consensus import DocumentFrequencies
+from .caption import check_settings
+from .consensus import DocumentFrequencies
 
 _ABOVE_0 = ("temperature", "repetition_penalty")
+
+# Settings of `generate` that change no token.
+_WITHOUT_EFFECT = {
+    "_from_model_config",
+    "bos_token_id",
+    "cache_implementation",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict_in_generate",
+    "transformers_version",
+    "use_cache",
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +42,7 @@ class DecodingSettings:
         no_repeat_ngram_size: No run of that many tokens comes twice; 0 is no limit.
         repetition_penalty: Above 1, tokens seldom come twice.
         bad_words_ids: Token sequences that are never written.
+        suppress_tokens: Tokens that are never written.
         stop, ban, max_words, seed, consensus, document_frequencies: See `vlm_caption.captioning.GenerationSettings`.
 
     Raises:
@@ -51,6 +64,7 @@ class DecodingSettings:
     no_repeat_ngram_size: int = 0
     repetition_penalty: float = 1.0
     bad_words_ids: Sequence[Sequence[int]] = ()
+    suppress_tokens: Sequence[int] = ()
     stop: tuple[str, ...] = ()
     ban: tuple[str, ...] = ()
     max_words: int | None = None
@@ -69,15 +83,9 @@ class DecodingSettings:
             raise ValueError("An exported captioner samples without beams: set num_beams to 1.")
 
     @property
-    def changes_logits(self) -> bool:
-        """Whether `change_logits` does anything, or `keep_likely` needs all logits."""
-        return bool(
-            self.do_sample
-            or self.min_new_tokens
-            or self.no_repeat_ngram_size
-            or self.repetition_penalty != 1
-            or self.bad_words_ids
-        )
+    def needs_all_logits(self) -> bool:
+        """Whether choosing a token takes the logits of all tokens, and not only the greatest ones."""
+        return self.do_sample or self.repetition_penalty != 1
 
     def updated(self, arguments: Mapping[str, Any]) -> Self:
         """Returns these settings with others in their place.
@@ -110,6 +118,20 @@ class DecodingSettings:
         return replace(self, **given)
 
 
+def split_settings(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Returns those settings of transformers' `generate` that [`DecodingSettings`] has, and the names of others.
+
+    Args:
+        given: The settings. Those that are None count as not given, and those that change no token are left out.
+    """
+    relevant = {name: value for name, value in given.items() if value is not None and name not in _WITHOUT_EFFECT}
+    ends = relevant.pop("eos_token_id", [])
+    names = {field.name for field in fields(DecodingSettings)}
+    known = {name: value for name, value in relevant.items() if name in names}
+    known["eos_token_id"] = ends if isinstance(ends, list) else [ends]
+    return known, sorted(relevant.keys() - names)
+
+
 def change_logits(scores: np.ndarray, written: Sequence[Sequence[int]], settings: DecodingSettings) -> np.ndarray:
     """Returns scores after the rules against repetition, banned words and early ends, in transformers' order.
 
@@ -124,18 +146,27 @@ def change_logits(scores: np.ndarray, written: Sequence[Sequence[int]], settings
             seen = np.unique(np.asarray(tokens))
             old, penalty = scores[row, seen], np.float32(settings.repetition_penalty)
             scores[row, seen] = np.where(old < 0, old * penalty, old / penalty)
-        if settings.no_repeat_ngram_size:
-            scores[row, list(_repeating(tokens, settings.no_repeat_ngram_size))] = -np.inf
-        for *before, last in settings.bad_words_ids:
-            if list(tokens[len(tokens) - len(before) :]) == before and [*before, last] not in _ends(settings):
-                scores[row, last] = -np.inf
-        if len(tokens) < settings.min_new_tokens:
-            scores[row, list(settings.eos_token_id)] = -np.inf
+        scores[row, list(banned_tokens(tokens, settings))] = -np.inf
     return scores
 
 
-def _ends(settings: DecodingSettings) -> list[list[int]]:
-    return [[token] for token in settings.eos_token_id]
+def banned_tokens(tokens: Sequence[int], settings: DecodingSettings) -> set[int]:
+    """Returns the tokens that must not come next.
+
+    Args:
+        tokens: Those so far, without the prompt.
+        settings: The rules.
+    """
+    banned = set(settings.suppress_tokens)
+    if settings.no_repeat_ngram_size:
+        banned.update(_repeating(tokens, settings.no_repeat_ngram_size))
+    for *before, last in settings.bad_words_ids:
+        is_end = not before and last in settings.eos_token_id
+        if list(tokens[len(tokens) - len(before) :]) == before and not is_end:
+            banned.add(last)
+    if len(tokens) < settings.min_new_tokens:
+        banned.update(settings.eos_token_id)
+    return banned
 
 
 def _repeating(tokens: Sequence[int], size: int) -> Iterable[int]:

@@ -14,7 +14,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from vlm_caption.runtime.rules import DecodingSettings, change_logits, keep_likely
+from vlm_caption.captioning.rules import DecodingSettings, change_logits, keep_likely
 
 ENDS = [0, 3]
 WRITTEN = [[5, 6, 5, 6, 5], [1, 1, 2, 9, 4], [7, 8, 9, 7, 8]]
