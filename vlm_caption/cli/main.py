@@ -15,6 +15,7 @@ COMMANDS = {
     "calibrate": "fit the probability that a caption is right",
     "inspect": "look at captioned images before training",
     "export": "export a checkpoint to ONNX, for captioning without torch",
+    "serve": "a page and an API for pictures: OpenAI's chat completions",
     "cache": "compute image features ahead of training",
     "demo": "caption eight photos and write a page of them",
 }

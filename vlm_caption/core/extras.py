@@ -19,6 +19,7 @@ _EXTRAS = {
     "onnx": "wheels",
     "onnxruntime": "runtime",
     "onnxscript": "onnx",
+    "gradio": "serve",
     "peft": "lora",
     "timm": "timm",
     "torchmetrics": "clip",
