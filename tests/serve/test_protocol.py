@@ -7,10 +7,11 @@ import pytest
 
 from vlm_caption.captioning.caption import Caption
 from vlm_caption.serve.limits import ServingLimits
-from vlm_caption.serve.protocol import RequestError, chat_chunk, chat_completion, parse_chat, settled
+from vlm_caption.serve.protocol import ReplyHead, RequestError, chat_chunk, chat_completion, parse_chat, settled
 
 PICTURE = b"the bytes of a file"
 URL = "data:image/png;base64," + base64.b64encode(PICTURE).decode()
+HEAD = ReplyHead("mine", "chatcmpl-1", 7)
 LIMITS = ServingLimits(max_choices=4, max_new_tokens=50)
 
 
@@ -140,7 +141,7 @@ def test_damaged_base64_is_refused(tail):
 
 def test_a_response_has_the_captions_with_their_scores():
     captions = [Caption("a", "A dog.", -0.5, confidence=0.75), Caption("a", "A", -1.0, finished=False)]
-    response = chat_completion(captions, "mine", "chatcmpl-1", 7)
+    response = chat_completion(captions, HEAD)
     assert (response["object"], response["created"]) == ("chat.completion", 7)
     first, second = response["choices"]
     assert first["message"]["content"] == "A dog."
@@ -151,9 +152,9 @@ def test_a_response_has_the_captions_with_their_scores():
 
 
 def test_the_last_chunk_of_a_choice_says_why_it_ended():
-    chunk = chat_chunk(1, "dog.", None, "mine", "chatcmpl-1", 7)["choices"][0]
+    chunk = chat_chunk(1, "dog.", None, HEAD)["choices"][0]
     assert (chunk["index"], chunk["delta"]["content"], chunk["finish_reason"]) == (1, "dog.", None)
-    last = chat_chunk(1, "", Caption("a", "A dog.", -0.5), "mine", "chatcmpl-1", 7)["choices"][0]
+    last = chat_chunk(1, "", Caption("a", "A dog.", -0.5), HEAD)["choices"][0]
     assert last["finish_reason"] == "stop"
 
 

@@ -151,45 +151,25 @@ class CaptionerModel(CaptionerPreTrainedModel):
                 "This captioner has no vision tower: pass what it captions as image_features, vectors of shape "
                 f"{self._feature_shape}, and not as pixel_values."
             )
-        keeps_states = "output_hidden_states" in kwargs or not self.config.vision_feature_layers
-        outputs, hidden = self._run_tower(pixel_values, kwargs)
-        tokens = []
-        if self.config.image_tokens == "pooled" or self.config.pooled_in_front:
-            tokens.append((hidden[:, 0] if self.config.vision_feature_layers else self._pooled(outputs))[:, None])
-        if self.config.image_tokens == "all":
-            tokens.append(hidden)
-        elif self.config.image_tokens == "patches":
-            patches = self._arrange(hidden, pixel_values)
-            if self.config.image_grid is not None:
-                patches = nn.functional.adaptive_avg_pool2d(patches, self.config.image_grid)  # [I, D, g, g]
-            tokens.append(patches.flatten(2).transpose(1, 2))
-        return BaseModelOutputWithPooling(
-            last_hidden_state=outputs.last_hidden_state,
-            pooler_output=torch.cat(tokens, dim=1),
-            hidden_states=outputs.get("hidden_states") if keeps_states else None,
-            attentions=outputs.get("attentions"),
-        )
-
-    def patch_map(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Returns the features of the patches in their places, before they are averaged over the config's grid.
-
-        Args:
-            pixel_values: float [I, 3, H, W].
-
-        Returns:
-            float [I, D_vision, rows, columns].
-
-        Raises:
-            ValueError: The tower has no token for each patch.
-        """
-        return self._arrange(self._run_tower(pixel_values, {})[1], pixel_values)
-
-    def _run_tower(self, pixel_values: torch.Tensor, kwargs: dict[str, Any]) -> tuple[Any, torch.Tensor]:
-        """Returns the tower's output and its tokens: float [I, prefix + P, D], or a convolutional map [I, D, h, w]."""
         pixel_values = _move(pixel_values, self.vision_tower.device, self.vision_tower.dtype)
         wanted = {"output_hidden_states": True} if self.config.vision_feature_layers else {}
         outputs = self.vision_tower(pixel_values, return_dict=True, **(kwargs | wanted))
-        return outputs, self._join_layers(outputs) if wanted else outputs.last_hidden_state
+        hidden = outputs.last_hidden_state  # [I, prefix + P, D], or a convolutional map [I, D, h, w]
+        if wanted:
+            hidden = self._join_layers(outputs)  # [I, prefix + P, layers · D]
+        tokens = []
+        if self.config.image_tokens == "pooled" or self.config.pooled_in_front:
+            tokens.append((hidden[:, 0] if wanted else self._pooled(outputs))[:, None])
+        if self.config.image_tokens == "all":
+            tokens.append(hidden)
+        elif self.config.image_tokens == "patches":
+            tokens.append(self._patch_tokens(hidden, pixel_values))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=torch.cat(tokens, dim=1),
+            hidden_states=outputs.get("hidden_states") if "output_hidden_states" in kwargs or not wanted else None,
+            attentions=outputs.get("attentions"),
+        )
 
     @property
     def _feature_shape(self) -> str:
@@ -225,23 +205,25 @@ class CaptionerModel(CaptionerPreTrainedModel):
             )
         return pooled.flatten(1)
 
-    def _arrange(self, hidden: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Returns the patches among a tower's tokens in their places, float [I, D, rows, columns]."""
-        if hidden.ndim == 4:
-            return hidden
-        patch_size = getattr(self.config.vision_config, "patch_size", None)
-        if patch_size is None:  # timm keeps it with the model
-            patch_size = self.vision_tower.timm_model.patch_embed.patch_size
-        patch_h, patch_w = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
-        rows, columns = pixel_values.shape[-2] // patch_h, pixel_values.shape[-1] // patch_w
-        if hidden.shape[1] < rows * columns:  # towers that merge patches on the way
-            raise ValueError(
-                f"The {self.config.vision_config.model_type} tower gives {hidden.shape[1]} tokens and no token a "
-                f"patch, of which there are {rows} x {columns}: choose image_tokens='pooled'."
-            )
-        # Class and register tokens stand in front, as many as the tower has.
-        patches = hidden[:, hidden.shape[1] - rows * columns :]
-        return patches.transpose(1, 2).reshape(len(hidden), -1, rows, columns)
+    def _patch_tokens(self, hidden: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Returns patch tokens [I, P, D], or their averages over the cells of a g × g grid [I, g·g, D]."""
+        if hidden.ndim == 3:
+            patch_size = getattr(self.config.vision_config, "patch_size", None)
+            if patch_size is None:  # timm keeps it with the model
+                patch_size = self.vision_tower.timm_model.patch_embed.patch_size
+            patch_h, patch_w = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+            rows, columns = pixel_values.shape[-2] // patch_h, pixel_values.shape[-1] // patch_w
+            if hidden.shape[1] < rows * columns:  # towers that merge patches on the way
+                raise ValueError(
+                    f"The {self.config.vision_config.model_type} tower gives {hidden.shape[1]} tokens and no token a "
+                    f"patch, of which there are {rows} x {columns}: choose image_tokens='pooled'."
+                )
+            # Class and register tokens stand in front, as many as the tower has.
+            patches = hidden[:, hidden.shape[1] - rows * columns :]
+            hidden = patches.transpose(1, 2).reshape(len(hidden), -1, rows, columns)  # [I, D, rows, columns]
+        if self.config.image_grid is not None:
+            hidden = nn.functional.adaptive_avg_pool2d(hidden, self.config.image_grid)  # [I, D, g, g]
+        return hidden.flatten(2).transpose(1, 2)
 
     @can_return_tuple
     def get_image_features(

@@ -17,7 +17,7 @@ from ..captioning.caption import Caption
 from ..core.console import first_line_of
 from ..core.errors import ImageError, ImageTooLargeError
 from .batcher import ServerBusyError, ServerClosedError
-from .protocol import ChatJob, RequestError, chat_chunk, chat_completion, error_body, parse_chat, settled
+from .protocol import ChatJob, ReplyHead, RequestError, chat_chunk, chat_completion, error_body, parse_chat, settled
 from .service import Service
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ async def _answer(service: Service, request: fastapi.Request) -> Response:
     reply = _Reply(service, job)
     if not job.stream:
         captions = await reply.captions()
-        return JSONResponse(chat_completion(captions, **reply.head))
+        return JSONResponse(chat_completion(captions, reply.head))
     events = reply.events()
     first = await anext(events)  # a mistake is known by now, and has its own status
     return StreamingResponse(_lines(first, events), media_type="text/event-stream")
@@ -82,7 +82,7 @@ class _Reply:
 
     def __init__(self, service: Service, job: ChatJob) -> None:
         self.job, self.timeout = job, service.limits.timeout
-        self.head = {"model": service.name, "name": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time())}
+        self.head = ReplyHead(service.name, f"chatcmpl-{uuid.uuid4().hex}", int(time.time()))
         self._texts: asyncio.Queue[list[str] | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -110,11 +110,11 @@ class _Reply:
             for index, text in enumerate(texts):
                 known, now = sent.get(index, ""), settled(text, self.job.generation.get("stop", ()))
                 if len(now) > len(known) and now.startswith(known):
-                    yield chat_chunk(index, now[len(known) :], None, **self.head)
+                    yield chat_chunk(index, now[len(known) :], None, self.head)
                     sent[index] = now
         for index, caption in enumerate(await self.captions()):
             rest = caption.text.removeprefix(sent.get(index, ""))
-            yield chat_chunk(index, rest, caption, **self.head)
+            yield chat_chunk(index, rest, caption, self.head)
 
     async def _next(self) -> list[str] | None:
         try:

@@ -18,9 +18,16 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _FETCHES = re.compile(r"/(?:file|proxy)=\s*https?:", re.IGNORECASE)
 
 # A browser that shows the page asks no other server for anything, and shows it in no frame.
+_POLICY = (
+    "default-src 'self' data: blob:",
+    "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:",
+    "style-src 'self' 'unsafe-inline'",
+    "base-uri 'self'",
+    "form-action 'self'",
+    "frame-ancestors 'none'",
+)
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'self' data: blob:; "
-    "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'",
+    "Content-Security-Policy": "; ".join(_POLICY),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",

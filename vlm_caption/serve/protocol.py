@@ -187,7 +187,22 @@ def _explain(error: ValidationError) -> RequestError:
     return RequestError(400, f"{preview(place)}: {first['msg']}." if place else f"The body: {first['msg']}.", field)
 
 
-def chat_completion(captions: Sequence[Caption], model: str, name: str, created: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ReplyHead:
+    """What all parts of a reply have in common.
+
+    Attributes:
+        model: The name of the captioner.
+        id: The reply's own name.
+        created: The time, in seconds since 1970.
+    """
+
+    model: str
+    id: str
+    created: int
+
+
+def chat_completion(captions: Sequence[Caption], head: ReplyHead) -> dict[str, Any]:
     """Returns the response to a request that does not stream.
 
     Each choice also has `vlm_caption`, with the caption's score and confidence. There is no `usage`: captioners do
@@ -195,9 +210,7 @@ def chat_completion(captions: Sequence[Caption], model: str, name: str, created:
 
     Args:
         captions: The captions of the picture.
-        model: The name of the captioner.
-        name: The response's own name.
-        created: The time, in seconds since 1970.
+        head: The head of the reply.
     """
     choices = [
         {
@@ -209,24 +222,22 @@ def chat_completion(captions: Sequence[Caption], model: str, name: str, created:
         }
         for index, caption in enumerate(captions)
     ]
-    return {"id": name, "object": "chat.completion", "created": created, "model": model, "choices": choices}
+    return {**vars(head), "object": "chat.completion", "choices": choices}
 
 
-def chat_chunk(index: int, text: str, caption: Caption | None, model: str, name: str, created: int) -> dict[str, Any]:
+def chat_chunk(index: int, text: str, caption: Caption | None, head: ReplyHead) -> dict[str, Any]:
     """Returns one event of a response that streams.
 
     Args:
         index: The number of the choice.
         text: What has been written since its last event.
         caption: The whole caption, once it is finished.
-        model: The name of the captioner.
-        name: The response's own name.
-        created: The time, in seconds since 1970.
+        head: The head of the reply.
     """
     choice: dict[str, Any] = {"index": index, "delta": {"role": "assistant", "content": text}, "finish_reason": None}
     if caption is not None:
         choice |= {"finish_reason": _finish_reason(caption), "vlm_caption": _numbers(caption)}
-    return {"id": name, "object": "chat.completion.chunk", "created": created, "model": model, "choices": [choice]}
+    return {**vars(head), "object": "chat.completion.chunk", "choices": [choice]}
 
 
 def error_body(status: int, message: str, parameter: str | None = None) -> dict[str, Any]:

@@ -91,7 +91,7 @@ class Looking:
     """Computes heat maps; work for a `Batcher`. Its items are pictures, as the bytes of their files, with captions.
 
     Attributes:
-        captioner: A captioner for which `has_places` is true.
+        captioner: A `vlm_caption.Captioner`.
         settings: The settings with which the captions were written.
         max_pixels: The largest picture.
     """
@@ -142,12 +142,8 @@ class Service:
 
     @property
     def shows_places(self) -> bool:
-        """Whether there are heat maps."""
-        if not hasattr(self.captioner, "model"):
-            return False
-        from ..captioning.attribution import has_places
-
-        return has_places(self.captioner)
+        """Whether there are heat maps: not with an exported captioner."""
+        return hasattr(self.captioner, "model")
 
     def settings(self, text: str, generation: dict[str, Any]) -> Settings:
         """Returns the settings for a user's text: a question if the captioner takes one, else the prompt.
