@@ -73,7 +73,7 @@ class LiveBrowser:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    def wait_for(self, expression: str, seconds: float = 120) -> Any:
+    def wait_for(self, expression: str, seconds: float = 300) -> Any:
         """Waits until an expression is true, and returns its value."""
         end = time.monotonic() + seconds
         while not (value := self.run(expression)):

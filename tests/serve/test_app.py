@@ -3,6 +3,8 @@
 import asyncio
 import json
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -11,6 +13,7 @@ pytest.importorskip("gradio")
 from requests_of_chat import chat_body, file_of
 from starlette.testclient import TestClient
 
+from vlm_caption.captioning.caption import Caption
 from vlm_caption.serve.app import build_app
 from vlm_caption.serve.guard import Guard
 from vlm_caption.serve.limits import ServingLimits
@@ -94,6 +97,32 @@ def test_a_stream_adds_up_to_the_caption(client, fields):
         texts[choice["index"]] += choice["delta"]["content"]
     assert texts == whole
     assert (len(lines) > len(whole)) == ("num_beams" in fields or "temperature" in fields)
+
+
+class SlowCaptioner:
+    """Captions a picture with the length of its file, and remembers the sizes of its batches."""
+
+    prompt = ""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def caption_batches(self, batches, **settings):
+        for batch in batches:
+            self.sizes.append(len(batch))
+            time.sleep(0.05)
+            yield [[Caption("a picture", str(len(content)), -1.0)] for content in batch]
+
+
+def test_fifty_clients_at_once_get_their_own_captions_from_few_batches():
+    captioner = SlowCaptioner()
+    client = client_of(captioner)
+    with ThreadPoolExecutor(50) as pool:
+        responses = list(pool.map(lambda size: client.post(CHAT, json=chat_body(b"x" * size)), range(1, 51)))
+    assert [contents(response) for response in responses] == [[str(size)] for size in range(1, 51)]
+    assert sum(captioner.sizes) == 50
+    assert max(captioner.sizes) == 8
+    assert len(captioner.sizes) < 25
 
 
 def test_health_and_models(client):
@@ -188,6 +217,7 @@ def test_a_failure_inside_is_not_shown(tiny_captioner, monkeypatch, caplog):
         {"origin": "http://evil.example"},
         {"origin": "http://localhost:3000"},
         {"origin": "null"},
+        {"origin": "http://[::1"},
         {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"},
         {"sec-fetch-site": "same-site", "sec-fetch-mode": "cors"},
     ],

@@ -42,13 +42,13 @@ class Server:
 
     def ask(self, **fields) -> dict:
         body = json.dumps(chat_body(**fields)).encode()
-        with urllib.request.urlopen(f"{self.url}/v1/chat/completions", data=body, timeout=120) as answer:
+        with urllib.request.urlopen(f"{self.url}/v1/chat/completions", data=body, timeout=300) as answer:
             return json.load(answer)
 
     def end(self, signum: int = signal.SIGINT) -> str:
         """Sends a signal, and returns what the process wrote after its first line."""
         self.process.send_signal(signum)
-        return self.process.communicate(timeout=120)[1]
+        return self.process.communicate(timeout=300)[1]
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +86,9 @@ def test_gradio_gives_no_file_and_fetches_nothing(server):
     elsewhere = f"http://127.0.0.1:{listener.getsockname()[1]}/x.png"
     for place in ("/etc/passwd", str(REPOSITORY / "README.md"), "README.md", "../../etc/passwd", elsewhere):
         with pytest.raises(urllib.error.HTTPError) as raised:
-            urllib.request.urlopen(f"{server.url}/gradio_api/file={place}", timeout=60)
+            urllib.request.urlopen(f"{server.url}/gradio_api/file={place}", timeout=300)
         assert raised.value.code in (403, 404)
-    config = json.load(urllib.request.urlopen(f"{server.url}/config", timeout=60))
+    config = json.load(urllib.request.urlopen(f"{server.url}/config", timeout=300))
     [event, *_] = config["dependencies"]
     for place in ("/etc/passwd", elsewhere):
         file = {"path": place, "url": place, "meta": {"_type": "gradio.FileData"}}
@@ -104,8 +104,8 @@ def run_event(url: str, number: int, values: list) -> str:
     """Runs an event of the page as the page does, and returns the stream of its messages."""
     body = json.dumps({"data": values, "fn_index": number, "session_hash": "test"}).encode()
     head = {"Content-Type": "application/json"}
-    urllib.request.urlopen(urllib.request.Request(f"{url}/gradio_api/queue/join", body, head), timeout=60).read()
-    stream = urllib.request.urlopen(f"{url}/gradio_api/queue/data?session_hash=test", timeout=60)
+    urllib.request.urlopen(urllib.request.Request(f"{url}/gradio_api/queue/join", body, head), timeout=300).read()
+    stream = urllib.request.urlopen(f"{url}/gradio_api/queue/data?session_hash=test", timeout=300)
     lines = []
     for line in stream:
         lines.append(line.decode())
@@ -114,10 +114,13 @@ def run_event(url: str, number: int, values: list) -> str:
     return "".join(lines)
 
 
-def test_ctrl_c_ends_it_and_its_files_are_gone(checkpoint):
+def test_ctrl_c_ends_it_and_its_files_are_gone(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     server = Server(checkpoint)
     assert server.ask(num_beams=1)["choices"]
+    assert [*tmp_path.glob("vlm-caption-*")]
     log = server.end()
+    assert not [*tmp_path.glob("vlm-caption-*")]
     assert server.process.returncode == 130
     assert re.fullmatch(r"chat completion: 200, [\d.]+ s\n", log), log
 

@@ -49,7 +49,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         max_waiting=arguments.max_waiting,
         timeout=arguments.timeout,
     )
-    name = Path(arguments.checkpoint).name
+    name = Path(arguments.checkpoint).resolve().name
     service = Service(_load(arguments), name, limits, arguments.batch_size)
     serve(service, listener, arguments.allow_host)
 

@@ -5,8 +5,8 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, TypeVar
 
 import fastapi
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -23,6 +23,8 @@ from .service import Service
 logger = logging.getLogger(__name__)
 
 _RETRY_AFTER_CLOSING = 10  # seconds
+
+Result = TypeVar("Result")
 
 
 def build_app(service: Service, page: bool = True) -> fastapi.FastAPI:
@@ -97,31 +99,28 @@ class _Reply:
 
     async def captions(self) -> list[Caption]:
         """Waits for the captions."""
-        try:
-            async with asyncio.timeout_at(self._deadline):
-                return await self._future
-        except TimeoutError as error:
-            raise RequestError(504, f"There was no caption within {self.timeout:g} s: try again later.") from error
+        return await self._within_time(self._future)
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """Yields what has been written since the last event, and at the end of each caption its rest."""
         sent: dict[int, str] = {}
-        while (texts := await self._next()) is not None:
-            for index, text in enumerate(texts):
-                known, now = sent.get(index, ""), settled(text, self.job.generation.get("stop", ()))
-                if len(now) > len(known) and now.startswith(known):
-                    yield chat_chunk(index, now[len(known) :], None, self.head)
-                    sent[index] = now
-        for index, caption in enumerate(await self.captions()):
-            rest = caption.text.removeprefix(sent.get(index, ""))
-            yield chat_chunk(index, rest, caption, self.head)
+        try:
+            while (texts := await self._within_time(self._texts.get())) is not None:
+                for index, text in enumerate(texts):
+                    known, now = sent.get(index, ""), settled(text, self.job.generation.get("stop", ()))
+                    if len(now) > len(known) and now.startswith(known):
+                        yield chat_chunk(index, now[len(known) :], None, self.head)
+                        sent[index] = now
+            for index, caption in enumerate(await self.captions()):
+                yield chat_chunk(index, caption.text.removeprefix(sent.get(index, "")), caption, self.head)
+        finally:  # also if the client has gone
+            self._future.cancel()
 
-    async def _next(self) -> list[str] | None:
+    async def _within_time(self, awaitable: Awaitable[Result]) -> Result:
         try:
             async with asyncio.timeout_at(self._deadline):
-                return await self._texts.get()
+                return await awaitable
         except TimeoutError as error:
-            self._future.cancel()
             raise RequestError(504, f"There was no caption within {self.timeout:g} s: try again later.") from error
 
 

@@ -56,7 +56,7 @@ class Guard:
         self.names = {name.lower() for name in names}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # the lifespan; nothing here uses web sockets
+        if scope["type"] != "http":  # the lifespan; `serve` allows no web sockets
             await self.app(scope, receive, send)
             return
         refusal = self._refuse(Headers(scope=scope), scope["path"])
@@ -77,7 +77,7 @@ class Guard:
         if not self._answers_to(host):
             return 403, f"This server does not answer to the name {host[:100]!r}: --allow-host NAME adds one."
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and origin.partition("://")[2].lower() != host.lower():
             return 403, "Pages of other origins may not use this server."
         site, mode = headers.get("sec-fetch-site"), headers.get("sec-fetch-mode")
         if site in ("cross-site", "same-site") and mode != "navigate":

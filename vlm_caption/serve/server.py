@@ -1,5 +1,6 @@
 """Runs the server until a signal ends it."""
 
+import contextlib
 import logging
 import os
 import socket
@@ -11,6 +12,7 @@ import uvicorn
 
 from ..core.console import quiet_transformers
 from ..core.errors import ConfigError
+from ..core.interrupts import StopSignals
 from .app import build_app
 from .guard import LOOPBACK, Guard
 from .service import Service
@@ -49,12 +51,15 @@ def serve(service: Service, listener: socket.socket, allowed_hosts: Collection[s
         allowed_hosts: Names that requests may use for this server, beside those of the machine itself.
 
     Raises:
-        KeyboardInterrupt: SIGINT ended it.
+        KeyboardInterrupt: A signal ended it.
     """
     host, port = listener.getsockname()[:2]
     is_local = host.startswith("127.") or host == "::1"
     names = {*LOOPBACK, *allowed_hosts, *(() if is_local else (socket.gethostname(), socket.getfqdn()))}
-    with tempfile.TemporaryDirectory(prefix="vlm-caption-") as folder:
+    server_logger = logging.getLogger("uvicorn")
+    server_logger.handlers, server_logger.propagate = logging.getLogger(__name__.partition(".")[0]).handlers, False
+    server_logger.setLevel(logging.WARNING)
+    with StopSignals(), tempfile.TemporaryDirectory(prefix="vlm-caption-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # of this server alone, and gone with it
         guard = Guard(build_app(service), names, not is_local, service.limits.max_body)
         config = uvicorn.Config(
@@ -62,13 +67,15 @@ def serve(service: Service, listener: socket.socket, allowed_hosts: Collection[s
             log_config=None,
             access_log=False,
             lifespan="on",
+            ws="none",
             limit_concurrency=_CONNECTIONS * service.limits.max_waiting,
             timeout_graceful_shutdown=_SECONDS_TO_END,
             server_header=False,
         )
         place = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         logger.info("Serving %s. Page: %s/  API: %s/v1  Ctrl-C ends.", service.name, place, place)
-        with quiet_transformers():
+        quiet = quiet_transformers() if hasattr(service.captioner, "model") else contextlib.nullcontext()
+        with quiet:  # an exported captioner needs no transformers
             _Server(config, service).run(sockets=[listener])
 
 
