@@ -22,6 +22,7 @@ SCRIPTS = {
     "evaluate": "evaluate",
     "calibrate": "calibrate",
     "demo": "demo",
+    "serve": "serve",
 } | {
     "inspect_data": "inspect",
     "cache_features": "cache",
