@@ -84,6 +84,7 @@ def _add_controls(service: Service) -> list[gr.components.Component]:
     """Adds the controls, in the order of the arguments of `_settings`."""
     limits = service.limits
     text = gr.Textbox(
+        value="",  # by default it is None
         label="Question" if service.asks else "Prompt",
         info="What to ask about the picture." if service.asks else "The caption continues this text.",
     )
@@ -96,7 +97,7 @@ def _add_controls(service: Service) -> list[gr.components.Component]:
         temperature = gr.Slider(0.1, 2, 1, step=0.1, label="Temperature", info="Of sampling.")
         top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="Of sampling.")
     with gr.Row():
-        stop = gr.Textbox(label="Stop", info="End captions before this text.")
+        stop = gr.Textbox(value="", label="Stop", info="End captions before this text.")
         max_words = gr.Slider(0, 50, 0, step=1, label="Most words", info="0: no limit.")
     return [text, beams, count, longest, is_drawn, temperature, top_p, stop, max_words]
 
@@ -126,7 +127,12 @@ def _add_picture_tab(service: Service) -> dict[str, Any]:
             caption = gr.Textbox(label="Caption", lines=2, interactive=False)
             confidence = gr.Markdown()
             alternatives = gr.Dataframe(headers=_COLUMNS[1:4], label="Alternatives", interactive=False, wrap=True)
-            heat = gr.Image(label="Where it looked", interactive=False, visible=service.shows_places)
+            heat = gr.Image(
+                label="Where it looked",
+                interactive=False,
+                visible=service.shows_places,
+                buttons=["download", "fullscreen"],  # and none that shares it with the Hub
+            )
     return {
         "picture": picture,
         "button": button,
