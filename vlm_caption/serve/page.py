@@ -24,7 +24,8 @@ from ..core.text import readable
 from .batcher import ServerBusyError, ServerClosedError
 from .service import Service, Settings
 
-_COLUMNS = ["picture", "caption", "score", "confidence", "problem"]
+# Of the table, with their widths: on a phone it is moved sideways.
+_COLUMNS = {"picture": "140px", "caption": "280px", "score": "90px", "confidence": "120px", "problem": "220px"}
 _FONTS = ["system-ui", "sans-serif"]
 _HOURS_OF_A_FILE = 1
 
@@ -126,7 +127,7 @@ def _add_picture_tab(service: Service) -> dict[str, Any]:
         with gr.Column():
             caption = gr.Textbox(label="Caption", lines=2, interactive=False)
             confidence = gr.Markdown()
-            alternatives = gr.Dataframe(headers=_COLUMNS[1:4], label="Alternatives", interactive=False, wrap=True)
+            alternatives = gr.Textbox(label="Alternatives", interactive=False)
             heat = gr.Image(
                 label="Where it looked",
                 interactive=False,
@@ -149,9 +150,9 @@ def _connect_picture(service: Service, tab: dict[str, Any], controls: list[gr.co
         future = _submit(lambda: service.caption(content, settings, texts.put))
         future.add_done_callback(lambda _: texts.put(None))
         while (so_far := _get(texts, future, service)) is not None:
-            yield so_far[0], "", None, None
+            yield so_far[0], "", "", None
         [best, *others] = _result(future, service)
-        shown = best.text, _describe(best), [_row(other)[1:4] for other in others]
+        shown = best.text, _describe(best), "\n".join(map(_describe_briefly, others))
         yield *shown, None
         if service.shows_places and best.text.strip():
             yield *shown, _result(_submit(lambda: service.look(content, best.text, settings)), service)
@@ -171,7 +172,9 @@ def _add_table_tab(service: Service) -> dict[str, Any]:
     files = gr.File(label="Pictures", file_count="multiple", type="filepath")
     folder = gr.File(label="Or a folder", file_count="directory", type="filepath")
     button = gr.Button("Caption all", variant="primary")
-    table = gr.Dataframe(headers=_COLUMNS, label="Captions", interactive=False, wrap=True)
+    table = gr.Dataframe(
+        headers=list(_COLUMNS), column_widths=list(_COLUMNS.values()), label="Captions", interactive=False, wrap=True
+    )
     download = gr.DownloadButton("Download the table (CSV)", interactive=False)
     return {"files": files, "folder": folder, "button": button, "outputs": [table, download]}
 
@@ -217,6 +220,12 @@ def _offer(captions: Sequence[Caption]) -> Any:
 def _row(caption: Caption) -> list[Any]:
     confidence = None if caption.confidence is None else round(caption.confidence, 3)
     return [readable(caption.image), caption.text, round(caption.score, 3), confidence, ""]
+
+
+def _describe_briefly(caption: Caption) -> str:
+    if caption.confidence is None:
+        return f"{caption.text} (score {caption.score:.2f})"
+    return f"{caption.text} (confidence {caption.confidence:.0%})"
 
 
 def _describe(caption: Caption) -> str:
