@@ -8,6 +8,7 @@ import os
 import queue
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,10 +197,7 @@ def _connect_table(service: Service, tab: dict[str, Any], controls: list[gr.comp
                 except gr.Error as error:
                     rows.append([readable(path.name), "", None, None, error.message])
                     continue
-                named = [
-                    Caption(path.name, each.text, each.score, each.finished, confidence=each.confidence)
-                    for each in found
-                ]
+                named = [replace(caption, image=path.name) for caption in found]
                 captions += named
                 rows += map(_row, named)
             yield rows, None
