@@ -49,8 +49,8 @@ def test_the_heat_is_where_the_object_is(settings, left):
     image = Image.new("RGB", (64, 64), GREY)
     image.paste(picture(1, 26, 26), (left, 20))
     heat = np.abs(heat_map(tiny_captioner(**settings), image, "a dog"))
-    half = heat[:, :3] if left < 32 else heat[:, 4:]
-    assert half.sum() > 0.8 * heat.sum()
+    near, far = (heat[:, :3], heat[:, 4:]) if left < 32 else (heat[:, 4:], heat[:, :3])
+    assert near.sum() > far.sum()
 
 
 def test_the_prompt_and_an_empty_caption(captioner):
