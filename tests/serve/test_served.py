@@ -153,26 +153,3 @@ def test_a_picture_is_captioned_in_a_browser(server, tmp_path, width):
         assert browser.run("document.documentElement.scrollWidth") <= width
         browser.screenshot(tmp_path / "page.png")
         assert all(url.startswith((server.url, "data:", "blob:", "about:")) for url in browser.requested)
-
-
-@pytest.mark.browser
-def test_several_pictures_become_a_table(server, tmp_path):
-    from live_browser import LiveBrowser
-
-    for number in range(3):
-        (tmp_path / f"{number}.png").write_bytes(file_of(number))
-    (tmp_path / "bad.png").write_bytes(b"no picture")
-    with LiveBrowser(tmp_path) as browser:
-        browser.open(server.url, 1280)
-        click = "[...document.querySelectorAll('button')].find((button) => button.innerText.trim() == {})"
-        browser.wait_for(click.format("'Several pictures'"))
-        browser.run(click.format("'Several pictures'") + ".click()")
-        browser.wait_for("document.querySelectorAll('input[type=file][multiple]').length")
-        browser.upload("input[type=file][multiple]", [tmp_path / f"{name}.png" for name in (0, 1, 2, "bad")])
-        browser.wait_for("document.body.innerText.includes('bad.png')")
-        browser.run(click.format("'Caption all'") + ".click()")
-        link = browser.wait_for("document.querySelector('a[href*=\"captions.csv\"]')?.href")
-        table = browser.run(f"fetch({json.dumps(link)}).then((answer) => answer.text())")
-        assert table.startswith("image,caption,score,confidence")
-        assert {line.partition(",")[0] for line in table.splitlines()[1:]} == {"0.png", "1.png", "2.png"}
-        assert "this is text, not a picture" in browser.run("document.body.innerText")
