@@ -33,7 +33,7 @@ from vlm_caption.towers import sources
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- not run: ([^>]+) -->\n+)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SCRIPTS = {"caption": "caption", "export": "export", "train": "train"}
+SCRIPTS = {"caption": "caption", "export": "export", "serve": "serve", "train": "train"}
 HERE_DOCUMENT = re.compile(r"<<'(\w+)'\n.*?^\1$", re.MULTILINE | re.DOTALL)
 CHAT_TEMPLATE = "{% for m in messages %}{{ '<bos>' if loop.first }}{{ m.role }}: {{ m.content }} {% endfor %}"
 

@@ -23,6 +23,7 @@ SCRIPTS = {
     "calibrate": "calibrate",
     "index": "index",
     "demo": "demo",
+    "serve": "serve",
 } | {
     "inspect_data": "inspect",
     "cache_features": "cache",

@@ -7,6 +7,7 @@ import torch
 from fetching import fetch
 
 from vlm_caption import Captioner, open_image
+from vlm_caption.captioning import heat_map
 from vlm_caption.captioning.checkpoints import DEFAULT_CHECKPOINT
 from vlm_caption.captioning.nll import caption_nll
 from vlm_caption.data import load_captions
@@ -44,6 +45,18 @@ def test_the_language_models_own_bos_stands_at_position_0(captioner):
     bos = core.get_input_embeddings().weight[core.config.text_config.bos_token_id]
     assert torch.equal(embedded[0, 0], bos)
     assert inputs["input_ids"][0, 1:].tolist() == [core.config.image_token_id] * core.config.image_seq_length
+
+
+@pytest.mark.parametrize("place", ["left", "right"])
+def test_the_heat_moves_with_what_the_caption_names(captioner, place):
+    folder = Path(__file__).parents[1] / "examples"
+    photo, cat = (
+        open_image(folder / name).resize((size, size)) for name, size in (("street.jpg", 448), ("cat.jpg", 200))
+    )
+    photo.paste(cat, (8 if place == "left" else 240, 124))
+    heat = heat_map(captioner, photo, "A cat looks at the camera.", grid=4).clip(min=0)
+    left, right = heat[:, :2].sum(), heat[:, 2:].sum()
+    assert (left > 2 * right) if place == "left" else (right > 2 * left)
 
 
 @pytest.mark.flickr8k

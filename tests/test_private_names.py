@@ -125,6 +125,12 @@ OTHERS = [
     Name("accelerate.utils.launch.ACCELERATE_MIXED_PRECISION", None, "recognises `accelerate launch`"),
     Name("PIL.Image.OPEN", None, "a format's own check of the first bytes"),
     Name("PIL.Image.Image._new", ("im",), "pixels without their file, and no second copy"),
+    Name(
+        "gradio.blocks.Block.async_move_resource_to_block_cache",
+        ("url_or_file_path",),
+        "the page fetches no address that a browser sends",
+    ),
+    Name("uvicorn.Server.handle_exit", ("sig", "frame"), "refuses what waits as soon as a signal comes"),
     Name("pycocoevalcap.meteor.meteor.Meteor.meteor_p", None, "ends METEOR's process"),
     Name("pycocoevalcap.meteor.meteor.Meteor.lock", None, "lets its destructor end"),
 ]

@@ -43,7 +43,7 @@ def test_the_package_alone_imports_nothing_heavy():
     assert not HEAVY & modules_after("import vlm_caption, vlm_caption.data, vlm_caption.metrics, vlm_caption.config")
 
 
-@pytest.mark.parametrize("command", ["caption", "train", "evaluate", "inspect", "cache", "demo"])
+@pytest.mark.parametrize("command", ["caption", "train", "evaluate", "inspect", "cache", "serve", "demo"])
 def test_help_imports_nothing_heavy(command):
     code = f"""
 from vlm_caption.cli.main import main

@@ -1,3 +1,4 @@
+from .attribution import heat_map
 from .beside import Descriptions, Sidecars, Wording
 from .caption import Caption
 from .caption_file import CaptionFile
@@ -39,6 +40,7 @@ __all__ = [
     "find_device",
     "find_pictures",
     "generate",
+    "heat_map",
     "read_table",
     "score",
     "sum_nll",

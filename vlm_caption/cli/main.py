@@ -16,6 +16,7 @@ COMMANDS = {
     "index": "collect captioned images that help to choose captions",
     "inspect": "look at captioned images before training",
     "export": "export a checkpoint to ONNX, for captioning without torch",
+    "serve": "a page and an API for pictures: OpenAI's chat completions",
     "cache": "compute image features before training",
     "demo": "caption eight photos and write a page of them",
 }

@@ -19,6 +19,7 @@ _EXTRAS = {
     "onnx": "wheels",
     "onnxruntime": "runtime",
     "onnxscript": "onnx",
+    "gradio": "serve",
     "peft": "lora",
     "ray": "ray",
     "timm": "timm",

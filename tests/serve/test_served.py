@@ -1,0 +1,155 @@
+"""A server as a process of its own: OpenAI's client, a browser, and its end by Ctrl-C."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("gradio")
+
+from commands import REPOSITORY
+from requests_of_chat import chat_body, file_of
+from tiny_models import save_checkpoint
+
+from vlm_caption import Captioner
+
+
+class Server:
+    """A process that serves a checkpoint.
+
+    Attributes:
+        url: Where.
+    """
+
+    def __init__(self, checkpoint: Path, *options: str) -> None:
+        command = [sys.executable, "-m", "vlm_caption", "serve", "--checkpoint", str(checkpoint), "--port", "0"]
+        self.process = subprocess.Popen(
+            [*command, *options], env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stderr=subprocess.PIPE, text=True
+        )
+        line = self.process.stderr.readline()
+        found = re.search(r"Page: (http://\S+)/ ", line)
+        assert found, line + self.process.stderr.read()
+        self.url = found[1]
+
+    def ask(self, **fields) -> dict:
+        body = json.dumps(chat_body(**fields)).encode()
+        with urllib.request.urlopen(f"{self.url}/v1/chat/completions", data=body, timeout=300) as answer:
+            return json.load(answer)
+
+    def end(self, signum: int = signal.SIGINT) -> str:
+        """Sends a signal, and returns what the process wrote after its first line."""
+        self.process.send_signal(signum)
+        return self.process.communicate(timeout=300)[1]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("served") / "tiny", 0)
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint):
+    server = Server(checkpoint)
+    yield server
+    server.process.kill()
+    server.process.communicate()
+
+
+def test_the_client_of_openai_is_answered(server, checkpoint):
+    openai = pytest.importorskip("openai")
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    [expected] = Captioner.from_pretrained(checkpoint).caption(file_of())
+    body = chat_body()
+    [choice] = client.chat.completions.create(**body).choices
+    assert choice.message.content == expected.text
+    assert choice.vlm_caption["score"] == pytest.approx(expected.score, abs=1e-4)
+    chunks = client.chat.completions.create(**body, stream=True, extra_body={"num_beams": 1})
+    assert "".join(chunk.choices[0].delta.content for chunk in chunks) == expected.text
+    with pytest.raises(openai.BadRequestError, match="a captioner has no such option"):
+        client.chat.completions.create(**body, logprobs=True)
+
+
+def test_gradio_gives_no_file_and_fetches_nothing(server):
+    hits = []
+    listener = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=lambda: hits.append(listener.accept()), daemon=True).start()
+    elsewhere = f"http://127.0.0.1:{listener.getsockname()[1]}/x.png"
+    for place in ("/etc/passwd", str(REPOSITORY / "README.md"), "README.md", "../../etc/passwd", elsewhere):
+        with pytest.raises(urllib.error.HTTPError) as raised:
+            urllib.request.urlopen(f"{server.url}/gradio_api/file={place}", timeout=300)
+        assert raised.value.code in (403, 404)
+    config = json.load(urllib.request.urlopen(f"{server.url}/config", timeout=300))
+    [event, *_] = config["dependencies"]
+    for place in ("/etc/passwd", elsewhere):
+        file = {"path": place, "url": place, "meta": {"_type": "gradio.FileData"}}
+        values = [file, *[None] * (len(event["inputs"]) - 1)]
+        answer = run_event(server.url, event["id"], values)
+        assert '"success": false' in answer.lower() or '"success":false' in answer.lower(), answer
+        assert "root:" not in answer
+    assert not hits
+    listener.close()
+
+
+def run_event(url: str, number: int, values: list) -> str:
+    """Runs an event of the page as the page does, and returns the stream of its messages."""
+    body = json.dumps({"data": values, "fn_index": number, "session_hash": "test"}).encode()
+    head = {"Content-Type": "application/json"}
+    urllib.request.urlopen(urllib.request.Request(f"{url}/gradio_api/queue/join", body, head), timeout=300).read()
+    stream = urllib.request.urlopen(f"{url}/gradio_api/queue/data?session_hash=test", timeout=300)
+    lines = []
+    for line in stream:
+        lines.append(line.decode())
+        if "process_completed" in lines[-1]:
+            break
+    return "".join(lines)
+
+
+def test_ctrl_c_ends_it_and_its_files_are_gone(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    server = Server(checkpoint)
+    assert server.ask(num_beams=1)["choices"]
+    assert [*tmp_path.glob("vlm-caption-*")]
+    log = server.end()
+    assert not [*tmp_path.glob("vlm-caption-*")]
+    assert server.process.returncode == 130
+    assert re.fullmatch(r"chat completion: 200, [\d.]+ s\n", log), log
+
+
+def test_a_port_in_use_is_one_sentence(checkpoint):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "vlm_caption", "serve", "--checkpoint", str(checkpoint), "--port", port]
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(
+        rf"vlm-caption serve: --host 127.0.0.1 --port {port}: nothing can listen there .*\n", done.stderr
+    )
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_picture_is_captioned_in_a_browser(server, tmp_path, width):
+    from live_browser import LiveBrowser
+
+    (tmp_path / "photo.png").write_bytes(file_of(width=300, height=200))
+    with LiveBrowser(tmp_path) as browser:
+        browser.open(server.url, width)
+        browser.wait_for("document.querySelector('input[type=file]') != null")
+        browser.upload("input[type=file]", [tmp_path / "photo.png"])
+        browser.wait_for("document.body.innerText.includes('Score -')")
+        browser.wait_for("document.querySelectorAll('img[src*=\"gradio_api/file\"]').length >= 2")  # with the heat map
+        assert browser.run("document.querySelector('textarea').value")
+        assert browser.run("document.documentElement.scrollWidth") <= width
+        browser.screenshot(tmp_path / "page.png")
+        assert all(url.startswith((server.url, "data:", "blob:", "about:")) for url in browser.requested)

@@ -1,0 +1,125 @@
+"""Serves a captioner: a page, and an API that speaks OpenAI's chat completions."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..captioning.checkpoints import DEFAULT_CHECKPOINT, find_checkpoint
+from ..core.console import ArgumentParser, loading, natural_int, positive_int, setup_logging
+from ..core.errors import ConfigError
+from ..core.extras import require
+from ..core.hub_ids import is_hub_id
+from ..runtime.files import is_export
+from ..serve.limits import ServingLimits
+
+_DEFAULTS = ServingLimits()
+
+
+def main(argv: list[str] | None, prog: str) -> int:
+    """Runs the command.
+
+    Args:
+        argv: The arguments. With None, those of the program.
+        prog: The name of the command, for messages.
+
+    Returns:
+        The exit code: 2 for settings that cannot be used; 130 after Ctrl-C.
+    """
+    parser = _parser(prog)
+    arguments = parser.parse_args(argv)
+    setup_logging()
+    try:
+        _serve(arguments)
+    except (OSError, RuntimeError, ValueError) as error:
+        parser.complain(error)
+        return 2
+    return 0
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    require("gradio", "A server")
+    with loading("the server"):
+        from ..serve.server import listen, serve
+        from ..serve.service import Service
+
+    listener = listen(arguments.host, arguments.port)
+    limits = ServingLimits(
+        max_body=arguments.max_bytes,
+        max_pixels=arguments.max_pixels,
+        max_waiting=arguments.max_waiting,
+        timeout=arguments.timeout,
+    )
+    name = Path(arguments.checkpoint).resolve().name
+    service = Service(_load(arguments), name, limits, arguments.batch_size)
+    serve(service, listener, arguments.allow_host)
+
+
+def _load(arguments: argparse.Namespace) -> Any:
+    """Returns a captioner of torch, or of the runtime if the folder is an export."""
+    checkpoint = arguments.checkpoint
+    if is_export(checkpoint):
+        if arguments.device is not None:
+            raise ConfigError(f"--device: {checkpoint} is an export, which has no such option: leave it out.")
+        require("onnxruntime", "An exported captioner")
+        from .. import runtime
+
+        with loading(f"the export {checkpoint}"):
+            return runtime.Captioner.from_pretrained(checkpoint)
+    if not is_hub_id(str(checkpoint)):
+        find_checkpoint(checkpoint)  # before the slow imports
+    with loading("PyTorch and transformers"):
+        require("torch", "A checkpoint that is not exported")
+        from ..captioning.captioner import Captioner
+
+    with loading(f"the checkpoint {checkpoint}"):
+        return Captioner.from_pretrained(checkpoint, arguments.device)
+
+
+def _parser(prog: str) -> ArgumentParser:
+    parser = ArgumentParser(
+        prog=prog,
+        description="Serves a captioner: a page, and an API that speaks OpenAI's chat completions.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="a folder, an export's too, or a Hub id")
+    parser.add_argument("--device", metavar="NAME", help="such as cuda:1 or cpu (a GPU, if there is one)")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for other machines too (127.0.0.1)")
+    parser.add_argument("--port", type=natural_int, default=8000, metavar="N", help="0 for any that is free (8000)")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="answer to this name too, such as that of a proxy in front; may be repeated",
+    )
+    parser.add_argument("--batch-size", type=positive_int, default=8, metavar="N", help="pictures at a time (8)")
+    limits = parser.add_argument_group("limits")
+    limits.add_argument(
+        "--max-bytes",
+        type=positive_int,
+        default=_DEFAULTS.max_body,
+        metavar="N",
+        help=f"of a request ({_DEFAULTS.max_body:,})",
+    )
+    limits.add_argument(
+        "--max-pixels",
+        type=positive_int,
+        default=_DEFAULTS.max_pixels,
+        metavar="N",
+        help=f"of a picture, width x height ({_DEFAULTS.max_pixels:,})",
+    )
+    limits.add_argument(
+        "--max-waiting",
+        type=positive_int,
+        default=_DEFAULTS.max_waiting,
+        metavar="N",
+        help=f"pictures that wait ({_DEFAULTS.max_waiting})",
+    )
+    limits.add_argument(
+        "--timeout",
+        type=positive_int,
+        default=int(_DEFAULTS.timeout),
+        metavar="SECONDS",
+        help=f"until a caption ({_DEFAULTS.timeout:g})",
+    )
+    return parser
