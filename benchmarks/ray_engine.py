@@ -1,5 +1,7 @@
 """Two actors of Ray beside one process, on the same pictures: `python benchmarks/ray_engine.py --photos photos`.
 
+Options behind `--`, such as `-- --num-beams 1`, are those of captioning.
+
 Each captions the pictures with the same number of cores, in turn, and medians count. The start of a command, up to the
 first captions that it writes, is told apart. Seconds are of the clock, and beside them of the processor, in all
 processes: other work on the machine adds only to the former. The last lines are the ratios of the two, and what a core
