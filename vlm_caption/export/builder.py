@@ -1,12 +1,15 @@
 """Writes an ONNX graph node by node, with linear layers in float32 or in int8."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
+
+if TYPE_CHECKING:
+    from .blocks import PackedWeights
 
 OPSET = 20  # with Gelu, in onnxruntime from 1.17 on
 IR_VERSION = 9
@@ -19,14 +22,15 @@ class GraphBuilder:
 
     Args:
         int8: Whether linear layers are quantised.
+        packed: Where the weights of quantised linear layers are kept in 4 bits, or None to keep 8.
 
     Attributes:
         nodes: The nodes so far.
         weights: The weights and constants so far, by name.
     """
 
-    def __init__(self, int8: bool) -> None:
-        self.int8 = int8
+    def __init__(self, int8: bool, packed: "PackedWeights | None" = None) -> None:
+        self.int8, self.packed = int8, packed
         self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, onnx.TensorProto] = {}
 
@@ -87,10 +91,13 @@ class GraphBuilder:
             name: The layer's name.
             weight: float [K, N].
         """
-        integers, scales = quantize_columns(weight)
-        self.weight(f"{name}.weight_int8", integers)
-        self.weight(f"{name}.scales", scales)
-        return self.integer_product(values, f"{name}.weight_int8", f"{name}.scales")
+        integers = f"{name}.weight_int8"
+        if self.packed is not None and self.packed.takes(weight):
+            self.weights[integers], scales = self.packed.add(integers, weight)
+        else:
+            rounded, scales = quantize_columns(weight)
+            self.weight(integers, rounded)
+        return self.integer_product(values, integers, self.weight(f"{name}.scales", scales))
 
     def integer_product(self, values: str, integers: str, scales: str) -> str:
         """Adds the product of float activations [..., K] and int8 weights [K, N] with float scales [N]."""
