@@ -2,6 +2,7 @@
 // The libraries are passed in, so that the page and Node.js share this module.
 
 const LARGEST_PICTURE = 2 ** 26; // pixels
+const UNIT = 2 ** 22; // of weights of the resize
 
 /** Fetches a file of the exported folder; `null` where there is none. */
 async function read(folder, name) {
@@ -53,7 +54,10 @@ function bilinear(x) {
   return Math.max(0, 1 - Math.abs(x));
 }
 
-/** Resizes one dimension, as Pillow does: the filter widens where the picture shrinks. `values` is [outer, size, inner]. */
+/**
+ * Resizes one dimension as Pillow does, bit for bit: the filter widens where the picture shrinks, and weights have 22 bits.
+ * `values` is [outer, size, inner].
+ */
 function resizeAlong(values, outer, size, inner, target, filter, radius) {
   const scale = Math.max(size / target, 1);
   const result = new Uint8ClampedArray(outer * target * inner);
@@ -62,15 +66,16 @@ function resizeAlong(values, outer, size, inner, target, filter, radius) {
     const first = Math.max(0, Math.trunc(centre - radius * scale + 0.5));
     const end = Math.min(size, Math.trunc(centre + radius * scale + 0.5));
     const weights = [];
-    for (let index = first; index < end; index++) weights.push(filter((index - centre + 0.5) / scale));
+    for (let index = first; index < end; index++) weights.push(filter((index - centre + 0.5) * (1 / scale)));
     const total = weights.reduce((sum, weight) => sum + weight, 0);
+    const whole = weights.map((weight) => Math.trunc((weight / total) * UNIT + 0.5 * Math.sign(weight)));
     for (let row = 0; row < outer; row++) {
       for (let column = 0; column < inner; column++) {
-        let sum = 0;
+        let sum = UNIT / 2;
         for (let index = first; index < end; index++) {
-          sum += (weights[index - first] / total) * values[(row * size + index) * inner + column];
+          sum += whole[index - first] * values[(row * size + index) * inner + column];
         }
-        result[(row * target + place) * inner + column] = Math.floor(sum + 0.5);
+        result[(row * target + place) * inner + column] = Math.floor(sum / UNIT);
       }
     }
   }

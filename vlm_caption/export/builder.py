@@ -65,7 +65,7 @@ class GraphBuilder:
         """Adds a float number and returns its name."""
         return self.constant(value, np.float32)
 
-    def linear(self, values: str, name: str, weight: Any, bias: Any = None) -> str:
+    def linear(self, values: str, name: str, weight: Any, bias: Any = None, pack: bool = True) -> str:
         """Adds a linear layer, and returns its output's name.
 
         Args:
@@ -73,14 +73,15 @@ class GraphBuilder:
             name: The layer's name.
             weight: float [K, N].
             bias: float [N], or None.
+            pack: Whether its weights may be kept in 4 bits.
         """
         if self.int8:
-            output = self.quantized_linear(values, name, to_numpy(weight))
+            output = self.quantized_linear(values, name, to_numpy(weight), pack)
         else:
             output = self.add("MatMul", values, self.weight(f"{name}.weight", weight))
         return output if bias is None else self.add("Add", output, self.weight(f"{name}.bias", bias))
 
-    def quantized_linear(self, values: str, name: str, weight: np.ndarray) -> str:
+    def quantized_linear(self, values: str, name: str, weight: np.ndarray, pack: bool = False) -> str:
         """Adds the product of activations and weights that are both rounded to 8 bits; see `quantize_columns`.
 
         The activations of a token are scaled by their own greatest, so a token's result depends neither on the tokens
@@ -90,9 +91,10 @@ class GraphBuilder:
             values: The input, float [..., K].
             name: The layer's name.
             weight: float [K, N].
+            pack: See `linear`.
         """
         integers = f"{name}.weight_int8"
-        if self.packed is not None and self.packed.takes(weight):
+        if pack and self.packed is not None and self.packed.takes(weight):
             self.weights[integers], scales = self.packed.add(integers, weight)
         else:
             rounded, scales = quantize_columns(weight)

@@ -149,7 +149,7 @@ class _LanguageGraph:
             else:
                 logits = add("Gemm", hidden, "embeddings", transB=1)
         else:
-            logits = builder.linear(hidden, "head", head.weight.T)
+            logits = builder.linear(hidden, "head", head.weight.T, pack=False)
         if head.bias is not None:
             logits = add("Add", logits, builder.weight("head.bias", head.bias))
         add("Identity", logits, name="logits")
