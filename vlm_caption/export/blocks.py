@@ -7,7 +7,7 @@ slower than that of int8 with more than one row; unpacked, they are as fast as i
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from ..runtime.files import BLOCKS
 from .builder import FLOAT, GraphBuilder, quantize_columns, value

@@ -33,9 +33,7 @@ class _Sizes:
     width: int  # E
 
 
-def build_language_graph(
-    core: CaptionerModel, int8: bool, packed: PackedWeights | None = None
-) -> onnx.ModelProto:
+def build_language_graph(core: CaptionerModel, int8: bool, packed: PackedWeights | None = None) -> onnx.ModelProto:
     """Returns the language model's graph.
 
     Its inputs are `input_ids` int64 [R, T] with image placeholders; `image_embeds` float [I, N, D], used up in their

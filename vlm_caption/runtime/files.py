@@ -57,8 +57,8 @@ def read_settings(folder: Path) -> ExportSettings:
         version = content.pop("format")
         if version not in FORMATS:
             raise CheckpointError(
-                f"The export {str(folder)!r} has the format {version}, and this version reads {FORMATS[-1]}: export it "
-                "again, or install a newer vlm_caption."
+                f"The export {str(folder)!r} has the format {version}, and this version reads {FORMATS[-1]}: export "
+                "it again, or install a newer vlm_caption."
             )
         settings = ExportSettings(**content)
     except FileNotFoundError as error:
