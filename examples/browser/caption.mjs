@@ -146,7 +146,8 @@ export class Captioner {
     const { values, height, width } = toPixels(picture, settings.pixels);
     const pixels = new ort.Tensor("float32", values, [1, 3, height, width]);
     const { image_embeds: embeds } = await this.vision.run({ pixel_values: pixels });
-    return this.tokenizer.decode(await this.write(embeds), { skip_special_tokens: true }).trim();
+    const text = this.tokenizer.decode(await this.write(embeds), { skip_special_tokens: true });
+    return text.replace(/[\s\x1c-\x1f\x85]+/g, " ").trim(); // the spaces of Python
   }
 
   /** Writes greedily after a picture's tokens, and returns the new tokens without the end token. */

@@ -63,7 +63,7 @@ def unpack_weights(path: Path, threads: int | None) -> dict[str, np.ndarray]:
     # Optimised, it would compute all of them at once, with gigabytes of results in between.
     session = open_session(path, threads, optimize=False)
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, {}), strict=True))
+    return dict(zip(names, cast(list[np.ndarray], session.run(names, {})), strict=True))
 
 
 class VisionGraph:
