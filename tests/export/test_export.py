@@ -22,6 +22,7 @@ for package in ("onnx", "onnxruntime"):
 
 from vlm_caption import runtime  # noqa: E402
 from vlm_caption.export import export_onnx  # noqa: E402
+from vlm_caption.export.blocks import BLOCK, PackedWeights, pack_blocks, unpack_blocks  # noqa: E402
 from vlm_caption.export.builder import GraphBuilder, quantize_columns  # noqa: E402
 from vlm_caption.export.language import build_language_graph  # noqa: E402
 from vlm_caption.export.vision import check_vision_tower  # noqa: E402
@@ -123,10 +124,10 @@ def test_a_picture_that_cannot_be_opened_costs_its_own_caption(both):
     assert "picture" in str(error)
 
 
-@pytest.fixture(scope="module")
-def quantized(folder):
-    checkpoint = save(folder / "to quantize", "clip, gpt2")
-    return export_onnx(checkpoint, folder / "int8", quantize="int8")
+@pytest.fixture(scope="module", params=["int8", "int4"])
+def quantized(request, folder):
+    checkpoint = save(folder / f"to quantize to {request.param}", "clip, gpt2")
+    return export_onnx(checkpoint, folder / request.param, quantize=request.param)
 
 
 def test_the_folder_says_what_it_holds(quantized):
@@ -137,9 +138,9 @@ def test_the_folder_says_what_it_holds(quantized):
         assert hashlib.sha256((quantized / name).read_bytes()).hexdigest() == digest
     assert (quantized / "LICENSE").read_bytes() == (REPOSITORY / "LICENSE").read_bytes()
     card = (quantized / "README.md").read_text()
-    assert "int8" in card
+    assert quantized.name in card
     assert "| language model | GPT2LMHeadModel" in card or "GPT2LMHeadModel" in card
-    assert json.loads((quantized / "captioner.json").read_text())["checkpoint"].endswith("-int8")
+    assert json.loads((quantized / "captioner.json").read_text())["checkpoint"].endswith(f"-{quantized.name}")
 
 
 def test_a_quantized_export_writes_captions(quantized):
@@ -189,7 +190,7 @@ def test_an_existing_folder_is_kept(folder):
 
 
 def test_a_damaged_export_is_refused_in_a_sentence(quantized, tmp_path):
-    for name in ("captioner.json", "vision.onnx"):
+    for name in {"captioner.json", "vision.onnx", "blocks.onnx"} & {path.name for path in quantized.iterdir()}:
         broken = tmp_path / name
         broken.mkdir()
         for path in quantized.iterdir():
@@ -238,3 +239,39 @@ def test_weights_are_rounded_to_the_nearest_multiple_of_their_columns_scale():
     assert (errors <= scales * 0.5001).all()
     assert integers.dtype == np.int8
     assert not integers[:, 3].any()
+
+
+def test_an_older_runtime_refuses_blocks(quantized):
+    assert json.loads((quantized / "captioner.json").read_text())["format"] == {"int8": 1, "int4": 2}[quantized.name]
+
+
+@pytest.mark.parametrize("language", ["llama", "gpt2"])
+def test_weights_of_4_bits_are_those_of_int8_where_the_model_has_blocks(language):
+    import onnxruntime
+    from onnx import numpy_helper
+
+    core = tiny_model("clip", language).core
+    for name, weight in core.language_model.named_parameters():
+        if weight.ndim == 2 and not name.endswith(("wte.weight", "wpe.weight", "head.weight", "tokens.weight")):
+            columns = weight.data if language == "gpt2" else weight.data.T  # [K, N]
+            if len(columns) % BLOCK == 0:
+                columns.copy_(torch.from_numpy(unpack_blocks(*pack_blocks(columns.numpy()))))
+    packed = PackedWeights()
+    graph, plain = build_language_graph(core, True, packed).graph, build_language_graph(core, True).graph
+    session = onnxruntime.InferenceSession(packed.model().SerializeToString())
+    unpacked = {output.name: array for output, array in zip(session.get_outputs(), session.run(None, {}), strict=True)}
+    for got, expected in zip(graph.initializer, plain.initializer, strict=True):
+        assert (got.name, got.data_type, got.dims) == (expected.name, expected.data_type, expected.dims)
+        array = unpacked.pop(got.name) if got.name in unpacked else numpy_helper.to_array(got)
+        assert np.array_equal(array, numpy_helper.to_array(expected)), got.name
+    assert not unpacked
+    assert packed.size > 0
+
+
+def test_weights_between_the_values_of_a_block_go_to_the_nearest():
+    weight = np.random.default_rng(0).normal(size=(2 * BLOCK, 3)).astype(np.float32)
+    weight[:BLOCK, 1] = 0.25
+    codes, steps, lows = pack_blocks(weight)
+    errors = np.abs(unpack_blocks(codes, steps, lows) - weight).reshape(2, BLOCK, 3)
+    assert (errors <= 0.5 * steps + 0.01).all()
+    assert not errors[0, :, 1].any()

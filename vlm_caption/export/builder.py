@@ -1,12 +1,15 @@
 """Writes an ONNX graph node by node, with linear layers in float32 or in int8."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
+
+if TYPE_CHECKING:
+    from .blocks import PackedWeights
 
 OPSET = 20  # with Gelu, in onnxruntime from 1.17 on
 IR_VERSION = 9
@@ -19,14 +22,15 @@ class GraphBuilder:
 
     Args:
         int8: Whether linear layers are quantised.
+        packed: Where the weights of quantised linear layers are kept in 4 bits, or None to keep 8.
 
     Attributes:
         nodes: The nodes so far.
         weights: The weights and constants so far, by name.
     """
 
-    def __init__(self, int8: bool) -> None:
-        self.int8 = int8
+    def __init__(self, int8: bool, packed: "PackedWeights | None" = None) -> None:
+        self.int8, self.packed = int8, packed
         self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, onnx.TensorProto] = {}
 
@@ -61,7 +65,7 @@ class GraphBuilder:
         """Adds a float number and returns its name."""
         return self.constant(value, np.float32)
 
-    def linear(self, values: str, name: str, weight: Any, bias: Any = None) -> str:
+    def linear(self, values: str, name: str, weight: Any, bias: Any = None, pack: bool = True) -> str:
         """Adds a linear layer, and returns its output's name.
 
         Args:
@@ -69,14 +73,15 @@ class GraphBuilder:
             name: The layer's name.
             weight: float [K, N].
             bias: float [N], or None.
+            pack: Whether its weights may be kept in 4 bits.
         """
         if self.int8:
-            output = self.quantized_linear(values, name, to_numpy(weight))
+            output = self.quantized_linear(values, name, to_numpy(weight), pack)
         else:
             output = self.add("MatMul", values, self.weight(f"{name}.weight", weight))
         return output if bias is None else self.add("Add", output, self.weight(f"{name}.bias", bias))
 
-    def quantized_linear(self, values: str, name: str, weight: np.ndarray) -> str:
+    def quantized_linear(self, values: str, name: str, weight: np.ndarray, pack: bool = False) -> str:
         """Adds the product of activations and weights that are both rounded to 8 bits; see `quantize_columns`.
 
         The activations of a token are scaled by their own greatest, so a token's result depends neither on the tokens
@@ -86,11 +91,15 @@ class GraphBuilder:
             values: The input, float [..., K].
             name: The layer's name.
             weight: float [K, N].
+            pack: See `linear`.
         """
-        integers, scales = quantize_columns(weight)
-        self.weight(f"{name}.weight_int8", integers)
-        self.weight(f"{name}.scales", scales)
-        return self.integer_product(values, f"{name}.weight_int8", f"{name}.scales")
+        integers = f"{name}.weight_int8"
+        if pack and self.packed is not None and self.packed.takes(weight):
+            self.weights[integers], scales = self.packed.add(integers, weight)
+        else:
+            rounded, scales = quantize_columns(weight)
+            self.weight(integers, rounded)
+        return self.integer_product(values, integers, self.weight(f"{name}.scales", scales))
 
     def integer_product(self, values: str, integers: str, scales: str) -> str:
         """Adds the product of float activations [..., K] and int8 weights [K, N] with float scales [N]."""

@@ -16,12 +16,12 @@ from ..core.errors import ConfigError
 from ..core.extras import require
 from ..core.files import move_folder, write_text
 from ..core.shipped import shipped
-from ..runtime.files import CHECKSUMS, LANGUAGE, SETTINGS, TOKENIZER, VISION, read_settings
+from ..runtime.files import BLOCKS, CHECKSUMS, LANGUAGE, SETTINGS, TOKENIZER, VISION, read_settings
 
 if TYPE_CHECKING:
     import onnx
 
-QUANTIZATIONS = ("int8",)
+QUANTIZATIONS = ("int8", "int4")
 
 _PACKAGES = ("onnxscript", "onnx", "onnxruntime")
 
@@ -35,7 +35,9 @@ def export_onnx(checkpoint: str | os.PathLike, output: str | os.PathLike, quanti
     Args:
         checkpoint: A folder or a Hub id.
         output: The folder to write, which must not exist.
-        quantize: "int8" to round the weights of linear layers and embeddings to 8 bits; by default they stay float32.
+        quantize: "int8" to round the weights of linear layers and embeddings to 8 bits; "int4" to store those of the
+            language model's linear layers in blocks of 4 bits, which become 8 when they are loaded; by default all
+            stay float32.
 
     Returns:
         The folder.
@@ -62,7 +64,7 @@ def export_onnx(checkpoint: str | os.PathLike, output: str | os.PathLike, quanti
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as partial:
             inside = Path(partial) / folder.name
             inside.mkdir()
-            for step in progress(_steps(captioner, inside, quantize == "int8"), desc="export"):
+            for step in progress(_steps(captioner, inside, quantize), desc="export"):
                 with quiet_transformers():
                     step()
             move_folder(inside, folder)
@@ -71,7 +73,7 @@ def export_onnx(checkpoint: str | os.PathLike, output: str | os.PathLike, quanti
     return folder
 
 
-def _steps(captioner: Captioner, folder: Path, int8: bool) -> list[Callable[[], Any]]:
+def _steps(captioner: Captioner, folder: Path, quantize: str | None) -> list[Callable[[], Any]]:
     """Returns what is to be done, in its order."""
     from ..hub.facts import read_facts
     from .checks import check_graphs, check_pixels
@@ -80,27 +82,37 @@ def _steps(captioner: Captioner, folder: Path, int8: bool) -> list[Callable[[], 
     check_vision_tower(captioner.model.core)
     facts = read_facts(Path(captioner.model.config.name_or_path))
     steps: list[Callable[[], Any]] = [
-        lambda: _write_language(captioner, folder, int8),
+        lambda: _write_language(captioner, folder, quantize),
         lambda: check_pixels(captioner, read_settings(folder)),
-        lambda: _write_vision(captioner, folder, int8),
-        lambda: _write_card(captioner, folder, facts, int8),
+        lambda: _write_vision(captioner, folder, quantize is not None),
+        lambda: _write_card(captioner, folder, facts, quantize),
         lambda: _write_checksums(folder),
     ]
-    if not int8:
+    if quantize is None:
         steps.insert(3, lambda: check_graphs(captioner, folder, read_settings(folder)))
     return steps
 
 
-def _write_language(captioner: Captioner, folder: Path, int8: bool) -> None:
+def _write_language(captioner: Captioner, folder: Path, quantize: str | None) -> None:
     """Writes the language model's graph, the tokenizer, the document frequencies, and the settings."""
+    from .blocks import UNPACKED, PackedWeights
     from .language import build_language_graph
     from .settings import export_settings
 
-    model = build_language_graph(captioner.model.core, int8)
+    packed = PackedWeights() if quantize == "int4" else None
+    model = build_language_graph(captioner.model.core, quantize is not None, packed)
     past = [entry for entry in model.graph.input if entry.name.startswith("past.")]
     _, heads, _, width = (size.dim_value for size in past[0].type.tensor_type.shape.dim)
-    settings = export_settings(captioner, {"layers": len(past) // 2, "heads": heads, "width": width}, int8)
-    save_graph(model, folder / LANGUAGE)
+    settings = export_settings(captioner, {"layers": len(past) // 2, "heads": heads, "width": width}, quantize)
+    if packed is None:
+        save_graph(model, folder / LANGUAGE)
+    else:
+        save_graph(packed.model(), folder / BLOCKS)
+        unpacked = folder / UNPACKED
+        with unpacked.open("wb") as file:  # for the check of the graph alone
+            file.truncate(packed.size)
+        save_graph(model, folder / LANGUAGE)
+        unpacked.unlink()
     write_text(folder / SETTINGS, json.dumps(settings, ensure_ascii=False, indent=2) + "\n")
     captioner.processor.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER), pretty=False)
     frequencies = Path(captioner.model.config.name_or_path, FREQUENCIES_NAME)
@@ -127,10 +139,10 @@ def save_graph(model: "onnx.ModelProto", path: Path) -> None:
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def _write_card(captioner: Captioner, folder: Path, facts: dict[str, Any], int8: bool) -> None:
+def _write_card(captioner: Captioner, folder: Path, facts: dict[str, Any], quantize: str | None) -> None:
     from ..hub.card import exported_card
 
-    write_text(folder / "README.md", exported_card(captioner.model, facts, "int8" if int8 else "float32"))
+    write_text(folder / "README.md", exported_card(captioner.model, facts, quantize or "float32"))
     shutil.copyfile(shipped("LICENSE"), folder / "LICENSE")
 
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from ..core.errors import ConfigError
 from ..towers.captioner import CaptionerModel
+from .blocks import PackedWeights
 from .builder import FLOAT, INT64, GraphBuilder, quantize_columns, to_numpy, value
 
 
@@ -32,7 +33,7 @@ class _Sizes:
     width: int  # E
 
 
-def build_language_graph(core: CaptionerModel, int8: bool) -> onnx.ModelProto:
+def build_language_graph(core: CaptionerModel, int8: bool, packed: PackedWeights | None = None) -> onnx.ModelProto:
     """Returns the language model's graph.
 
     Its inputs are `input_ids` int64 [R, T] with image placeholders; `image_embeds` float [I, N, D], used up in their
@@ -48,6 +49,7 @@ def build_language_graph(core: CaptionerModel, int8: bool) -> onnx.ModelProto:
     Args:
         core: The captioner, without adapters.
         int8: Whether linear layers and the embeddings are quantised.
+        packed: Gets the weights of the quantised layers, which then are not in the graph; see `GraphBuilder`.
 
     Raises:
         ConfigError: The language model is of another family than GPT-2 or Llama, or is built in an unusual way.
@@ -57,7 +59,7 @@ def build_language_graph(core: CaptionerModel, int8: bool) -> onnx.ModelProto:
         raise ConfigError(
             f"A {kind} language model cannot be exported, only those of the families {' and '.join(_FAMILIES)}."
         )
-    return _FAMILIES[kind](core, int8).build()
+    return _FAMILIES[kind](core, GraphBuilder(int8, packed)).build()
 
 
 class _LanguageGraph:
@@ -65,16 +67,16 @@ class _LanguageGraph:
 
     Args:
         core: The captioner.
-        int8: Whether the graph is quantised.
+        builder: Collects the graph.
     """
 
     sizes: _Sizes
 
-    def __init__(self, core: CaptionerModel, int8: bool) -> None:
+    def __init__(self, core: CaptionerModel, builder: GraphBuilder) -> None:
         self.core = core
         self.model: Any = core.language_model
         self.config: Any = core.config.text_config
-        self.builder = GraphBuilder(int8)
+        self.builder = builder
         self.presents: list[str] = []
 
     def build(self) -> onnx.ModelProto:
@@ -114,7 +116,7 @@ class _LanguageGraph:
         width = self.config.hidden_size
         images = add("Reshape", "image_embeds", constant([-1, width]))
         # A row of zeros behind them: there is something to read where there are no images.
-        images = add("Concat", images, builder.constant(np.zeros((1, width)), np.float32), axis=0)
+        images = add("Concat", images, builder.weight("no_image", np.zeros((1, width), np.float32)), axis=0)
         flat = add("Cast", add("Reshape", is_image, constant([-1])), to=INT64)
         places = add("Reshape", add("CumSum", flat, constant(0)), add("Shape", "input_ids"))
         places = add("Where", is_image, add("Sub", places, constant(1)), constant(-1))
@@ -145,7 +147,7 @@ class _LanguageGraph:
             else:
                 logits = add("Gemm", hidden, "embeddings", transB=1)
         else:
-            logits = builder.linear(hidden, "head", head.weight.T)
+            logits = builder.linear(hidden, "head", head.weight.T, pack=False)
         if head.bias is not None:
             logits = add("Add", logits, builder.weight("head.bias", head.bias))
         add("Identity", logits, name="logits")
@@ -221,8 +223,8 @@ class _LanguageGraph:
 
 
 class _Llama(_LanguageGraph):
-    def __init__(self, core: CaptionerModel, int8: bool) -> None:
-        super().__init__(core, int8)
+    def __init__(self, core: CaptionerModel, builder: GraphBuilder) -> None:
+        super().__init__(core, builder)
         config = self.config
         heads = config.num_key_value_heads
         groups = config.num_attention_heads // heads
@@ -303,8 +305,8 @@ class _Llama(_LanguageGraph):
 
 
 class _GPT2(_LanguageGraph):
-    def __init__(self, core: CaptionerModel, int8: bool) -> None:
-        super().__init__(core, int8)
+    def __init__(self, core: CaptionerModel, builder: GraphBuilder) -> None:
+        super().__init__(core, builder)
         heads = self.config.num_attention_heads
         self.sizes = _Sizes(self.config.num_hidden_layers, 1, heads, self.config.hidden_size // heads)
         if self.config.add_cross_attention:

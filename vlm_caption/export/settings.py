@@ -7,28 +7,28 @@ from ..captioning.captioner import Captioner
 from ..captioning.rules import DecodingSettings, split_settings
 from ..core.errors import ConfigError
 from ..core.prompts import QUESTION
-from ..runtime.files import FORMAT
+from ..runtime.files import FORMATS
 from ..runtime.pixels import PixelSettings
 from ..towers.processor import CaptionerProcessor
 
 _SLOT = "\ue000"  # for a question; Unicode keeps this character for private use
 
 
-def export_settings(captioner: Captioner, cache: dict[str, int], int8: bool) -> dict[str, Any]:
+def export_settings(captioner: Captioner, cache: dict[str, int], quantize: str | None) -> dict[str, Any]:
     """Returns the content of `captioner.json`.
 
     Args:
         captioner: The captioner that is exported.
         cache: "layers", "heads" and "width" of the language model's cache.
-        int8: Whether it is quantised.
+        quantize: "int8", "int4" or None.
 
     Raises:
         ConfigError: The image processor, the tokenizer or a setting of generation cannot be carried over.
     """
     config = captioner.model.config
     return {
-        "format": FORMAT,
-        "checkpoint": captioner.checkpoint + ("-int8" if int8 else ""),
+        "format": FORMATS[quantize == "int4"],
+        "checkpoint": captioner.checkpoint + (f"-{quantize}" if quantize else ""),
         "pixels": asdict(pixel_settings(captioner.processor.image_processor)),
         "prompt": prompt_settings(captioner.processor),
         "cache": cache,

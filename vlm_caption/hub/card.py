@@ -225,7 +225,7 @@ def exported_card(model: CaptionerPreTrainedModel, facts: dict[str, Any], precis
     Args:
         model: The model that was exported, as it was loaded from its checkpoint.
         facts: The content of the checkpoint's `model_card.json`.
-        precision: "float32" or "int8".
+        precision: "float32", "int8" or "int4".
     """
     title = Path(model.config.name_or_path or "captioner").name
     card = ModelCard.from_template(

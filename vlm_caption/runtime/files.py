@@ -13,8 +13,11 @@ SETTINGS = "captioner.json"
 VISION, LANGUAGE, TOKENIZER = "vision.onnx", "language.onnx", "tokenizer.json"
 CHECKSUMS = "SHA256SUMS"
 
-# Raised when an older runtime could not read the folder.
-FORMAT = 1
+# The graph that unpacks weights of the language model, where they are stored in blocks.
+BLOCKS = "blocks.onnx"
+
+# The second has weights in blocks.
+FORMATS = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,10 @@ def read_settings(folder: Path) -> ExportSettings:
     try:
         content = load_json((folder / SETTINGS).read_bytes(), SETTINGS)
         version = content.pop("format")
-        if version != FORMAT:
+        if version not in FORMATS:
             raise CheckpointError(
-                f"The export {str(folder)!r} has the format {version}, and this version reads {FORMAT}: export it "
-                "again, or install a newer vlm_caption."
+                f"The export {str(folder)!r} has the format {version}, and this version reads {FORMATS[-1]}: export "
+                "it again, or install a newer vlm_caption."
             )
         settings = ExportSettings(**content)
     except FileNotFoundError as error:

@@ -4,7 +4,7 @@ Shapes in comments: I images of N tokens; R rows; T new tokens; S tokens so far;
 embeddings; V the size of the vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,14 +14,20 @@ import onnxruntime
 from ..captioning.decoding import Logits
 from ..core.console import first_line_of
 from ..core.errors import CheckpointError
+from ..core.files import is_file
+from .files import BLOCKS
 
 
-def open_session(path: Path, threads: int | None) -> onnxruntime.InferenceSession:
+def open_session(
+    path: Path, threads: int | None, weights: Mapping[str, np.ndarray] | None = None, optimize: bool = True
+) -> onnxruntime.InferenceSession:
     """Loads a graph.
 
     Args:
         path: The file.
         threads: The number of threads; by default onnxruntime's, one a core.
+        weights: Tensors that the graph names, but that are not in its files.
+        optimize: Whether the graph is made faster first.
 
     Raises:
         CheckpointError: The file is damaged, or needs a newer onnxruntime.
@@ -29,12 +35,35 @@ def open_session(path: Path, threads: int | None) -> onnxruntime.InferenceSessio
     options = onnxruntime.SessionOptions()
     options.enable_mem_pattern = False  # for inputs that always have the same shapes
     options.log_severity_level = 3  # errors: it warns of what it does not fold
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if threads is not None:
         options.intra_op_num_threads = threads
+    if weights:
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+        options.add_external_initializers(list(weights), values)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # classes of its own, without a common base
         raise CheckpointError(f"The graph {str(path)!r} cannot be loaded: {first_line_of(error)}") from error
+
+
+def unpack_weights(path: Path, threads: int | None) -> dict[str, np.ndarray]:
+    """Returns the weights that a graph without inputs computes, by name.
+
+    Args:
+        path: The file; where there is none, there are no such weights.
+        threads: See `open_session`.
+
+    Raises:
+        CheckpointError: See `open_session`.
+    """
+    if not is_file(path):
+        return {}
+    # Optimised, it would compute all of them at once, with gigabytes of results in between.
+    session = open_session(path, threads, optimize=False)
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, cast(list[np.ndarray], session.run(names, {})), strict=True))
 
 
 class VisionGraph:
@@ -58,7 +87,7 @@ class LanguageGraph:
     """
 
     def __init__(self, path: Path, threads: int | None, cache: dict[str, int]) -> None:
-        self._session = open_session(path, threads)
+        self._session = open_session(path, threads, unpack_weights(path.with_name(BLOCKS), threads))
         self._names = [f"{layer}.{part}" for layer in range(cache["layers"]) for part in ("key", "value")]
         self._head_shape = (cache["heads"], 0, cache["width"])
         [self._vocab_size] = (output.shape[1] for output in self._session.get_outputs() if output.name == "logits")
