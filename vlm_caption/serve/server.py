@@ -75,7 +75,11 @@ def serve(service: Service, listener: socket.socket, allowed_hosts: Collection[s
         logger.info("Serving %s. Page: %s/  API: %s/v1  Ctrl-C ends.", service.name, place, place)
         quiet = quiet_transformers() if hasattr(service.captioner, "model") else contextlib.nullcontext()
         with quiet:  # an exported captioner needs no transformers
-            _Server(config, service).run(sockets=[listener])
+            try:
+                _Server(config, service).run(sockets=[listener])
+            finally:
+                service.batcher.close()
+                service.batcher.join(_SECONDS_TO_END)  # Python ends badly while a thread is inside a library
 
 
 class _Server(uvicorn.Server):
