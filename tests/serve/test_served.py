@@ -217,27 +217,3 @@ def test_a_picture_is_captioned_in_a_browser(server, tmp_path, width):
         assert browser.run("document.documentElement.scrollWidth") <= width
         browser.screenshot(tmp_path / "page.png")
         assert all(url.startswith((server.url, "data:", "blob:", "about:")) for url in browser.requested)
-
-
-@pytest.mark.browser
-def test_several_pictures_are_captioned_in_a_browser(server, tmp_path):
-    from live_browser import LiveBrowser
-
-    for number in range(3):
-        (tmp_path / f"{number}.png").write_bytes(file_of(number))
-    (tmp_path / "bad.png").write_bytes(b"no picture")
-    button = "[...document.querySelectorAll('button')].find((button) => button.innerText.trim() == {})"
-    fields = "input[type=file][multiple]:not([webkitdirectory])"
-    with LiveBrowser(tmp_path) as browser:
-        browser.open(server.url, 1280)
-        browser.wait_for(button.format("'Several pictures'"))
-        browser.run(button.format("'Several pictures'") + ".click()")
-        browser.wait_for(f"document.querySelector('{fields}') != null")
-        browser.upload(fields, [tmp_path / f"{name}.png" for name in (0, 1, 2, "bad")])
-        browser.wait_for("document.querySelectorAll('.file-preview tr.file').length == 4")
-        browser.run(button.format("'Caption all'") + ".click()")
-        link = browser.wait_for("document.querySelector('a[href*=\"captions.csv\"]')?.href")
-        browser.screenshot(tmp_path / "table.png")
-        file = browser.run(f"fetch({json.dumps(link)}).then((answer) => answer.text())")
-        assert {row["image"] for row in csv.DictReader(io.StringIO(file))} == {"0.png", "1.png", "2.png", "bad.png"}
-        assert PROBLEM in browser.run("document.body.innerText")
