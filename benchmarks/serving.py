@@ -32,7 +32,7 @@ def serving(captioner: Any, batch_size: int, clients: int) -> Generator[str]:
     """Serves a captioner while the block runs, and yields the URL of its endpoint."""
     limits = ServingLimits(max_waiting=clients, timeout=600)
     service = Service(captioner, "captioner", limits, batch_size)
-    guard = Guard(build_app(service, page=False), ["127.0.0.1"], False, limits.max_body)
+    guard = Guard(build_app(service, page=False), ["127.0.0.1"], False, limits)
     listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(guard, log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("gradio")
 
 from requests_of_chat import chat_body, file_of
+from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 from vlm_caption.captioning.caption import Caption
@@ -24,7 +25,7 @@ LOCAL = "http://localhost:8000"
 
 
 def guarded(service: Service) -> Guard:
-    return Guard(build_app(service, page=False), ["localhost"], False, service.limits.max_body)
+    return Guard(build_app(service, page=False), ["localhost"], False, service.limits)
 
 
 def client_of(captioner, **limits) -> TestClient:
@@ -155,6 +156,20 @@ def test_a_body_without_a_length_is_counted(client):
     assert response.json()["error"]["message"].startswith("The request has more than 100,000 bytes")
 
 
+def test_the_page_may_send_several_pictures_at_once():
+    async def app(scope, receive, send):
+        await receive()
+        await PlainTextResponse("taken")(scope, receive, send)
+
+    guard = Guard(app, ["localhost"], False, ServingLimits(max_body=10, max_upload=30))
+    client = TestClient(guard, base_url=LOCAL)
+    assert client.post("/gradio_api/upload", content=b"x" * 30).text == "taken"
+    response = client.post("/gradio_api/upload", content=b"x" * 31)
+    assert response.status_code == 413
+    assert response.json()["error"]["message"].endswith("choose fewer pictures at a time.")
+    assert client.post("/gradio_api/queue/join", content=b"x" * 30).status_code == 413
+
+
 def test_a_body_that_does_not_come_is_not_waited_for(tiny_captioner):
     app = guarded(Service(tiny_captioner, "tiny", ServingLimits(body_timeout=0.05)))
     headers = [(b"host", b"localhost"), (b"content-length", b"10")]
@@ -250,5 +265,5 @@ def test_programs_and_the_own_page_may(client, headers):
     [("192.168.1.2:8000", True), ("[fe80::1]:8000", True), ("captions.lan", True), ("evil.example", False)],
 )
 def test_other_machines_use_an_address_or_a_known_name(host, is_answered):
-    guard = Guard(None, ["localhost", "Captions.lan"], any_address=True, max_body=1)
+    guard = Guard(None, ["localhost", "Captions.lan"], any_address=True, limits=ServingLimits())
     assert guard._answers_to(host) is is_answered

@@ -76,6 +76,23 @@ def test_work_that_raises_fails_its_batch_and_the_thread_goes_on(works):
     assert batcher.submit(works("a"), "x").result(10) == "X"
 
 
+class Panic(BaseException):
+    """What a library in Rust raises."""
+
+
+def test_the_thread_outlives_a_panic_and_a_result_too_few(works):
+    def panic(items):
+        raise Panic("broken")
+
+    batcher = Batcher(8, 10)
+    with pytest.raises(RuntimeError, match="Panic: broken"):
+        batcher.submit(panic, "x").result(10)
+    with pytest.raises(ValueError, match="zip"):
+        batcher.submit(lambda items: [], "x").result(10)
+    works.gate.set()
+    assert batcher.submit(works("a"), "x").result(10) == "X"
+
+
 def test_too_many_jobs_are_refused_with_a_time_to_come_back(works):
     batcher = Batcher(8, max_waiting=2)
     start(batcher, works)

@@ -1,5 +1,7 @@
 """A server as a process of its own: OpenAI's client, a browser, and its end by Ctrl-C."""
 
+import csv
+import io
 import json
 import os
 import re
@@ -16,11 +18,15 @@ import pytest
 
 pytest.importorskip("gradio")
 
+import httpx
 from commands import REPOSITORY
 from requests_of_chat import chat_body, file_of
 from tiny_models import save_checkpoint
 
 from vlm_caption import Captioner
+from vlm_caption.captioning.tables import read_table
+
+PROBLEM = "this is text, not a picture (JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, JPEG2000, PPM)"
 
 
 class Server:
@@ -112,6 +118,64 @@ def run_event(url: str, number: int, values: list) -> str:
         if "process_completed" in lines[-1]:
             break
     return "".join(lines)
+
+
+def caption_table(url: str, files: dict[str, bytes], captions: int = 1) -> tuple[list[list], str]:
+    """Uses the page's second tab as a browser does, and returns the rows of its table and the file to download."""
+    config = httpx.get(f"{url}/config").json()
+    event = config["dependencies"][-1]
+    shown = {component["id"]: component["props"] for component in config["components"]}
+    uploaded = httpx.post(f"{url}/gradio_api/upload", files=[("files", file) for file in files.items()], timeout=300)
+    pictures = [{"path": path, "meta": {"_type": "gradio.FileData"}} for path in uploaded.json()]
+    controls = [shown[number] for number in event["inputs"][2:]]
+    values = [captions if control["label"] == "Captions" else control.get("value") for control in controls]
+    *_, last = run_event(url, event["id"], [pictures, None, *values]).strip().splitlines()
+    table, button = json.loads(last.removeprefix("data: "))["output"]["data"]
+    return table["data"], httpx.get(button["value"]["url"]).text
+
+
+def test_several_pictures_become_a_table_with_a_file(server):
+    files = {f"{number}.png": file_of(number) for number in range(9)}  # more than a batch
+    files |= {"=1+1.png": file_of(9), "bad.png": b"no picture"}
+    rows, file = caption_table(server.url, files)
+    assert [row[0] for row in rows] == [*files]
+    assert all(row[1] and row[2] < 0 and row[4] == "" for row in rows[:-1])
+    assert rows[-1][1:] == ["", None, None, PROBLEM]
+    written = [*csv.DictReader(io.StringIO(file))]
+    assert [row["image"] for row in written] == [*[*files][:9], "'=1+1.png", "bad.png"]
+    assert [row["problem"] for row in written] == [row[4] for row in rows]
+    assert [row["caption"].removeprefix("'") for row in written] == [row[1] for row in rows]
+
+
+def test_a_table_without_problems_is_a_file_of_captions(server, tmp_path):
+    rows, file = caption_table(server.url, {"a.png": file_of(1), "b.png": file_of(2)}, captions=2)
+    (tmp_path / "captions.csv").write_text(file, encoding="utf-8", newline="")
+    entries = read_table(tmp_path / "captions.csv", "csv")
+    assert [entry["image"] for entry in entries] == ["a.png", "a.png", "b.png", "b.png"]
+    assert [(entry["caption"], entry["score"]) for entry in entries] == [(row[1], row[2]) for row in rows]
+
+
+@pytest.mark.export
+def test_an_export_is_served_with_a_short_queue_until_sigterm(checkpoint, tmp_path):
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
+    from vlm_caption import runtime
+    from vlm_caption.export import export_onnx
+
+    exported = export_onnx(checkpoint, tmp_path / "tiny")
+    [expected] = runtime.Captioner.from_pretrained(exported, threads=1).caption(file_of())
+    server = Server(exported, "--max-waiting", "2")
+    try:
+        assert b"vlm_caption" in urllib.request.urlopen(server.url, timeout=300).read()
+        [choice] = server.ask()["choices"]
+        assert choice["message"]["content"] == expected.text
+        rows, _ = caption_table(server.url, {f"{number}.png": file_of(number) for number in range(6)})
+        assert [row[4] for row in rows] == [""] * 6
+        log = server.end(signal.SIGTERM)
+    finally:
+        server.process.kill()
+    assert server.process.returncode == 128 + signal.SIGTERM
+    assert re.fullmatch(r"chat completion: 200, [\d.]+ s\n", log), log
 
 
 def test_ctrl_c_ends_it_and_its_files_are_gone(checkpoint, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Serves a captioner: a page, and an API that speaks OpenAI's chat completions."""
 
 import argparse
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def main(argv: list[str] | None, prog: str) -> int:
         prog: The name of the command, for messages.
 
     Returns:
-        The exit code: 2 for settings that cannot be used; 130 after Ctrl-C.
+        The exit code: 2 for settings that cannot be used; 130 after Ctrl-C, 143 after SIGTERM.
     """
     parser = _parser(prog)
     arguments = parser.parse_args(argv)
@@ -33,6 +34,8 @@ def main(argv: list[str] | None, prog: str) -> int:
     except (OSError, RuntimeError, ValueError) as error:
         parser.complain(error)
         return 2
+    except KeyboardInterrupt as error:
+        return 128 + getattr(error, "signum", signal.SIGINT)
     return 0
 
 

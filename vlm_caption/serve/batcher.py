@@ -123,9 +123,12 @@ class Batcher:
 def _work_off(batch: Sequence[_Job]) -> None:
     try:
         results = batch[0].work([job.item for job in batch])
+        pairs = [*zip(batch, results, strict=True)]
     except Exception as error:  # whoever waits gets it, and the thread goes on
-        results = [error] * len(batch)
-    for job, result in zip(batch, results, strict=True):
+        pairs = [(job, error) for job in batch]
+    except BaseException as error:  # a panic of a library in Rust is no Exception
+        pairs = [(job, RuntimeError(f"{type(error).__name__}: {error}")) for job in batch]
+    for job, result in pairs:
         if isinstance(result, Exception):
             job.future.set_exception(result)
         else:

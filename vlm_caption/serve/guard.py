@@ -10,7 +10,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .limits import ServingLimits
 from .protocol import error_body
+
+# The page sends all chosen files in one request. Gradio checks the size of each.
+_UPLOAD = "/gradio_api/upload"
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -48,11 +52,11 @@ class Guard:
         names: The names that the server answers to. With `any_address`, also every IP address.
         any_address: Whether a request may name an IP address, as it must where others reach the server by it. A
             stranger's page always has a name.
-        max_body: The bytes of a request.
+        limits: What is accepted: the bytes of a request, and of an upload of the page.
     """
 
-    def __init__(self, app: ASGIApp, names: Collection[str], any_address: bool, max_body: int) -> None:
-        self.app, self.any_address, self.max_body = app, any_address, max_body
+    def __init__(self, app: ASGIApp, names: Collection[str], any_address: bool, limits: ServingLimits) -> None:
+        self.app, self.any_address, self.limits = app, any_address, limits
         self.names = {name.lower() for name in names}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,7 +73,7 @@ class Guard:
                 MutableHeaders(scope=message).update(_HEADERS)
             await send(message)
 
-        await self.app(scope, self._count(receive), send_with_headers)
+        await self.app(scope, self._count(receive, scope["path"]), send_with_headers)
 
     def _refuse(self, headers: Headers, path: str) -> tuple[int, str] | None:
         """Returns the status and the reason why a request is refused; None if it is not."""
@@ -85,8 +89,8 @@ class Guard:
         if _FETCHES.search(path):
             return 403, "This server fetches nothing."
         length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > self.max_body:
-            return 413, self._too_large()
+        if length.isdecimal() and int(length) > self._most_bytes(path):
+            return 413, self._too_large(path)
         return None
 
     def _answers_to(self, host: str) -> bool:
@@ -98,10 +102,14 @@ class Guard:
         except ValueError:  # a damaged header, or a name where an address is wanted
             return False
 
-    def _too_large(self) -> str:
-        return f"The request has more than {self.max_body:,} bytes, which is the limit: scale the picture down."
+    def _most_bytes(self, path: str) -> int:
+        return self.limits.max_upload if path == _UPLOAD else self.limits.max_body
 
-    def _count(self, receive: Receive) -> Receive:
+    def _too_large(self, path: str) -> str:
+        advice = "choose fewer pictures at a time" if path == _UPLOAD else "scale the picture down"
+        return f"The request has more than {self._most_bytes(path):,} bytes, which is the limit: {advice}."
+
+    def _count(self, receive: Receive, path: str) -> Receive:
         """Returns a function that passes on a request's body up to the limit."""
         size = 0
 
@@ -109,8 +117,8 @@ class Guard:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
-            if size > self.max_body:
-                raise HTTPException(413, self._too_large())
+            if size > self._most_bytes(path):
+                raise HTTPException(413, self._too_large(path))
             return message
 
         return receive_some

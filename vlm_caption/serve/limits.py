@@ -9,6 +9,7 @@ class ServingLimits:
 
     Attributes:
         max_body: The bytes of a request. A picture in a data URL takes a third more than its file.
+        max_upload: The bytes of the files that the page sends at once.
         max_pixels: The pixels of a picture, width x height.
         max_waiting: The pictures that wait; more are refused.
         max_choices: The captions of a picture.
@@ -21,6 +22,7 @@ class ServingLimits:
     """
 
     max_body: int = 20_000_000
+    max_upload: int = 1_000_000_000
     max_pixels: int = 40_000_000
     max_waiting: int = 64
     max_choices: int = 8

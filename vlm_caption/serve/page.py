@@ -4,8 +4,10 @@ Gradio's own ways out are closed: no statistics, no fonts or scripts of other ho
 browser sends.
 """
 
+import logging
 import os
 import queue
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -18,17 +20,22 @@ import fastapi
 import gradio as gr
 
 from ..captioning.caption import Caption
-from ..captioning.columns import as_entry
-from ..captioning.tables import encode_table
+from ..captioning.columns import Entry, as_entry, columns_of
+from ..captioning.tables import csv_head, csv_lines
+from ..core.console import first_line_of
 from ..core.errors import ImageError
 from ..core.text import readable
 from .batcher import ServerBusyError, ServerClosedError
 from .service import Service, Settings
 
+logger = logging.getLogger(__name__)
+
 # Of the table, with their widths: on a phone it is moved sideways.
 _COLUMNS = {"picture": "140px", "caption": "280px", "score": "90px", "confidence": "120px", "problem": "220px"}
 _FONTS = ["system-ui", "sans-serif"]
 _HOURS_OF_A_FILE = 1
+_PROBLEM = "problem"
+_SECONDS_UNTIL_RETRY = 0.1
 
 # What a person may see as it stands.
 _KNOWN_ERRORS = (ImageError, ValueError, ServerBusyError, ServerClosedError)
@@ -186,38 +193,60 @@ def _connect_table(service: Service, tab: dict[str, Any], controls: list[gr.comp
         if not paths:
             raise gr.Error("Drop pictures first.", print_exception=False)
         settings = _settings(service, values)
-        rows: list[list[Any]] = []
-        captions: list[Caption] = []
+        entries: list[Entry] = []
         for start in range(0, len(paths), service.batch_size):
             batch = paths[start : start + service.batch_size]
-            futures = [_submit(lambda path=path: service.caption(path.read_bytes(), settings)) for path in batch]
+            futures = [_queue(service, path, settings) for path in batch]
             for path, future in zip(batch, futures, strict=True):
                 try:
                     found = _result(future, service)
                 except gr.Error as error:
-                    rows.append([readable(path.name), "", None, None, error.message])
-                    continue
-                named = [replace(caption, image=path.name) for caption in found]
-                captions += named
-                rows += map(_row, named)
-            yield rows, None
-        yield rows, _offer(captions)
+                    entries.append({"image": readable(path.name), _PROBLEM: error.message})
+                else:
+                    entries += [as_entry(replace(caption, image=path.name)) for caption in found]
+            yield [*map(_row, entries)], None
+        yield [*map(_row, entries)], _offer(entries)
 
     inputs = [tab["files"], tab["folder"], *controls]
     tab["button"].click(write, inputs, tab["outputs"], api_visibility="private")
 
 
-def _offer(captions: Sequence[Caption]) -> Any:
-    """Returns the button with a table of captions as its file."""
+def _queue(service: Service, path: Path, settings: Settings) -> Future:
+    """Queues a picture of a table, once the queue has room. The future raises whatever goes wrong."""
+    end = time.monotonic() + service.limits.timeout
+    try:
+        content = path.read_bytes()
+        while True:
+            try:
+                return service.caption(content, settings)
+            except ServerBusyError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(_SECONDS_UNTIL_RETRY)
+    except Exception as error:
+        failed: Future = Future()
+        failed.set_exception(error)
+        return failed
+
+
+def _offer(entries: Sequence[Entry]) -> Any:
+    """Returns the button with the table as its file. Only a table with problems has a column for them."""
+    columns = [*columns_of(entries)]
+    if any(_PROBLEM in entry for entry in entries):
+        columns.append(_PROBLEM)
     path = Path(gr.utils.get_upload_folder()) / os.urandom(16).hex() / "captions.csv"
     path.parent.mkdir(parents=True)
-    path.write_bytes(encode_table("csv", [as_entry(caption) for caption in captions]))
+    path.write_bytes((csv_head(columns) + csv_lines(entries, columns)).encode())
     return gr.DownloadButton(value=str(path), interactive=True)
 
 
-def _row(caption: Caption) -> list[Any]:
-    confidence = None if caption.confidence is None else round(caption.confidence, 3)
-    return [readable(caption.image), caption.text, round(caption.score, 3), confidence, ""]
+def _row(entry: Entry) -> list[Any]:
+    return [
+        entry["image"],
+        entry.get("caption", ""),
+        *map(entry.get, ("score", "confidence")),
+        entry.get(_PROBLEM, ""),
+    ]
 
 
 def _describe_briefly(caption: Caption) -> str:
@@ -263,6 +292,9 @@ def _result(future: Future, service: Service) -> Any:
     except _KNOWN_ERRORS as error:
         message = error.reason if isinstance(error, ImageError) else str(error)
         raise gr.Error(message, print_exception=False) from error
+    except Exception as error:
+        logger.error("A picture of the page failed: %s", first_line_of(error))
+        raise gr.Error("The captioner failed: its log says why.", print_exception=False) from error
 
 
 def _too_late(service: Service) -> gr.Error:

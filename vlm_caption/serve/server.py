@@ -6,7 +6,6 @@ import os
 import socket
 import tempfile
 from collections.abc import Collection
-from types import FrameType
 
 import uvicorn
 
@@ -61,7 +60,7 @@ def serve(service: Service, listener: socket.socket, allowed_hosts: Collection[s
     server_logger.setLevel(logging.WARNING)
     with StopSignals(), tempfile.TemporaryDirectory(prefix="vlm-caption-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # of this server alone, and gone with it
-        guard = Guard(build_app(service), names, not is_local, service.limits.max_body)
+        guard = Guard(build_app(service), names, not is_local, service.limits)
         config = uvicorn.Config(
             guard,
             log_config=None,
@@ -76,7 +75,11 @@ def serve(service: Service, listener: socket.socket, allowed_hosts: Collection[s
         logger.info("Serving %s. Page: %s/  API: %s/v1  Ctrl-C ends.", service.name, place, place)
         quiet = quiet_transformers() if hasattr(service.captioner, "model") else contextlib.nullcontext()
         with quiet:  # an exported captioner needs no transformers
-            _Server(config, service).run(sockets=[listener])
+            try:
+                _Server(config, service).run(sockets=[listener])
+            finally:
+                service.batcher.close()
+                service.batcher.join(_SECONDS_TO_END)  # Python ends badly while a thread is inside a library
 
 
 class _Server(uvicorn.Server):
@@ -86,6 +89,6 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self.service = service
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.service.batcher.close()
-        super().handle_exit(sig, frame)
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.service.batcher.close()  # not in the signal's handler, which may interrupt `Batcher.submit`
+        await super().shutdown(sockets)

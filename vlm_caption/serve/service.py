@@ -28,56 +28,36 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture to caption.
-
-    Attributes:
-        content: The bytes of its file.
-        on_text: Gets the texts so far after each token, the leading one first; called in the batcher's thread. A
-            picture with it is captioned alone. An exported captioner calls it never.
-    """
-
-    content: bytes
-    on_text: Callable[[list[str]], None] | None = None
-
-
-@dataclass(frozen=True)
 class Captioning:
-    """Captions a batch of pictures; work for a `Batcher`.
+    """Captions a batch of pictures; work for a `Batcher`. Its items are the bytes of their files.
 
     Attributes:
         captioner: A `vlm_caption.Captioner` or one of `vlm_caption.runtime`.
         settings: The settings of all pictures.
         max_pixels: The largest picture.
+        on_text: Gets the texts so far after each token, the leading one first; called in the batcher's thread.
+        key: Works with different keys are never done together.
     """
 
     captioner: Any
     settings: Settings
     max_pixels: int
+    on_text: Callable[[list[str]], None] | None = None
+    key: object = None
 
-    def __call__(self, pictures: Sequence[Picture]) -> list[list[Caption] | ImageError]:
+    def __call__(self, pictures: Sequence[bytes]) -> list[list[Caption] | ImageError]:
         """Returns the captions of each picture, or the error that says why it has none.
 
         Raises:
             ValueError: A setting is wrong.
         """
-        is_alone = [picture.on_text is not None or "seed" in dict(self.settings.generation) for picture in pictures]
-        together = [picture for picture, alone in zip(pictures, is_alone, strict=True) if not alone]
-        results = iter(self._caption(together) if together else [])
-        return [
-            self._caption([picture])[0] if alone else next(results)
-            for picture, alone in zip(pictures, is_alone, strict=True)
-        ]
-
-    def _caption(self, pictures: Sequence[Picture]) -> list[list[Caption] | ImageError]:
         generation = dict(self.settings.generation)
-        on_text = pictures[0].on_text
-        if on_text is not None and hasattr(self.captioner, "model"):
+        if self.on_text is not None:
             from .watching import watch
 
-            generation["stopping_criteria"] = watch(self.captioner.processor, on_text)
+            generation["stopping_criteria"] = watch(self.captioner.processor, self.on_text)
         [results] = self.captioner.caption_batches(
-            [[picture.content for picture in pictures]],
+            [pictures],
             prompt=self.settings.prompt,
             question=self.settings.question,
             max_pixels=self.max_pixels,
@@ -86,7 +66,7 @@ class Captioning:
         return results
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is a batch of its own: it takes long, and others wait
 class Looking:
     """Computes heat maps; work for a `Batcher`. Its items are pictures, as the bytes of their files, with captions.
 
@@ -163,13 +143,17 @@ class Service:
         Args:
             content: The bytes of its file.
             settings: How it is captioned.
-            on_text: See [`Picture`].
+            on_text: Gets the texts so far after each token, the leading one first; called in the batcher's thread. A
+                picture with it is captioned alone. An exported captioner calls it never.
 
         Raises:
             ServerBusyError, ServerClosedError: See `Batcher.submit`.
         """
-        work = Captioning(self.captioner, settings, self.limits.max_pixels)
-        return self.batcher.submit(work, Picture(content, on_text))
+        on_text = on_text if hasattr(self.captioner, "model") else None
+        is_alone = on_text is not None or "seed" in dict(settings.generation)
+        key = object() if is_alone else None
+        work = Captioning(self.captioner, settings, self.limits.max_pixels, on_text, key)
+        return self.batcher.submit(work, content)
 
     def look(self, content: bytes, text: str, settings: Settings) -> Future:
         """Queues a heat map, and returns the future of its picture, a Pillow image.
