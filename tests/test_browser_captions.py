@@ -11,8 +11,7 @@ PAGE = REPOSITORY / "examples" / "browser"
 PACKAGES = PAGE / "node_modules"
 
 pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.export,
+    pytest.mark.npm,
     pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="needs onnxscript, of the extra onnx"),
     pytest.mark.skipif(not PACKAGES.is_dir(), reason="needs the packages that npm installs in examples/browser"),
 ]

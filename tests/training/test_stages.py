@@ -241,8 +241,8 @@ def test_a_stage_that_does_not_fit_the_model_is_refused_before_the_first_is_trai
     ("stages", "sentence"),
     [
         ("align", "stages must be a list of mappings"),
-        ([{"epochs": 1}], r"stages\[1\]: a stage needs a name of letters, digits, _ and -, and None is none"),
-        ([{"name": "a/b"}], r"stages\[1\]: a stage needs a name .* 'a/b' is none"),
+        ([{"epochs": 1}], r"stages\[1\]: a stage needs a name of letters, digits, _ and -, and None is not one"),
+        ([{"name": "a/b"}], r"stages\[1\]: a stage needs a name .* 'a/b' is not one"),
         ([{"name": "a"}, {"name": "a"}], r"stages\[2\]: another stage is called 'a' too"),
         ([{"name": "a", "epoch": 1}], r"stages\[1\]: there is no setting 'epoch'; did you mean 'epochs'"),
         ([{"name": "a", "seed": 1}], r"stages\[1\]: seed is the same in all stages: set it in training"),

@@ -10,23 +10,25 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
 from ..core.errors import DataError
 from ..core.files import write_bytes
-from ..data.bad_images import BadImages, PictureOpener
-from ..features.inputs import ImageInputs
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.configuration import CaptionerConfig
 from ..towers.processor import CaptionerProcessor
 from .consensus import FREQUENCIES_NAME, DocumentFrequencies
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..data.bad_images import BadImages, PictureOpener
 
 DATASTORE_NAME = "datastore.safetensors"
 
@@ -66,9 +68,9 @@ class Datastore:
         cls,
         model: CaptionerForConditionalGeneration,
         processor: CaptionerProcessor,
-        dataset: Dataset,
-        open_picture: PictureOpener | None = None,
-        bad: BadImages | None = None,
+        dataset: "Dataset",
+        open_picture: "PictureOpener | None" = None,
+        bad: "BadImages | None" = None,
     ) -> "Datastore":
         """Collects captioned pictures. Features come from the cache if they are there.
 
@@ -84,6 +86,8 @@ class Datastore:
             DataError: Too many images cannot be opened.
             ValueError: There are no pictures.
         """
+        from ..features.inputs import ImageInputs  # imports datasets, which captioning does without
+
         images = ImageInputs(model, processor, dataset["image"], cache=True, open_picture=open_picture, bad=bad)
         captions = list(images.keep(dataset)["captions"])
         frequencies = DocumentFrequencies.count(captions)
