@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 from commands import REPOSITORY
-from tiny_models import picture, save_checkpoint
+from tiny_models import picture
 
 PICTURES, BATCH_SIZE = 240, 2
 
@@ -66,13 +66,14 @@ def kill_ray(
         pictures: How many pictures are drawn. One of them is bad.
     """
     if checkpoint is None:
-        checkpoint = save_checkpoint(folder / "checkpoint", pictures=0)
+        checkpoint = _save_checkpoint(folder / "checkpoint")
     photos = folder / "photos"
     photos.mkdir()
     for number in range(pictures):
         picture(number).save(photos / f"{number:03}.png")
     (photos / "005.png").write_bytes(b"no picture")
-    options = ["--checkpoint", str(checkpoint), "--batch-size", str(BATCH_SIZE), "--max-new-tokens", "12", str(photos)]
+    options = ["--checkpoint", str(checkpoint), "--batch-size", str(BATCH_SIZE), "--max-new-tokens", "12"]
+    options += [str(photos)]
     expected = folder / "expected.jsonl"
     _finish(_start(["--output", str(expected), *options]))
     for seed in seeds:
@@ -82,6 +83,21 @@ def kill_ray(
         _finish(_start(command))
         times = Counter(Counter(json.loads(line)["image"] for line in output.open()).values())
         yield Outcome(seed, *after, dict(times), output.read_bytes() == expected.read_bytes(), left)
+
+
+def _save_checkpoint(folder: Path) -> Path:
+    """Saves a random captioner whose captions are not empty."""
+    import torch
+
+    from vlm_caption import compose
+
+    vision = {"model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    language = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "initializer_range": 0.5}
+    torch.manual_seed(0)
+    model, processor = compose(vision | {"image_size": 28, "patch_size": 14}, language | {"n_positions": 96})
+    for part in (model, processor):
+        part.save_pretrained(folder)
+    return folder
 
 
 def _interrupt(

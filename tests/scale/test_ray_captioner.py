@@ -154,13 +154,3 @@ def test_the_command_writes_the_same_file_with_ray(workplace, tmp_path, capsys):
     complaints = capsys.readouterr().err
     assert complaints.count("05.png") == 2
     assert "ray" not in complaints.replace("photos.zip", "").lower()
-
-
-@pytest.mark.ray
-def test_a_killed_actor_and_a_killed_command_lose_no_picture(tmp_path):
-    pytest.importorskip("ray")
-    from kill_ray import kill_ray
-
-    [outcome] = kill_ray(tmp_path, range(1), pictures=160)
-    assert outcome.is_good, outcome
-    assert outcome.actor_after is not None
