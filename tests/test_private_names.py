@@ -130,7 +130,6 @@ OTHERS = [
         ("url_or_file_path",),
         "the page fetches no address that a browser sends",
     ),
-    Name("uvicorn.Server.handle_exit", ("sig", "frame"), "refuses what waits as soon as a signal comes"),
     Name("pycocoevalcap.meteor.meteor.Meteor.meteor_p", None, "ends METEOR's process"),
     Name("pycocoevalcap.meteor.meteor.Meteor.lock", None, "lets its destructor end"),
 ]
