@@ -141,6 +141,26 @@ def flatten(results: Iterable[list[Caption] | ImageError]) -> Iterator[Caption |
         yield from [result] if isinstance(result, ImageError) else result
 
 
+def caption_one_by_one(
+    caption_batches: Callable[[Iterable[Sequence[ImageSource]]], Iterator[list[list[Caption] | ImageError]]],
+    images: Any,
+    batch_size: int,
+) -> Iterator[Caption | ImageError]:
+    """Yields the captions of each picture, or its error, one batch after the other.
+
+    Args:
+        caption_batches: Captions batches of pictures, such as what `caption_in_batches` is called by.
+        images: One picture or several.
+        batch_size: The number of pictures at a time.
+
+    Raises:
+        ValueError: `batch_size` is below 1. It is raised at once.
+    """
+    check_batch_size(batch_size)
+    batches = caption_batches(batched(as_iterable(images), batch_size))
+    return flatten(result for batch in batches for result in batch)
+
+
 def captions_only(results: Iterable[Caption | ImageError]) -> list[Caption]:
     """Returns the captions.
 

@@ -15,7 +15,7 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,13 +34,12 @@ from .batches import (
     Example,
     Input,
     Limits,
-    as_iterable,
     batched,
     caption_in_batches,
+    caption_one_by_one,
     captions_only,
     check_batch_size,
     example_turns,
-    flatten,
 )
 from .caption import Caption
 from .checkpoints import DEFAULT_CHECKPOINT, find_checkpoint, find_device
@@ -222,9 +221,8 @@ class Captioner:
             ValueError: A setting is out of range, the prompt is wrong or lacks its question, the number of questions
                 is not that of the pictures, or the captioner takes vectors instead of pictures.
         """
-        check_batch_size(batch_size)
-        batches = self.caption_batches(
-            batched(as_iterable(images), batch_size),
+        caption_batches = partial(
+            self.caption_batches,
             prompt=prompt,
             question=question,
             examples=examples,
@@ -232,7 +230,7 @@ class Captioner:
             max_bytes=max_bytes,
             **generation,
         )
-        return flatten(result for batch in batches for result in batch)
+        return caption_one_by_one(caption_batches, images, batch_size)
 
     def caption_batches(
         self,

@@ -134,9 +134,11 @@ def generate(
     """
     inputs = processor.tokenizer.pad({"input_ids": list(prompts)}, return_tensors="pt").to(model.device)  # on the left
     arguments = _complete(model, processor, settings)
+    if settings.datastore is not None and "image_features" not in images:  # encoded once, for both
+        images = {"image_features": model.core.encode_images(images["pixel_values"])["pooler_output"]}
     choose = _chooser(model, images, len(prompts), settings)
-    new_ids, log_probs = _write(model, inputs, images, arguments, settings.seed)
-    is_end, is_caption = _find_ends(model, new_ids, arguments)
+    new_ids, log_probs = write_tokens(model, inputs, images, arguments, settings.seed)
+    is_end, is_caption = find_ends(model, new_ids, arguments)
     texts = processor.batch_decode(new_ids, skip_special_tokens=True)
     finished = is_end.any(dim=1).tolist()
     stop_strings = arguments.get("stop_strings") or ()
@@ -163,14 +165,22 @@ def generate(
     return written if choose is None else _keep_chosen(written, len(prompts), choose)
 
 
-def _write(
+def write_tokens(
     model: CaptionerForConditionalGeneration,
     inputs: Mapping[str, torch.Tensor],
     images: Mapping[str, Any],
     arguments: Mapping[str, Any],
-    seed: int | None,
+    seed: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Returns new tokens, int64 [R, M], and the log-probability of each, float32 [R, M], or None from `generate`."""
+    """Returns new tokens, int64 [R, M], and the log-probability of each, float32 [R, M], or None from `generate`.
+
+    Args:
+        model: The model, in eval mode.
+        inputs: `input_ids` and `attention_mask` of the prompts, int64 [B, P], padded on the left.
+        images: `image_features` or `pixel_values` of all images of the prompts, in order.
+        arguments: The arguments of `generate`.
+        seed: Makes sampling reproducible.
+    """
     decoding = known_settings(model, arguments)
     if decoding is not None:
         return write_stepwise(model, inputs, images, decoding)
@@ -202,10 +212,7 @@ def _chooser(
     if store is None:
         frequencies = frequencies or checkpoint_frequencies(model.name_or_path or "")
         return lambda number, texts: frequencies.choose(texts)
-    if "image_features" in images:
-        features = images["image_features"]
-    else:
-        features = model.core.encode_images(images["pixel_values"])["pooler_output"]
+    features = images["image_features"]
     each = len(features) // num_prompts
     references = store.references(model.config, features[each - 1 :: each])  # the last picture is the captioned one
     return lambda number, texts: (frequencies or store.frequencies).choose(texts, references[number])
@@ -383,7 +390,7 @@ def _seeded(device: torch.device, seed: int | None) -> Generator[None]:
         yield
 
 
-def _find_ends(
+def find_ends(
     model: CaptionerForConditionalGeneration, new_ids: torch.Tensor, arguments: Mapping[str, Any]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns which of the new tokens are end tokens, and which belong to the captions; bool [R, M] each."""

@@ -14,6 +14,7 @@ import torch
 
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.composition import MAX_NEW_TOKENS
+from .generation import find_ends, write_tokens
 
 
 @dataclass(frozen=True)
@@ -95,21 +96,20 @@ def beam_captions(
         count: The number of beams, and of captions of each image.
         max_new_tokens: The largest number of tokens of a caption, if less than in the generation settings.
     """
-    longest, end_ids = _bounds(model, max_new_tokens)
     [number] = {len(tensor) for tensor in images.values()}
     prompt = torch.tensor([list(prefix)] * number, device=model.device)
+    arguments = {
+        "do_sample": False,
+        "num_beams": count,
+        "num_return_sequences": count,
+        "max_new_tokens": _bounds(model, max_new_tokens)[0],
+    }
+    inputs = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
     with torch.compiler.set_stance("force_eager"):  # every new length would be compiled anew
-        token_ids = model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            **images,
-            do_sample=False,
-            num_beams=count,
-            num_return_sequences=count,
-            max_new_tokens=longest,
-        )
-    captions = [_up_to_end(row, end_ids) for row in token_ids[:, len(prefix) :].tolist()]
-    return Samples(captions, [caption[-1] in end_ids for caption in captions])
+        new_ids, _ = write_tokens(model, inputs, images, arguments)
+    is_end, is_caption = find_ends(model, new_ids, arguments)
+    captions = [row[own].tolist() for row, own in zip(new_ids, is_caption, strict=True)]
+    return Samples(captions, is_end.any(dim=1).tolist())
 
 
 def _bounds(model: CaptionerForConditionalGeneration, max_new_tokens: int | None) -> tuple[int, set[int]]:
@@ -118,12 +118,6 @@ def _bounds(model: CaptionerForConditionalGeneration, max_new_tokens: int | None
     own: Any = model.generation_config.eos_token_id
     end_ids = {token for token in (own if isinstance(own, list) else [own]) if token is not None}
     return min(longest, max_new_tokens or longest), end_ids
-
-
-def _up_to_end(token_ids: list[int], end_ids: set[int]) -> list[int]:
-    """Returns a caption up to its first end token, without the padding behind it."""
-    ends = [place for place, token in enumerate(token_ids) if token in end_ids]
-    return token_ids[: ends[0] + 1] if ends else token_ids
 
 
 def draw_tokens(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:

@@ -97,32 +97,12 @@ def _parser(prog: str) -> ArgumentParser:
     )
     parser.add_argument("--batch-size", type=positive_int, default=8, metavar="N", help="pictures at a time (8)")
     limits = parser.add_argument_group("limits")
-    limits.add_argument(
-        "--max-bytes",
-        type=positive_int,
-        default=_DEFAULTS.max_body,
-        metavar="N",
-        help=f"of a request ({_DEFAULTS.max_body:,})",
-    )
-    limits.add_argument(
-        "--max-pixels",
-        type=positive_int,
-        default=_DEFAULTS.max_pixels,
-        metavar="N",
-        help=f"of a picture, width x height ({_DEFAULTS.max_pixels:,})",
-    )
-    limits.add_argument(
-        "--max-waiting",
-        type=positive_int,
-        default=_DEFAULTS.max_waiting,
-        metavar="N",
-        help=f"pictures that wait ({_DEFAULTS.max_waiting})",
-    )
-    limits.add_argument(
-        "--timeout",
-        type=positive_int,
-        default=int(_DEFAULTS.timeout),
-        metavar="SECONDS",
-        help=f"until a caption ({_DEFAULTS.timeout:g})",
-    )
+    for option, metavar, default, meaning in (
+        ("--max-bytes", "N", _DEFAULTS.max_body, "of a request"),
+        ("--max-pixels", "N", _DEFAULTS.max_pixels, "of a picture, width x height"),
+        ("--max-waiting", "N", _DEFAULTS.max_waiting, "pictures that wait"),
+        ("--timeout", "SECONDS", int(_DEFAULTS.timeout), "until a caption"),
+    ):
+        shown = f"{meaning} ({default:,})"
+        limits.add_argument(option, type=positive_int, default=default, metavar=metavar, help=shown)
     return parser

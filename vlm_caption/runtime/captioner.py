@@ -10,6 +10,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,10 @@ from ..captioning.batches import (
     Example,
     Input,
     Limits,
-    as_iterable,
-    batched,
     caption_in_batches,
+    caption_one_by_one,
     captions_only,
-    check_batch_size,
     example_turns,
-    flatten,
 )
 from ..captioning.caption import Caption, cut, first_place
 from ..captioning.consensus import checkpoint_frequencies
@@ -126,9 +124,7 @@ class Captioner:
         Raises:
             ImageError, ValueError: See `caption_batches`.
         """
-        check_batch_size(batch_size)
-        batches = self.caption_batches(batched(as_iterable(images), batch_size), **settings)
-        return flatten(result for batch in batches for result in batch)
+        return caption_one_by_one(partial(self.caption_batches, **settings), images, batch_size)
 
     def caption_batches(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 from ..core.console import first_line_of
 from ..core.errors import ConfigError
 from ..core.extras import require
+from ..core.threads import count_cores
 
 # In bytes. Names of pictures and captions pass through it, no pixels. Ray takes a third of the memory otherwise.
 OBJECT_STORE = 256 << 20
@@ -45,9 +46,8 @@ def open_ray() -> bool:
 
 def _start() -> None:
     """Starts Ray on this machine, for as many cores as this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
-        _init(address="local", num_cpus=cores, object_store_memory=OBJECT_STORE, include_dashboard=False)
+        _init(address="local", num_cpus=count_cores(), object_store_memory=OBJECT_STORE, include_dashboard=False)
     except Exception as error:  # it raises plain ones
         raise RuntimeError(f"Ray does not start on this machine: {first_line_of(error)}") from error
 

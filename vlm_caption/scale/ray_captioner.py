@@ -9,9 +9,10 @@ import os
 import pickle
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from ..captioning.batches import as_iterable, batched, check_batch_size, flatten
+from ..captioning.batches import caption_one_by_one
 from ..captioning.caption import Caption
 from ..captioning.checkpoints import DEFAULT_CHECKPOINT
 from ..captioning.prompts import Question
@@ -137,9 +138,7 @@ class RayCaptioner:
         Raises:
             ValueError, RuntimeError: See `caption_batches`.
         """
-        check_batch_size(batch_size)
-        batches = self.caption_batches(batched(as_iterable(images), batch_size), **settings)
-        return flatten(result for batch in batches for result in batch)
+        return caption_one_by_one(partial(self.caption_batches, **settings), images, batch_size)
 
     def caption_batches(
         self, batches: Iterable[Sequence[ImageSource]], *, question: Question = None, **settings: Any

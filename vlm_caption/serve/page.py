@@ -139,7 +139,7 @@ def _add_picture_tab(service: Service) -> dict[str, Any]:
             heat = gr.Image(
                 label="Where it looked",
                 interactive=False,
-                visible=service.shows_places,
+                visible=not service.is_exported,
                 buttons=["download", "fullscreen"],  # and none that shares it with the Hub
             )
     return {
@@ -162,7 +162,7 @@ def _connect_picture(service: Service, tab: dict[str, Any], controls: list[gr.co
         [best, *others] = _result(future, service)
         shown = best.text, _describe(best), "\n".join(map(_describe_briefly, others))
         yield *shown, None
-        if service.shows_places and best.text.strip():
+        if not service.is_exported and best.text.strip():
             yield *shown, _result(_submit(lambda: service.look(content, best.text, settings)), service)
 
     inputs = [tab["picture"], *controls]

@@ -73,8 +73,8 @@ def serve(service: Service, listener: socket.socket, allowed_hosts: Collection[s
         )
         place = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         logger.info("Serving %s. Page: %s/  API: %s/v1  Ctrl-C ends.", service.name, place, place)
-        quiet = quiet_transformers() if hasattr(service.captioner, "model") else contextlib.nullcontext()
-        with quiet:  # an exported captioner needs no transformers
+        quiet = contextlib.nullcontext() if service.is_exported else quiet_transformers()
+        with quiet:
             try:
                 _Server(config, service).run(sockets=[listener])
             finally:

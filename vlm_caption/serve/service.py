@@ -121,9 +121,9 @@ class Service:
         return QUESTION in self.captioner.prompt
 
     @property
-    def shows_places(self) -> bool:
-        """Whether there are heat maps: not with an exported captioner."""
-        return hasattr(self.captioner, "model")
+    def is_exported(self) -> bool:
+        """Whether the captioner is one of `vlm_caption.runtime`: it shows no text before its end, and no heat maps."""
+        return not hasattr(self.captioner, "model")
 
     def settings(self, text: str, generation: dict[str, Any]) -> Settings:
         """Returns the settings for a user's text: a question if the captioner takes one, else the prompt.
@@ -149,7 +149,7 @@ class Service:
         Raises:
             ServerBusyError, ServerClosedError: See `Batcher.submit`.
         """
-        on_text = on_text if hasattr(self.captioner, "model") else None
+        on_text = None if self.is_exported else on_text
         is_alone = on_text is not None or "seed" in dict(settings.generation)
         key = object() if is_alone else None
         work = Captioning(self.captioner, settings, self.limits.max_pixels, on_text, key)
