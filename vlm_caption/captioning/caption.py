@@ -2,6 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .consensus import DocumentFrequencies
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,33 @@ class Caption:
     checkpoint: str = ""
     prompt: str = ""
     confidence: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings:
+    """How captions are written, in what depends on no model: whichever captioner writes them has these settings.
+
+    Attributes:
+        stop: Texts that end a caption. They are not part of it.
+        ban: Words that are never written, as the tokenizer spells them inside a caption and at its beginning.
+        max_words: The maximum number of words in a caption. The rest is cut off.
+        seed: Makes sampling reproducible.
+        consensus: Write this many captions, by beam search or sampling, and keep the one that agrees most with the
+            others; see [`DocumentFrequencies`].
+        document_frequencies: What a consensus takes for frequent words, by default what is beside the checkpoint.
+    """
+
+    stop: tuple[str, ...] = ()
+    ban: tuple[str, ...] = ()
+    max_words: int | None = None
+    seed: int | None = None
+    consensus: int | None = None
+    document_frequencies: "DocumentFrequencies | None" = None
+
+
+def as_texts(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Returns the value of `stop` or `ban` that a text or several texts give."""
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 _AT_LEAST_1 = ("num_beams", "max_new_tokens", "num_return_sequences", "max_words", "consensus")

@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -14,27 +14,18 @@ from ..model.loss import IGNORE_INDEX
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.composition import MAX_NEW_TOKENS
 from ..towers.processor import CaptionerProcessor
-from .caption import check_settings, cut, first_place
-from .consensus import DocumentFrequencies, checkpoint_frequencies
+from .caption import TextSettings, as_texts, check_settings, cut, first_place
+from .consensus import checkpoint_frequencies
 from .datastore import CANDIDATES, Datastore, open_datastore
 from .stepwise import known_settings, write_stepwise
 
-_OWN = ("stop", "ban", "max_words", "seed", "consensus", "document_frequencies", "datastore")
-
 
 @dataclass(frozen=True)
-class GenerationSettings:
-    """How captions are written.
+class GenerationSettings(TextSettings):
+    """How captions are written. Without a seed, sampling uses torch's global generator.
 
     Attributes:
         generate: Arguments of transformers' `generate`, in place of the checkpoint's `generation_config.json`.
-        stop: Texts that end a caption. They are not part of it.
-        ban: Words that are never written, as the tokenizer spells them inside a caption and at its beginning.
-        max_words: The maximum number of words in a caption. The rest is cut off.
-        seed: Makes sampling reproducible. By default torch's global generator is used.
-        consensus: Write this many captions, by beam search or sampling, and keep the one that agrees most with the
-            others; see [`DocumentFrequencies`].
-        document_frequencies: What a consensus takes for frequent words, by default what is beside the checkpoint.
         datastore: Keep the caption that agrees most with those of the most similar pictures of a datastore. A
             consensus then has 8 captions unless it is set.
 
@@ -43,24 +34,16 @@ class GenerationSettings:
     """
 
     generate: Mapping[str, Any] = field(default_factory=dict)
-    stop: tuple[str, ...] = ()
-    ban: tuple[str, ...] = ()
-    max_words: int | None = None
-    seed: int | None = None
-    consensus: int | None = None
-    document_frequencies: DocumentFrequencies | None = None
     datastore: Datastore | None = None
 
     def __post_init__(self) -> None:
-        check_settings(
-            lambda name: getattr(self, name) if name in _OWN else self.generate.get(name), (*self.stop, *self.ban)
-        )
+        check_settings({**self.generate, **vars(self)}.get, (*self.stop, *self.ban))
         if self.consensus is not None and self.generate.get("num_return_sequences", 1) > 1:
             raise ValueError("consensus keeps one caption: leave num_return_sequences out.")
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> "GenerationSettings":
-        """Returns the settings that keyword arguments give: those named above, and the rest for `generate`.
+        """Returns the settings that keyword arguments give: those of this class, and the rest for `generate`.
 
         Args:
             arguments: Arguments of [`Captioner.caption_each`]. Those that are None count as not given. `stop` and
@@ -71,10 +54,11 @@ class GenerationSettings:
             ValueError: A setting is out of range.
         """
         given = {name: value for name, value in arguments.items() if value is not None}
-        own = {name: given.pop(name) for name in _OWN if name in given}
+        names = {setting.name for setting in fields(cls)} - {"generate"}
+        own = {name: given.pop(name) for name in names & given.keys()}
         for name in ("stop", "ban"):
             if name in own:
-                own[name] = (own[name],) if isinstance(own[name], str) else tuple(own[name])
+                own[name] = as_texts(own[name])
         if "datastore" in own:
             if not isinstance(own["datastore"], Datastore):
                 own["datastore"] = open_datastore(os.fspath(own["datastore"]))

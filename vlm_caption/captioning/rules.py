@@ -6,8 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from .caption import check_settings
-from .consensus import DocumentFrequencies
+from .caption import TextSettings, as_texts, check_settings
 
 _ABOVE_0 = ("temperature", "repetition_penalty")
 
@@ -25,7 +24,7 @@ _WITHOUT_EFFECT = {
 
 
 @dataclass(frozen=True)
-class DecodingSettings:
+class DecodingSettings(TextSettings):
     """How captions are written. The names are those of transformers' `generate` and of `Captioner.caption_each`.
 
     Attributes:
@@ -43,7 +42,6 @@ class DecodingSettings:
         repetition_penalty: Above 1, tokens seldom come twice.
         bad_words_ids: Token sequences that are never written.
         suppress_tokens: Tokens that are never written.
-        stop, ban, max_words, seed, consensus, document_frequencies: See `vlm_caption.captioning.GenerationSettings`.
 
     Raises:
         ValueError: A setting is out of range, or goes with no other.
@@ -65,12 +63,6 @@ class DecodingSettings:
     repetition_penalty: float = 1.0
     bad_words_ids: Sequence[Sequence[int]] = ()
     suppress_tokens: Sequence[int] = ()
-    stop: tuple[str, ...] = ()
-    ban: tuple[str, ...] = ()
-    max_words: int | None = None
-    seed: int | None = None
-    consensus: int | None = None
-    document_frequencies: DocumentFrequencies | None = None
 
     def __post_init__(self) -> None:
         check_settings(lambda name: getattr(self, name), (*self.stop, *self.ban))
@@ -102,7 +94,7 @@ class DecodingSettings:
             raise ValueError(f"An exported captioner has no setting {unknown[0]}: it has {', '.join(sorted(known))}.")
         for name in ("stop", "ban"):
             if name in given:
-                given[name] = (given[name],) if isinstance(given[name], str) else tuple(given[name])
+                given[name] = as_texts(given[name])
         if isinstance(given.get("eos_token_id"), int):
             given["eos_token_id"] = [given["eos_token_id"]]
         if given.get("consensus") is not None:

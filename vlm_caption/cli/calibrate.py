@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 from ..captioning.checkpoints import DEFAULT_CHECKPOINT
 from ..config.command_line import add_arguments, parse_arguments
 from ..config.run_config import RunConfig
-from ..core.console import ArgumentParser, loading, positive_int, printable, setup_logging
+from ..core.console import ArgumentParser, positive_int, printable, setup_logging
 from ..core.errors import BackboneError, ConfigError, DataError, ImageError
 from ..core.outputs import Output, check_outputs
 from .evaluate import as_trained, writing_to
+from .loading import load_for_datasets
 
 if TYPE_CHECKING:
     from ..captioning.captioner import Captioner
@@ -119,14 +120,9 @@ def _parser(prog: str) -> ArgumentParser:
 
 
 def _load(arguments: argparse.Namespace, config: RunConfig, overrides: dict) -> "tuple[Captioner, RunConfig]":
-    with loading("PyTorch and transformers"):
-        from datasets import disable_progress_bars
+    captioner = load_for_datasets(arguments.checkpoint)
+    from ..towers.precision import hold_frozen
 
-        from ..captioning.captioner import Captioner
-        from ..towers.precision import hold_frozen
-    disable_progress_bars()
-    with loading(f"the checkpoint {arguments.checkpoint}"):
-        captioner = Captioner.from_pretrained(arguments.checkpoint)
     hold_frozen(captioner.model, arguments.precision or config.training.precision)
     return captioner, as_trained(captioner, arguments, overrides, {})
 

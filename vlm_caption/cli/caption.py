@@ -39,10 +39,9 @@ from ..core.outputs import check_outputs
 from ..core.prompts import QUESTION
 from ..images.limits import MAX_BYTES, MAX_PIXELS
 from ..runtime.files import is_export
+from .loading import load_captioner, named_dtype
 
 if TYPE_CHECKING:
-    import torch
-
     from .. import runtime
     from ..captioning.captioner import Captioner
     from ..captioning.review import Review
@@ -169,18 +168,7 @@ def _check_exported(arguments: argparse.Namespace, inputs: "Sequence[ImageSource
 def _load(arguments: argparse.Namespace, stack: ExitStack) -> "AnyCaptioner":
     if arguments.engine == "ray":
         return stack.enter_context(_load_ray(arguments))
-    if is_export(arguments.checkpoint):
-        require("onnxruntime", "An exported captioner")
-        from ..runtime.captioner import Captioner as Exported
-
-        with loading(f"the export {arguments.checkpoint}"):
-            return Exported.from_pretrained(arguments.checkpoint)
-    with loading("PyTorch and transformers"):
-        dtype = _dtype(arguments)
-        from ..captioning.captioner import Captioner
-
-    with loading(f"the checkpoint {arguments.checkpoint}"):
-        return Captioner.from_pretrained(arguments.checkpoint, arguments.device, dtype)
+    return load_captioner(arguments.checkpoint, arguments.device, arguments.dtype)
 
 
 def _load_ray(arguments: argparse.Namespace) -> "RayCaptioner":
@@ -191,15 +179,10 @@ def _load_ray(arguments: argparse.Namespace) -> "RayCaptioner":
         return RayCaptioner.from_pretrained(
             arguments.checkpoint,
             arguments.device,
-            None if is_export(arguments.checkpoint) else _dtype(arguments),
+            None if is_export(arguments.checkpoint) else named_dtype(arguments.dtype),
             actors=arguments.actors,
             threads=arguments.actor_threads or 1,
         )
-
-
-def _dtype(arguments: argparse.Namespace) -> "torch.dtype | None":
-    torch = require("torch", "A checkpoint that is not exported")
-    return None if arguments.dtype is None else getattr(torch, arguments.dtype)
 
 
 def _review(arguments: argparse.Namespace) -> "Review | None":

@@ -30,6 +30,7 @@ from ..config.run_config import RunConfig
 from ..core.console import ArgumentParser, loading, natural_int, printable, setup_logging
 from ..core.errors import BackboneError, ConfigError, DataError, ImageError
 from ..core.outputs import check_outputs
+from .loading import load_for_datasets
 
 if TYPE_CHECKING:
     from ..captioning.captioner import Captioner
@@ -134,14 +135,9 @@ def _load(
     arguments: argparse.Namespace, config: RunConfig, overrides: dict[str, Any], own: dict[str, Any]
 ) -> "tuple[Captioner, RunConfig]":
     """Loads the checkpoint, and the config with the settings that the checkpoint was trained with."""
-    with loading("PyTorch and transformers"):
-        from datasets import disable_progress_bars
+    captioner = load_for_datasets(arguments.checkpoint)
+    from ..towers.precision import hold_frozen
 
-        from ..captioning.captioner import Captioner
-        from ..towers.precision import hold_frozen
-    disable_progress_bars()  # one for each selection of rows
-    with loading(f"the checkpoint {arguments.checkpoint}"):
-        captioner = Captioner.from_pretrained(arguments.checkpoint)
     config = as_trained(captioner, arguments, overrides, own)
     hold_frozen(captioner.model, arguments.precision or config.training.precision)
     return captioner, config

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from ..captioning.checkpoints import DEFAULT_CHECKPOINT
 from ..config.command_line import add_arguments, parse_arguments
 from ..config.run_config import RunConfig
-from ..core.console import ArgumentParser, describe_file_error, loading, printable, setup_logging
+from ..core.console import ArgumentParser, describe_file_error, printable, setup_logging
 from ..core.errors import BackboneError, ConfigError, DataError, ImageError
+from .loading import load_for_datasets
 
 if TYPE_CHECKING:
     from ..captioning.datastore import Datastore
@@ -66,19 +67,15 @@ def main(argv: list[str] | None, prog: str) -> int:
 
 
 def _collect(arguments: argparse.Namespace, config: RunConfig) -> "Datastore":
-    with loading("PyTorch and transformers"):
-        from datasets import disable_progress_bars
+    from ..captioning.datastore import Datastore
+    from ..data.opening import bad_images, open_data, picture_opener
+    from ..towers.precision import hold_frozen
 
-        from ..captioning.captioner import Captioner
-        from ..captioning.datastore import Datastore
-        from ..data.opening import bad_images, open_data, picture_opener
-        from ..towers.precision import hold_frozen
-    disable_progress_bars()
     data = config.data
     bad = bad_images(data)
+    corpus = open_data(data)
+    captioner = load_for_datasets(arguments.checkpoint)
     split = arguments.split or data.train_split
-    dataset = open_data(data).load(split, data.limit, on_missing=None if bad is None else bad.add_missing)
-    with loading(f"the checkpoint {arguments.checkpoint}"):
-        captioner = Captioner.from_pretrained(arguments.checkpoint)
+    dataset = corpus.load(split, data.limit, on_missing=None if bad is None else bad.add_missing)
     hold_frozen(captioner.model, arguments.precision or config.training.precision)
     return Datastore.collect(captioner.model, captioner.processor, dataset, picture_opener(data), bad)

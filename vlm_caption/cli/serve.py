@@ -3,7 +3,7 @@
 import argparse
 import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..captioning.checkpoints import DEFAULT_CHECKPOINT, find_checkpoint
 from ..core.console import ArgumentParser, loading, natural_int, positive_int, setup_logging
@@ -12,6 +12,11 @@ from ..core.extras import require
 from ..core.hub_ids import is_hub_id
 from ..runtime.files import is_export
 from ..serve.limits import ServingLimits
+from .loading import load_captioner
+
+if TYPE_CHECKING:
+    from .. import runtime
+    from ..captioning.captioner import Captioner
 
 _DEFAULTS = ServingLimits()
 
@@ -57,25 +62,14 @@ def _serve(arguments: argparse.Namespace) -> None:
     serve(service, listener, arguments.allow_host)
 
 
-def _load(arguments: argparse.Namespace) -> Any:
-    """Returns a captioner of torch, or of the runtime if the folder is an export."""
+def _load(arguments: argparse.Namespace) -> "Captioner | runtime.Captioner":
     checkpoint = arguments.checkpoint
     if is_export(checkpoint):
         if arguments.device is not None:
             raise ConfigError(f"--device: {checkpoint} is an export, which has no such option: leave it out.")
-        require("onnxruntime", "An exported captioner")
-        from .. import runtime
-
-        with loading(f"the export {checkpoint}"):
-            return runtime.Captioner.from_pretrained(checkpoint)
-    if not is_hub_id(str(checkpoint)):
+    elif not is_hub_id(str(checkpoint)):
         find_checkpoint(checkpoint)  # before the slow imports
-    with loading("PyTorch and transformers"):
-        require("torch", "A checkpoint that is not exported")
-        from ..captioning.captioner import Captioner
-
-    with loading(f"the checkpoint {checkpoint}"):
-        return Captioner.from_pretrained(checkpoint, arguments.device)
+    return load_captioner(checkpoint, arguments.device)
 
 
 def _parser(prog: str) -> ArgumentParser:
