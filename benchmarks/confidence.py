@@ -10,10 +10,11 @@ import argparse
 import time
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from vlm_caption.captioning.captioner import Captioner
-from vlm_caption.captioning.confidence import SIGNALS, Confidence, KnownPictures, Regression, pooled_size
+from vlm_caption.captioning.confidence import SIGNALS, Confidence, KnownPictures, Regression
+from vlm_caption.captioning.signals import pooled_size
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -27,7 +28,7 @@ def main() -> None:
     captioner = Captioner.from_pretrained(REPOSITORY / "checkpoints" / "embedded")
     size, numbers = pooled_size(captioner.model.config), (1.0,) * len(SIGNALS)
     regression = Regression(numbers, numbers, numbers, 0.0)
-    pictures = KnownPictures(torch.zeros(size).double(), torch.ones(size).double())
+    pictures = KnownPictures(np.zeros(size), np.ones(size))
     confidence = Confidence(regression, regression, pictures, weights="")
     photos = sorted((REPOSITORY / "examples").glob("*.jpg"))
     batch = [photos[number % len(photos)] for number in range(arguments.images)]

@@ -176,6 +176,7 @@ export class Captioner {
         attention_mask: integers(new Array(length).fill(1), [1, length]),
         position_ids: integers(positions, [1, ids.length]),
         rows: integers([0], [1]),
+        keep: integers([1], [1]), // only the logits after the last token
         top: integers([most], [1]), // fewer tokens than that are banned
         ...cache,
       });

@@ -9,38 +9,21 @@ import pytest
 import torch
 from PIL import Image
 from test_captioner import LANGUAGE, VISION
+from tiny_models import made_up_confidence
 
 from vlm_caption import compose
 from vlm_caption.captioning.captioner import Captioner
 from vlm_caption.captioning.confidence import (
     CAPTION_SIGNALS,
     SIGNALS,
-    Confidence,
     KnownPictures,
-    Regression,
-    caption_signals,
-    pool_features,
-    pooled_size,
 )
 from vlm_caption.captioning.generation import GenerationSettings, generate, token_log_probs
+from vlm_caption.captioning.signals import measure_signals, pool_features
 from vlm_caption.core.errors import CheckpointError
-from vlm_caption.towers.companions import CONFIDENCE_NAME
-from vlm_caption.towers.fingerprints import weights_fingerprint
+from vlm_caption.core.files import CONFIDENCE_NAME
 
 COUNT = len(SIGNALS)
-
-
-def made_up_confidence(model, weights: str | None = None) -> Confidence:
-    """Confidences of made-up numbers, for a model."""
-    generator = torch.Generator().manual_seed(3)
-    size = pooled_size(model.config)
-    tables = KnownPictures(
-        *(torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5 for shape in ((size,), (size,)))
-    )
-    ones = (1.0,) * COUNT
-    right = Regression((0.0,) * COUNT, ones, (0.3, 0.1, 0.2, -0.1, -0.2), 0.4)
-    known = Regression((0.0,) * COUNT, ones, (0.0, 0.0, 0.0, 0.0, -0.3), 1.0)
-    return Confidence(right, known, tables, weights or weights_fingerprint(model), {"data": "made up"}, {"ece": 0.1})
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +71,7 @@ def test_the_prior_is_that_of_the_prompt_without_the_picture(captioner, photos):
         prompt = head + next(iter(tails))
         written = generate(model, processor, [prompt], {"image_features": features}, GenerationSettings())
         log_probs = token_log_probs(model, written, features)
-        [signals] = caption_signals(model, processor, written, log_probs).tolist()
+        [signals] = measure_signals(model, processor, written, log_probs).tolist()
         new_ids = written.new_ids[written.is_caption]
         text = [i for i in prompt if i != model.config.image_token_id]
         ids = torch.tensor([[*text, *new_ids.tolist()]])
@@ -102,27 +85,30 @@ def test_the_prior_is_that_of_the_prompt_without_the_picture(captioner, photos):
 
 
 def test_the_distance_counts_deviations_from_the_mean():
-    pictures = KnownPictures(torch.ones(4).double(), torch.full((4,), 2.0).double())
-    features = torch.tensor([[[1.0, 1, 1, 1]], [[9.0, -7, 9, -7]]])  # [2, 1, 4]
-    at_mean, far = pictures.log_distances(features)[:, 0].tolist()
+    pictures = KnownPictures(np.ones(4), np.full(4, 2.0))
+    at_mean, far = pictures.log_distances(np.array([[1.0, 1, 1, 1], [9.0, -7, 9, -7]]))
     assert at_mean < -10
     assert far == pytest.approx(math.log(4))
-    assert pool_features(torch.ones(2, 5, 4)).shape == (2, 8)
+
+
+def test_the_first_token_and_the_mean_are_pooled():
+    features = torch.arange(6.0).reshape(1, 3, 2)
+    assert pool_features(features).tolist() == [[0, 1, 2, 3]]
+    assert pool_features(features[:, :1]).tolist() == [[0, 1]]
 
 
 def test_it_rises_with_what_speaks_for_a_caption(captioner):
-    signals = torch.zeros(20, COUNT, dtype=torch.float64)
-    signals[:, 0] = torch.linspace(-2, 0, 20)
-    rising = captioner.confidence.probabilities(signals)
-    assert bool((rising.diff() > 0).all())
-    signals[:, 4] = torch.linspace(0, 2, 20)
+    signals = np.zeros((20, COUNT))
+    signals[:, 0] = np.linspace(-2, 0, 20)
+    assert (np.diff(captioner.confidence.probabilities(signals)) > 0).all()
+    signals[:, 4] = np.linspace(0, 2, 20)
     signals[:, 0] = 0
-    assert bool((captioner.confidence.probabilities(signals).diff() < 0).all())
+    assert (np.diff(captioner.confidence.probabilities(signals)) < 0).all()
 
 
 def test_what_was_never_seen_is_not_extrapolated_to(captioner):
-    signals = torch.zeros(2, COUNT, dtype=torch.float64)
-    signals[:, 0] = torch.tensor([2.0, 1000.0])
+    signals = np.zeros((2, COUNT))
+    signals[:, 0] = [2.0, 1000.0]
     near, far = captioner.confidence.probabilities(signals).tolist()
     assert near == far
 

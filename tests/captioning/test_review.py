@@ -6,8 +6,7 @@ import pytest
 import torch
 from commands import load_script
 from test_captioner import LANGUAGE, VISION
-from test_confidence import made_up_confidence
-from tiny_models import picture
+from tiny_models import made_up_confidence, picture
 
 from vlm_caption import compose
 from vlm_caption.captioning.confidence import CONFIDENCE_NAME

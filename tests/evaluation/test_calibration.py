@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from commands import load_script
 from PIL import Image
 from tiny_models import picture, tiny_model, tiny_processor
@@ -53,30 +52,30 @@ def test_a_shuffled_photo_has_the_pixels_of_the_photo():
 
 
 def test_a_regression_finds_the_probabilities():
-    generator = torch.Generator().manual_seed(0)
-    numbers = torch.randn(4000, 3, generator=generator, dtype=torch.float64) * torch.tensor([1.0, 5, 0.1]) + 3
-    numbers = numbers[((numbers - 3).abs() < torch.tensor([2.0, 10, 0.2])).all(dim=1)]
-    expected = (numbers @ torch.tensor([1.0, -0.2, 0]).double() - 2).sigmoid()
-    is_true = torch.rand(len(expected), generator=generator, dtype=torch.float64) < expected
+    rng = np.random.default_rng(0)
+    numbers = rng.normal(size=(4000, 3)) * [1, 5, 0.1] + 3
+    numbers = numbers[(np.abs(numbers - 3) < [2, 10, 0.2]).all(axis=1)]
+    expected = 1 / (1 + np.exp(2 - numbers @ [1, -0.2, 0]))
+    is_true = rng.random(len(expected)) < expected
     found = fit_regression(numbers, is_true).probability(numbers)
-    assert (found - expected).abs().mean() < 0.03
+    assert np.abs(found - expected).mean() < 0.03
 
 
 def test_a_balanced_regression_does_not_depend_on_how_many_there_are_of_each_side():
-    numbers = torch.tensor([[0.0], [1], [2], [1], [2], [3]]).double()
-    is_true = torch.tensor([False, False, False, True, True, True])
-    rows = torch.tensor([0, 1, 2, *[3, 4, 5] * 20])
-    [even] = fit_regression(numbers, is_true, balanced=True).probability(torch.tensor([[1.5]]))
-    [uneven] = fit_regression(numbers[rows], is_true[rows], balanced=True).probability(torch.tensor([[1.5]]))
+    numbers = np.array([[0.0], [1], [2], [1], [2], [3]])
+    is_true = np.array([False, False, False, True, True, True])
+    rows = np.array([0, 1, 2, *[3, 4, 5] * 20])
+    [even] = fit_regression(numbers, is_true, balanced=True).probability(np.array([[1.5]]))
+    [uneven] = fit_regression(numbers[rows], is_true[rows], balanced=True).probability(np.array([[1.5]]))
     assert even == pytest.approx(0.5, abs=1e-3)
     assert uneven == pytest.approx(0.5, abs=0.02)
-    [plain] = fit_regression(numbers[rows], is_true[rows]).probability(torch.tensor([[1.5]]))
+    [plain] = fit_regression(numbers[rows], is_true[rows]).probability(np.array([[1.5]]))
     assert plain > 0.9
 
 
 def test_a_regression_of_separate_sides_stays_finite():
-    numbers = torch.tensor([[0.0, 1], [1, 1], [2, 1], [3, 1]]).double()
-    regression = fit_regression(numbers, torch.tensor([False, False, True, True]))
+    numbers = np.array([[0.0, 1], [1, 1], [2, 1], [3, 1]])
+    regression = fit_regression(numbers, np.array([False, False, True, True]))
     assert max(map(abs, regression.weights)) < 100
     assert regression.probability(numbers).round().tolist() == [0, 0, 1, 1]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from commands import REPOSITORY, load_script
-from tiny_models import EOS, picture, tiny_model, tiny_processor
+from tiny_models import EOS, made_up_confidence, picture, tiny_model, tiny_processor
 
 from vlm_caption import Captioner
 from vlm_caption.captioning.consensus import DocumentFrequencies
@@ -46,6 +46,7 @@ def save(folder, name, **settings):
     model.generation_config.update(max_new_tokens=10, num_beams=2, do_sample=False, eos_token_id=[EOS, 40, 41, 42])
     model.save_pretrained(folder, full=True)
     tiny_processor(model.config).save_pretrained(folder)
+    made_up_confidence(model).save(folder)
     return folder
 
 
@@ -88,6 +89,9 @@ def test_an_export_writes_the_captions_of_its_checkpoint(both, settings):
     assert [caption.text for caption in ours] == [caption.text for caption in theirs]
     assert [caption.finished for caption in ours] == [caption.finished for caption in theirs]
     assert [caption.score for caption in ours] == pytest.approx([caption.score for caption in theirs], abs=1e-3)
+    confidences = [caption.confidence for caption in theirs]
+    assert all(0 < value < 1 for value in confidences)
+    assert [caption.confidence for caption in ours] == pytest.approx(confidences, abs=1e-3)
     assert [caption.image for caption in ours] == [caption.image for caption in theirs]
     assert [caption.prompt for caption in ours] == [caption.prompt for caption in theirs]
 
@@ -110,6 +114,22 @@ def test_a_consensus_needs_frequencies_and_takes_those_of_the_folder(quantized, 
         ours.caption(PICTURES[0], consensus=2, num_return_sequences=2)
     FREQUENCIES.save(tmp_path / "copy")
     assert len(ours.caption(PICTURES[0], consensus=2)) == 1
+
+
+def test_confidences_of_other_weights_are_not_exported(folder, caplog):
+    checkpoint = save(folder / "other weights", "clip, gpt2")
+    made_up_confidence(Captioner.from_pretrained(checkpoint).model, weights="sha256:another").save(checkpoint)
+    exported = export_onnx(checkpoint, folder / "without confidences", quantize="int8")
+    assert "are of other weights" in caplog.text
+    ours = runtime.Captioner.from_pretrained(exported, threads=1)
+    assert [caption.confidence for caption in ours.caption(PICTURES)] == [None] * 3
+
+
+def test_confidences_can_be_switched_off(both):
+    _, ours = both
+    confidence, ours.confidence = ours.confidence, None
+    assert ours.caption(PICTURES[0])[0].confidence is None
+    ours.confidence = confidence
 
 
 def test_an_export_is_named_like_its_checkpoint(both):
@@ -169,10 +189,28 @@ def test_the_command_refuses_what_an_export_has_not(quantized, tmp_path, capsys)
         (["--device", "cpu", tmp_path / "1.png"], "--device"),
         (["--consensus", "2", tmp_path / "1.png"], "There is no document_frequencies.json beside the checkpoint"),
         (["--features", tmp_path / "vectors.npy"], "--features"),
-        (["--min-confidence", "0.5", "--review", tmp_path / "r.json", tmp_path / "1.png"], "--min-confidence: "),
     ):
         assert load_script("caption").main(["--checkpoint", str(quantized), *map(str, options)]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_command_routes_captions_by_their_confidence(quantized, tmp_path, capsys):
+    for number, image in enumerate(PICTURES):
+        image.save(tmp_path / f"{number}.png")
+    pictures = [str(tmp_path / f"{number}.png") for number in range(3)]
+    command, review = ["--checkpoint", str(quantized), "--format", "json"], str(tmp_path / "review.jsonl")
+    assert load_script("caption").main([*command, *pictures]) == 0
+    confidences = sorted(json.loads(line)["confidence"] for line in capsys.readouterr().out.splitlines())
+    least = str(sum(confidences[:2]) / 2)
+    assert load_script("caption").main([*command, "--min-confidence", least, "--review", review, *pictures]) == 0
+    kept = [json.loads(line)["confidence"] for line in capsys.readouterr().out.splitlines()]
+    assert sorted(kept) == confidences[1:]
+    (quantized / "confidence.json").rename(tmp_path / "confidence.json")
+    try:
+        assert load_script("caption").main([*command, "--min-confidence", "0.5", "--review", review, *pictures]) == 2
+    finally:
+        (tmp_path / "confidence.json").rename(quantized / "confidence.json")
+    assert "has no confidence.json" in capsys.readouterr().err
 
 
 def test_the_command_captions_with_several_prompts(quantized, tmp_path, capsys):
@@ -242,7 +280,7 @@ def test_weights_are_rounded_to_the_nearest_multiple_of_their_columns_scale():
 
 
 def test_an_older_runtime_refuses_blocks(quantized):
-    assert json.loads((quantized / "captioner.json").read_text())["format"] == {"int8": 1, "int4": 2}[quantized.name]
+    assert json.loads((quantized / "captioner.json").read_text())["format"] == {"int8": 3, "int4": 4}[quantized.name]
 
 
 @pytest.mark.parametrize("language", ["llama", "gpt2"])

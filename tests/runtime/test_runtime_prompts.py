@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import tiny_config, tiny_processor
+from tiny_models import BOS, EOS, IMAGE, tiny_config, tiny_processor
 from tokenizers import Tokenizer
 
 from vlm_caption.export.settings import prompt_settings
@@ -45,6 +45,13 @@ def test_a_captioner_without_a_start_token_encodes_alike():
     config = tiny_config(language="gpt2", image_start="none")
     processor = tiny_processor(config)
     assert encoder_of(processor).encode(None, "A", []) == expected(processor, None, "A", [])
+
+
+@pytest.mark.parametrize(("image_start", "empty"), [("bos", BOS), ("none", EOS)])
+def test_a_prompt_of_an_image_alone_leaves_one_token(image_start, empty):
+    encoder = encoder_of(tiny_processor(tiny_config(language="llama", image_start=image_start)))
+    assert encoder.without_images([IMAGE] * 4) == [empty]
+    assert encoder.without_images([5, IMAGE, IMAGE, 6]) == [5, 6]
 
 
 def test_the_prompt_of_a_chat_is_the_one_that_it_was_trained_with():

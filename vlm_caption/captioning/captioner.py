@@ -43,10 +43,11 @@ from .batches import (
 )
 from .caption import Caption
 from .checkpoints import DEFAULT_CHECKPOINT, find_checkpoint, find_device
-from .confidence import Confidence, pooled_size
+from .confidence import Confidence
 from .generation import GenerationSettings, generate, mean_log_probs, token_log_probs
 from .inputs import is_vectors_file
 from .prompts import NOT_AS_MANY, Prompt, Question, encode_prompts
+from .signals import measure_confidence, pooled_size
 
 if TYPE_CHECKING:
     import huggingface_hub
@@ -423,7 +424,9 @@ class Captioner:
         scores = mean_log_probs(log_probs, written)
         confidences: Sequence[float | None] = [None] * len(scores)
         if self.confidence is not None:
-            confidences = self.confidence.measure(self.model, self.processor, written, log_probs, repeated[:, -1])
+            confidences = measure_confidence(
+                self.confidence, self.model, self.processor, written, log_probs, repeated[:, -1]
+            )
         captions: list[list[Caption]] = [[] for _ in names]
         for number, (place, prompt) in enumerate(row for row in rows for _ in range(count)):
             captions[place].append(

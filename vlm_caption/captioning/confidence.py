@@ -12,6 +12,8 @@ the probability that a caption of such a picture is right. They look at these si
 - how far the picture's features are from the mean of those trained on, in standard deviations: the Mahalanobis
   distance with a diagonal covariance (Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution
   Samples and Adversarial Attacks", NeurIPS 2018).
+
+Needs no torch, for exported captioners have confidences too.
 """
 
 import json
@@ -21,16 +23,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import torch
+import numpy as np
 
 from ..core.errors import CheckpointError
-from ..core.files import open_regular, write_text
+from ..core.files import CONFIDENCE_NAME, open_regular, write_text
 from ..core.untrusted import load_json
-from ..towers.captioner import CaptionerForConditionalGeneration
-from ..towers.companions import CONFIDENCE_NAME
-from ..towers.configuration import CaptionerConfig
-from ..towers.processor import CaptionerProcessor
-from .generation import Generation, token_log_probs, without_images
 
 VERSION = 1
 
@@ -60,17 +57,15 @@ class Regression:
     weights: tuple[float, ...]
     bias: float
 
-    def probability(self, numbers: torch.Tensor) -> torch.Tensor:
+    def probability(self, numbers: np.ndarray) -> np.ndarray:
         """Returns the probability of each row, float64 [R], for numbers float [R, K]."""
-        mean, scale, weights = (
-            torch.tensor(values, dtype=torch.float64) for values in (self.mean, self.scale, self.weights)
-        )
-        return (standardise(numbers.double(), mean, scale) @ weights + self.bias).sigmoid()
+        places = standardise(numbers, np.array(self.mean), np.array(self.scale))
+        return 1 / (1 + np.exp(-(places @ np.array(self.weights) + self.bias)))
 
 
-def standardise(numbers: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Returns what a [`Regression`] weighs, float64 [R, K], of numbers float64 [R, K]."""
-    return ((numbers - mean) / scale).clamp(-_MOST_DEVIATIONS, _MOST_DEVIATIONS)
+def standardise(numbers: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Returns what a [`Regression`] weighs, float64 [R, K], of numbers float [R, K]."""
+    return ((numbers - mean) / scale).clip(-_MOST_DEVIATIONS, _MOST_DEVIATIONS)
 
 
 @dataclass(frozen=True)
@@ -81,58 +76,31 @@ class KnownPictures:
         mean, deviation: The mean and the standard deviation of each pooled feature, float64 [D].
     """
 
-    mean: torch.Tensor
-    deviation: torch.Tensor
+    mean: np.ndarray
+    deviation: np.ndarray
 
-    def log_distances(self, features: torch.Tensor) -> torch.Tensor:
-        """Returns the signal `log_distance` of pictures, float64 [I, 1], from their features, float [I, N, D_vision].
+    def log_distances(self, pooled: np.ndarray) -> np.ndarray:
+        """Returns the signal `log_distance` of pictures, float64 [I], from their pooled features, float [I, D].
 
-        It is the logarithm of the root mean square, over pooled features, of the deviations from the mean.
+        It is the logarithm of the root mean square of the deviations from the mean.
         """
-        places = (pool_features(features) - self.mean) / self.deviation
-        return places.square().mean(dim=1, keepdim=True).sqrt().clamp_min(_TINY).log()
+        places = (pooled - self.mean) / self.deviation
+        return np.log(np.maximum(np.sqrt(np.square(places).mean(axis=1)), _TINY))
 
 
-def pool_features(features: torch.Tensor) -> torch.Tensor:
-    """Returns one vector for each picture: its first token, which may be the tower's pooled one, and their mean.
-
-    Args:
-        features: float [I, N, D_vision].
-
-    Returns:
-        float64 [I, 2 · D_vision], on the CPU; [I, D_vision] if N is 1.
-    """
-    features = features.detach().cpu().double()
-    if features.shape[1] == 1:
-        return features[:, 0]
-    return torch.cat([features[:, 0], features.mean(dim=1)], dim=1)
-
-
-def pooled_size(config: CaptionerConfig) -> int:
-    """Returns how many numbers `pool_features` gives for a picture of a captioner with this config."""
-    return config.vision_feature_size * (1 if config.vision_seq_length == 1 else 2)
-
-
-def caption_signals(
-    model: CaptionerForConditionalGeneration,
-    processor: CaptionerProcessor,
-    generation: Generation,
-    log_probs: torch.Tensor,
-) -> torch.Tensor:
-    """Returns `CAPTION_SIGNALS` of captions, float64 [R, 4], on the CPU. This runs the language model once.
+def caption_signals(log_probs: np.ndarray, prior: np.ndarray, is_caption: np.ndarray) -> np.ndarray:
+    """Returns `CAPTION_SIGNALS` of captions, float64 [R, 4].
 
     Args:
-        model: The model, in eval mode.
-        processor: The model's processor.
-        generation: The captions.
-        log_probs: What `token_log_probs` returned for them.
+        log_probs: The log-probability of each token, in nats, float [R, M]; 0 behind the captions' ends.
+        prior: The same without the picture.
+        is_caption: Which tokens belong to the captions, bool [R, M].
     """
-    prior = token_log_probs(model, without_images(model, processor, generation), None)
-    is_caption = generation.is_caption.cpu()
-    own, gain = log_probs.cpu().double(), (log_probs - prior).cpu().double()  # 0 behind the captions' ends
-    lengths = is_caption.sum(dim=1).clamp_min(1)
-    return torch.stack(
-        [own.sum(dim=1) / lengths, own.min(dim=1).values, gain.sum(dim=1) / lengths, lengths.double().log()], dim=1
+    own, gain = log_probs.astype(np.float64), log_probs.astype(np.float64) - prior
+    lengths = np.maximum(is_caption.sum(axis=1), 1)
+    return np.stack(
+        [own.sum(axis=1) / lengths, own.min(axis=1), gain.sum(axis=1) / lengths, np.log(lengths)],
+        axis=1,
     )
 
 
@@ -156,29 +124,18 @@ class Confidence:
     fitted_on: Mapping[str, Any] = field(default_factory=dict)
     measured: Mapping[str, Any] = field(default_factory=dict)
 
-    def probabilities(self, signals: torch.Tensor) -> torch.Tensor:
+    def probabilities(self, signals: np.ndarray) -> np.ndarray:
         """Returns the confidence of captions, float64 [R], from their `SIGNALS`, float64 [R, 5]."""
         return self.right.probability(signals) * self.known.probability(signals)
 
-    def measure(
-        self,
-        model: CaptionerForConditionalGeneration,
-        processor: CaptionerProcessor,
-        generation: Generation,
-        log_probs: torch.Tensor,
-        features: torch.Tensor,
-    ) -> list[float]:
+    def measure(self, signals: np.ndarray, pooled: np.ndarray) -> list[float]:
         """Returns the confidence of captions. It depends only on the model, the picture, the prompt and the tokens.
 
         Args:
-            model: The model that wrote the captions.
-            processor: The model's processor.
-            generation: The captions.
-            log_probs: The log-probability of each new token, as [`caption_signals`] takes it.
-            features: The features of each caption's picture, float [R, N, D_vision].
+            signals: What [`caption_signals`] returned for them, float64 [R, 4].
+            pooled: The pooled features of each caption's picture, float [R, D].
         """
-        signals = caption_signals(model, processor, generation, log_probs)
-        return self.probabilities(torch.cat([signals, self.pictures.log_distances(features)], dim=1)).tolist()
+        return self.probabilities(np.column_stack([signals, self.pictures.log_distances(pooled)])).tolist()
 
     def save(self, folder: str | os.PathLike) -> Path:
         """Writes `confidence.json` to the folder of a checkpoint, and returns its path.
@@ -243,7 +200,7 @@ class Confidence:
         mean, deviation = (_numbers(content["pictures"][name]) for name in ("mean", "deviation"))
         if mean.ndim != 1 or mean.shape != deviation.shape or not len(mean):
             raise ValueError("its features of pictures do not fit together")
-        if not bool((deviation > 0).all()):
+        if not (deviation > 0).all():
             raise ValueError("a standard deviation is not above 0")
         facts = [content["fitted_on"], content["measured"]]
         if not isinstance(content["weights"], str) or not all(isinstance(fact, dict) for fact in facts):
@@ -258,26 +215,26 @@ def _damaged(path: Path, reason: str) -> CheckpointError:
     )
 
 
-def _numbers(values: Any) -> torch.Tensor:
+def _numbers(values: Any) -> np.ndarray:
     try:
-        table = torch.tensor(values, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        table = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError("it has something else where numbers belong") from error
-    if not bool(table.isfinite().all()):
+    if not np.isfinite(table).all():
         raise ValueError("a number is not finite")
     return table
 
 
 def _parse_regression(fields: Mapping[str, Any]) -> Regression:
     vectors = {name: _numbers(fields[name]) for name in ("mean", "scale", "weights")}
-    if any(tuple(vector.shape) != (len(SIGNALS),) for vector in vectors.values()):
+    if any(vector.shape != (len(SIGNALS),) for vector in vectors.values()):
         raise ValueError("a regression does not fit the signals")
-    if not bool((vectors["scale"] > 0).all()):
+    if not (vectors["scale"] > 0).all():
         raise ValueError("a standard deviation is not above 0")
     bias = _numbers(fields["bias"])
     return Regression(**{name: tuple(vector.tolist()) for name, vector in vectors.items()}, bias=bias.item())
 
 
-def _rounded(values: torch.Tensor) -> list[float]:
+def _rounded(values: np.ndarray) -> list[float]:
     """Returns numbers with five significant digits, which is far below the noise in features."""
     return [float(f"{value:.5g}") for value in values.tolist()]

@@ -265,24 +265,29 @@ def token_log_probs(
     )
 
 
+def empty_prompt_token(processor: CaptionerProcessor) -> int:
+    """Returns the token that stands for a prompt of which nothing is left without its images."""
+    tokenizer = processor.tokenizer
+    return tokenizer.convert_tokens_to_ids(processor.start_token or tokenizer.eos_token)
+
+
 def without_images(
     model: CaptionerForConditionalGeneration, processor: CaptionerProcessor, generation: Generation
 ) -> Generation:
     """Returns captions behind the text of their prompts alone: what the language model wrote if it saw no picture.
 
-    Where nothing is left of a prompt, its end token stands in front of the caption.
+    Where nothing is left of a prompt, `empty_prompt_token` stands in front of the caption.
 
     Args:
         model: The model.
         processor: The model's processor.
         generation: The captions.
     """
-    start = model.config.start_token_id
-    start = processor.tokenizer.eos_token_id if start is None else start
+    empty = empty_prompt_token(processor)
     prompts = []
     for ids, mask in zip(generation.token_ids, generation.prompt_mask, strict=True):
         prompt = ids[: len(mask)][mask.bool()]
-        prompts.append(prompt[prompt != model.config.image_token_id].tolist() or [start])
+        prompts.append(prompt[prompt != model.config.image_token_id].tolist() or [empty])
     inputs = processor.tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(generation.token_ids.device)
     token_ids = torch.cat([inputs["input_ids"], generation.new_ids], dim=1)
     return replace(generation, token_ids=token_ids, prompt_mask=inputs["attention_mask"], log_probs=None)

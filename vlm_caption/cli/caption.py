@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ..captioning.beside import Descriptions, Sidecars, Wording
 from ..captioning.checkpoints import DEFAULT_CHECKPOINT, find_checkpoint
@@ -131,9 +131,8 @@ def _caption(parser: ArgumentParser, arguments: argparse.Namespace, stack: ExitS
         parser.complain(f"{holder} {job.num_done} of these captions", stderr)
     if job.num_left:
         captioner = _load(arguments, stack)
+        _choose_confidence(captioner, arguments, any(writer.needs_checkpoint for writer in writers))
         if not exported:
-            is_written = any(writer.needs_checkpoint for writer in writers)
-            _choose_confidence(cast("Captioner | RayCaptioner", captioner), arguments, is_written)
             stack.enter_context(quiet_transformers())
         steps = job.run(captioner, refuse, **_settings(captioner, arguments, config, inputs, questions))
         if not any(isinstance(writer, StandardOutput) for writer in writers):
@@ -157,7 +156,7 @@ def _check_exported(arguments: argparse.Namespace, inputs: "Sequence[ImageSource
             f"--config: {arguments.checkpoint} is an export, which takes no vectors: leave data.features out, or give "
             "a checkpoint that is not exported."
         )
-    for option in ("device", "dtype", "features", "min_confidence"):
+    for option in ("device", "dtype", "features"):
         if getattr(arguments, option) is not None:
             raise ConfigError(
                 f"--{option.replace('_', '-')}: {arguments.checkpoint} is an export, which has no such option: leave "
@@ -194,7 +193,7 @@ def _review(arguments: argparse.Namespace) -> "Review | None":
     return Review(OutputFile(arguments.review, "json", each), arguments.min_confidence)
 
 
-def _choose_confidence(captioner: "Captioner | RayCaptioner", arguments: argparse.Namespace, is_written: bool) -> None:
+def _choose_confidence(captioner: "AnyCaptioner", arguments: argparse.Namespace, is_written: bool) -> None:
     """Leaves confidences out where nobody reads them.
 
     Args:
@@ -207,8 +206,8 @@ def _choose_confidence(captioner: "Captioner | RayCaptioner", arguments: argpars
     """
     if arguments.min_confidence is not None and captioner.confidence is None:
         raise ConfigError(
-            f"--min-confidence: {arguments.checkpoint} has no confidence.json: make it with scripts/calibrate.py, or "
-            "leave the option out."
+            f"--min-confidence: {arguments.checkpoint} has no confidence.json: make it with scripts/calibrate.py, "
+            "before an export, or leave the option out."
         )
     if arguments.no_confidence or not (is_written or arguments.min_confidence is not None):
         captioner.confidence = None

@@ -14,6 +14,9 @@ from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
+# The confidences beside a checkpoint's weights, which `scripts/calibrate.py` writes.
+CONFIDENCE_NAME = "confidence.json"
+
 _PARTIAL = re.compile(r"\.(.+)\.\d+\.partial", re.DOTALL)  # of `write_bytes`
 
 # Of a name, in bytes. File systems take 255, and a partial file's name is longer than the final one.

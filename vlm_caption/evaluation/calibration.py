@@ -20,15 +20,9 @@ from PIL import Image
 
 from ..captioning.caption_file import CaptionFile
 from ..captioning.captioner import Captioner
-from ..captioning.confidence import (
-    CAPTION_SIGNALS,
-    Confidence,
-    KnownPictures,
-    Regression,
-    caption_signals,
-    pool_features,
-)
+from ..captioning.confidence import CAPTION_SIGNALS, Confidence, KnownPictures, Regression
 from ..captioning.generation import GenerationSettings, generate, token_log_probs
+from ..captioning.signals import measure_signals, pooled
 from ..core.console import progress
 from ..core.errors import DataError
 from ..data.collator import CaptionCollator
@@ -89,12 +83,12 @@ class Negatives:
         kinds: The kind of each picture [M].
     """
 
-    signals: torch.Tensor
+    signals: np.ndarray
     kinds: np.ndarray
 
     def select(self, rows: np.ndarray) -> "Negatives":
         """Returns some of them; `rows` bool [M]."""
-        return Negatives(self.signals[torch.from_numpy(rows)], self.kinds[rows])
+        return Negatives(self.signals[rows], self.kinds[rows])
 
 
 def calibrate(
@@ -136,8 +130,8 @@ def calibrate(
     pictures = fit_known_pictures(_pooled(open_images(captioner, trained_on, inputs)))
     texts, signals = _measure_photos(captioner, dataset, collator, generation, unfinished)
     rows = list(dataset)
-    distances = [pictures.log_distances(images(rows[i : i + 256])["image_features"]) for i in range(0, len(rows), 256)]
-    photos = torch.cat([signals, torch.cat(distances)], dim=1)
+    shown = [pooled(images(rows[i : i + 256])["image_features"]) for i in range(0, len(rows), 256)]
+    photos = np.column_stack([signals, pictures.log_distances(np.concatenate(shown))])
     negatives = _measure_negatives(captioner, collator, rows[0], pictures, generation, _shufflable(images), settings)
     cider, shares = shares_below(texts, dataset["captions"], dataset["image"])
     is_right = shares >= settings.right_share
@@ -157,20 +151,20 @@ def calibrate(
     return Calibration(Confidence(right, known, pictures, weights, facts, report.to_dict()), report)
 
 
-def _fit(photos: torch.Tensor, is_right: np.ndarray, negatives: Negatives) -> tuple[Regression, Regression]:
+def _fit(photos: np.ndarray, is_right: np.ndarray, negatives: Negatives) -> tuple[Regression, Regression]:
     """Returns the regressions `right` and `known` of [`Confidence`]."""
-    right = fit_regression(photos, torch.from_numpy(is_right))
-    is_photo = torch.arange(len(photos) + len(negatives.kinds)) < len(photos)
-    return right, fit_regression(torch.cat([photos, negatives.signals]), is_photo, balanced=True)
+    right = fit_regression(photos, is_right)
+    is_photo = np.arange(len(photos) + len(negatives.kinds)) < len(photos)
+    return right, fit_regression(np.concatenate([photos, negatives.signals]), is_photo, balanced=True)
 
 
-def _probabilities(fitted: tuple[Regression, Regression], signals: torch.Tensor) -> np.ndarray:
+def _probabilities(fitted: tuple[Regression, Regression], signals: np.ndarray) -> np.ndarray:
     right, known = fitted
-    return (right.probability(signals) * known.probability(signals)).numpy()
+    return right.probability(signals) * known.probability(signals)
 
 
 def _cross_fit(
-    photos: torch.Tensor, is_right: np.ndarray, cider: np.ndarray, negatives: Negatives, seed: int
+    photos: np.ndarray, is_right: np.ndarray, cider: np.ndarray, negatives: Negatives, seed: int
 ) -> CalibrationReport:
     """Returns how good confidences are on each half of the images if they are fitted on the other half.
 
@@ -180,21 +174,21 @@ def _cross_fit(
     is_first = np.random.default_rng(seed).permutation(len(photos)) < len(photos) // 2
     confidences = np.zeros(len(photos))
     for half in (is_first, ~is_first):
-        fitted = _fit(photos[torch.from_numpy(~half)], is_right[~half], negatives)
-        confidences[half] = _probabilities(fitted, photos[torch.from_numpy(half)])
+        fitted = _fit(photos[~half], is_right[~half], negatives)
+        confidences[half] = _probabilities(fitted, photos[half])
     unseen = np.zeros(len(negatives.kinds))
     for kind in dict.fromkeys(negatives.kinds):
         of_kind = negatives.kinds == kind
         fitted = _fit(photos, is_right, negatives.select(~of_kind))
-        unseen[of_kind] = _probabilities(fitted, negatives.signals[torch.from_numpy(of_kind)])
-    return CalibrationReport(confidences, is_right, cider, unseen, negatives.kinds, photos[:, 0].numpy())
+        unseen[of_kind] = _probabilities(fitted, negatives.signals[of_kind])
+    return CalibrationReport(confidences, is_right, cider, unseen, negatives.kinds, photos[:, 0])
 
 
-def _pooled(images: ImageInputs) -> torch.Tensor:
+def _pooled(images: ImageInputs) -> np.ndarray:
     """Returns the pooled features of images, float64 [I, D]."""
     assert images.features is not None
     rows = list(images.rows)
-    return torch.cat([pool_features(images.features[rows[i : i + 256]]) for i in range(0, len(rows), 256)])
+    return np.concatenate([pooled(images.features[rows[i : i + 256]]) for i in range(0, len(rows), 256)])
 
 
 def _shufflable(images: ImageInputs) -> list[Image.Image]:
@@ -208,7 +202,7 @@ def _measure_photos(
     collator: CaptionCollator,
     generation: dict[str, Any],
     unfinished: Path | None,
-) -> tuple[list[str], torch.Tensor]:
+) -> tuple[list[str], np.ndarray]:
     """Returns the caption of each row and its `CAPTION_SIGNALS`, float64 [N, 4]; see `write_captions` for the file."""
     images = collator.encode_images
     assert isinstance(images, ImageInputs)
@@ -226,11 +220,11 @@ def _measure_photos(
                 file.add_entries(new)
             yield from new
 
-    def run(file: CaptionFile | None) -> tuple[list[str], torch.Tensor]:
+    def run(file: CaptionFile | None) -> tuple[list[str], np.ndarray]:
         entries = [] if file is None else list(file.entries)
         done = len(entries)
         entries += progress(write(done, file), total=len(dataset) - done, desc="captions")
-        signals = torch.tensor([entry["signals"] for entry in entries], dtype=torch.float64)
+        signals = np.array([entry["signals"] for entry in entries])
         return [entry["caption"] for entry in entries], signals
 
     if unfinished is None:
@@ -257,7 +251,7 @@ def _measure(
     settings = GenerationSettings.from_arguments(generation | {"seed": seed})
     settings = replace(settings, generate={**settings.generate, "num_return_sequences": 1})
     written = generate(model, processor, prompts, {"image_features": features}, settings)
-    signals = caption_signals(model, processor, written, token_log_probs(model, written, features))
+    signals = measure_signals(model, processor, written, token_log_probs(model, written, features))
     return list(zip(written.texts, signals.tolist(), strict=True))
 
 
@@ -279,9 +273,9 @@ def _measure_negatives(
         pixels = captioner.processor.image_processor(batch, return_tensors="pt")["pixel_values"]
         features = captioner.model.core.encode_images(pixels).pooler_output
         measured = _measure(captioner, [collator.prompt_ids(row)] * len(batch), features, generation, start)
-        own = torch.tensor([numbers for _, numbers in measured], dtype=torch.float64)
-        signals.append(torch.cat([own, pictures.log_distances(features)], dim=1))
-    return Negatives(torch.cat(signals), np.array([kind for kind, _ in drawn]))
+        own = np.array([numbers for _, numbers in measured])
+        signals.append(np.column_stack([own, pictures.log_distances(pooled(features))]))
+    return Negatives(np.concatenate(signals), np.array([kind for kind, _ in drawn]))
 
 
 __all__ = ["Calibration", "CalibrationReport", "CalibrationSettings", "calibrate"]

@@ -1,5 +1,6 @@
 """Fits what a confidence is made of: two logistic regressions, and where the features of known pictures lie."""
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -12,7 +13,7 @@ _PENALTY = 1e-3
 _TINY = 1e-6
 
 
-def fit_regression(numbers: torch.Tensor, is_true: torch.Tensor, balanced: bool = False) -> Regression:
+def fit_regression(numbers: np.ndarray, is_true: np.ndarray, balanced: bool = False) -> Regression:
     """Fits a logistic regression by maximum likelihood, with a slight penalty on its weights.
 
     Args:
@@ -20,10 +21,10 @@ def fit_regression(numbers: torch.Tensor, is_true: torch.Tensor, balanced: bool 
         is_true: bool [R].
         balanced: Whether the rows that are true and those that are not weigh the same in sum, however many they are.
     """
-    mean, scale = numbers.mean(dim=0), numbers.std(dim=0).clamp_min(_TINY)
-    places, targets = standardise(numbers, mean, scale), is_true.double()
+    mean, scale = _mean_and_deviation(numbers)
+    places, targets = torch.from_numpy(standardise(numbers, mean, scale)), torch.from_numpy(is_true).double()
     share = targets.mean()
-    row_weights = torch.where(is_true, 0.5 / share, 0.5 / (1 - share)) if balanced else torch.ones_like(targets)
+    row_weights = torch.where(targets > 0, 0.5 / share, 0.5 / (1 - share)) if balanced else torch.ones_like(targets)
     parameters = torch.zeros(numbers.shape[1] + 1, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([parameters], max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
 
@@ -41,6 +42,10 @@ def fit_regression(numbers: torch.Tensor, is_true: torch.Tensor, balanced: bool 
     return Regression(tuple(mean.tolist()), tuple(scale.tolist()), tuple(weights), bias)
 
 
-def fit_known_pictures(pooled: torch.Tensor) -> KnownPictures:
-    """Returns where the features of pictures lie, from what `pool_features` returned for them, float64 [I, D]."""
-    return KnownPictures(pooled.mean(dim=0), pooled.std(dim=0).clamp_min(_TINY))
+def fit_known_pictures(pooled: np.ndarray) -> KnownPictures:
+    """Returns where the features of pictures lie, from their pooled features, float64 [I, D]."""
+    return KnownPictures(*_mean_and_deviation(pooled))
+
+
+def _mean_and_deviation(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return numbers.mean(axis=0), np.maximum(numbers.std(axis=0, ddof=1), _TINY)

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from ..captioning.captioner import Captioner
+from ..captioning.signals import pool_features
 from ..core.errors import CheckpointError
 from ..runtime.files import LANGUAGE, VISION, ExportSettings
 from ..runtime.graphs import GraphRows, LanguageGraph, VisionGraph
@@ -57,8 +58,9 @@ def check_graphs(captioner: Captioner, folder: Path, settings: ExportSettings) -
     images = sample_pictures()[:2]
     pixels = np.concatenate([to_pixels(image, PixelSettings(**settings.pixels)) for image in images])
     expected = cast(torch.Tensor, core.get_image_features(pixel_values=torch.from_numpy(pixels)).pooler_output)
-    embeds = VisionGraph(folder / VISION, None).run(pixels)
+    embeds, pooled = VisionGraph(folder / VISION, None).run(pixels)
     _compare("vision tower", embeds, expected)
+    _compare("vision tower", pooled, pool_features(core.encode_images(torch.from_numpy(pixels)).pooler_output))
     head, [tail] = captioner.processor.encode_prompts(["What?"] if "{question}" in captioner.prompt else [None])
     prompt = head + tail
     token = 0  # of text, whichever

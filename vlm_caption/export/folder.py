@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -17,9 +18,12 @@ from ..core.extras import require
 from ..core.files import move_folder, write_text
 from ..core.shipped import shipped
 from ..runtime.files import BLOCKS, CHECKSUMS, LANGUAGE, SETTINGS, TOKENIZER, VISION, read_settings
+from ..towers.fingerprints import weights_fingerprint
 
 if TYPE_CHECKING:
     import onnx
+
+logger = logging.getLogger(__name__)
 
 QUANTIZATIONS = ("int8", "int4")
 
@@ -58,6 +62,7 @@ def export_onnx(checkpoint: str | os.PathLike, output: str | os.PathLike, quanti
     import torch
 
     captioner = Captioner.from_pretrained(checkpoint, device="cpu", dtype=torch.float32)
+    _check_confidence(captioner)
     captioner.model.merge_adapters()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -71,6 +76,13 @@ def export_onnx(checkpoint: str | os.PathLike, output: str | os.PathLike, quanti
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written ({error.strerror or error}).") from error
     return folder
+
+
+def _check_confidence(captioner: Captioner) -> None:
+    """Drops confidences of other weights. Adapters that are merged change the weights' fingerprint."""
+    if captioner.confidence is not None and captioner.confidence.weights != weights_fingerprint(captioner.model):
+        logger.warning("The confidences are of other weights and are not exported: run scripts/calibrate.py first.")
+        captioner.confidence = None
 
 
 def _steps(captioner: Captioner, folder: Path, quantize: str | None) -> list[Callable[[], Any]]:
@@ -94,7 +106,7 @@ def _steps(captioner: Captioner, folder: Path, quantize: str | None) -> list[Cal
 
 
 def _write_language(captioner: Captioner, folder: Path, quantize: str | None) -> None:
-    """Writes the language model's graph, the tokenizer, the document frequencies, and the settings."""
+    """Writes the language model's graph, the tokenizer, the settings, and what captions are chosen and judged by."""
     from .blocks import UNPACKED, PackedWeights
     from .language import build_language_graph
     from .settings import export_settings
@@ -118,6 +130,8 @@ def _write_language(captioner: Captioner, folder: Path, quantize: str | None) ->
     frequencies = Path(captioner.model.config.name_or_path, FREQUENCIES_NAME)
     if frequencies.is_file():
         shutil.copyfile(frequencies, folder / FREQUENCIES_NAME)
+    if captioner.confidence is not None:
+        captioner.confidence.save(folder)
     (folder / VISION).touch()  # `read_settings` looks for it, and pixels are checked before the tower is traced
 
 

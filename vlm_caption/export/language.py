@@ -5,8 +5,8 @@ shapes, and they take as long as the arithmetic of a row. onnxruntime-genai buil
 `check_graphs` in `checks.py` compares every exported graph with the model it came from.
 
 Shapes in comments: I images, N image tokens an image; B rows of the cache, and R rows after `rows` has selected among
-them; T new tokens; P tokens in the cache, S = P + T; H heads of keys and values, G query heads for each; E the width
-of a head, D that of the model, V the size of the vocabulary.
+them; T new tokens, of which the last L get logits; P tokens in the cache, S = P + T; H heads of keys and values, G
+query heads for each; E the width of a head, D that of the model, V the size of the vocabulary.
 """
 
 from dataclasses import dataclass
@@ -38,13 +38,13 @@ def build_language_graph(core: CaptionerModel, int8: bool, packed: PackedWeights
 
     Its inputs are `input_ids` int64 [R, T] with image placeholders; `image_embeds` float [I, N, D], used up in their
     order, where I may be 0; `attention_mask` int64 [R, S], 0 at padding; `position_ids` int64 [R, T]; `rows` int64
-    [R]; `top` int64 [1], K; and for each layer `past.LAYER.key` and `past.LAYER.value`, float [B, H, P, E], where P
-    may be 0. `rows` selects rows of the cache before the new tokens are added: beams change places, a prompt becomes
-    several beams, and rows that have ended leave the batch.
+    [R]; `keep` int64 [1], L; `top` int64 [1], K; and for each layer `past.LAYER.key` and `past.LAYER.value`, float
+    [B, H, P, E], where P may be 0. `rows` selects rows of the cache before the new tokens are added: beams change
+    places, a prompt becomes several beams, and rows that have ended leave the batch.
 
-    Its outputs are `logits` float [R, V] of the token after the last one; `log_sum` float [R, 1], the logarithm of the
-    sum of their exponentials; `top_logits` float and `top_ids` int64 [R, K], the K greatest in descending order; and
-    for each layer `present.LAYER.key` and `present.LAYER.value`, float [R, H, S, E].
+    Its outputs are `logits` float [R · L, V] of the tokens after the last L ones; `log_sum` float [R · L, 1], the
+    logarithm of the sum of their exponentials; `top_logits` float and `top_ids` int64 [R · L, K], the K greatest in
+    descending order; and for each layer `present.LAYER.key` and `present.LAYER.value`, float [R, H, S, E].
 
     Args:
         core: The captioner, without adapters.
@@ -85,9 +85,10 @@ class _LanguageGraph:
         hidden = self.embed()
         mask = self.mask()
         hidden = self.blocks(hidden, mask)
-        last = add("Gather", hidden, constant(-1), axis=1)  # [R, D]
-        self.head(self.final_norm(last))
-        sizes, width = self.sizes, self.config.hidden_size
+        last = add("Slice", hidden, add("Neg", "keep"), constant([2**31]), constant([1]))  # [R, L, D]
+        width = self.config.hidden_size
+        self.head(self.final_norm(add("Reshape", last, constant([-1, width]))))
+        sizes = self.sizes
         cache = [f"{layer}.{part}" for layer in range(sizes.layers) for part in ("key", "value")]
         inputs = [
             value("input_ids", INT64, ["R", "T"]),
@@ -95,14 +96,15 @@ class _LanguageGraph:
             value("attention_mask", INT64, ["R", "S"]),
             value("position_ids", INT64, ["R", "T"]),
             value("rows", INT64, ["R"]),
+            value("keep", INT64, [1]),
             value("top", INT64, [1]),
             *(value(f"past.{name}", FLOAT, ["B", sizes.heads, "P", sizes.width]) for name in cache),
         ]
         outputs = [
-            value("logits", FLOAT, ["R", self.model.get_output_embeddings().weight.shape[0]]),
-            value("log_sum", FLOAT, ["R", 1]),
-            value("top_logits", FLOAT, ["R", "K"]),
-            value("top_ids", INT64, ["R", "K"]),
+            value("logits", FLOAT, ["R·L", self.model.get_output_embeddings().weight.shape[0]]),
+            value("log_sum", FLOAT, ["R·L", 1]),
+            value("top_logits", FLOAT, ["R·L", "K"]),
+            value("top_ids", INT64, ["R·L", "K"]),
             *(value(f"present.{name}", FLOAT, ["R", sizes.heads, "S", sizes.width]) for name in cache),
         ]
         return self.builder.model(inputs, outputs)
@@ -138,7 +140,7 @@ class _LanguageGraph:
         return add("Mul", rows, add("Unsqueeze", row_scales, builder.constant([-1])))
 
     def head(self, hidden: str) -> None:
-        """Adds the logits, the logarithm of their sum of exponentials, and the greatest; from hidden states [R, D]."""
+        """Adds the logits of hidden states [R · L, D], the logarithms of their sums of exponentials, the greatest."""
         add, builder = self.builder.add, self.builder
         head, table = self.model.get_output_embeddings(), self.model.get_input_embeddings().weight
         if head.weight is table or torch.equal(head.weight, table):

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ..captioning.captioner import Captioner
+from ..captioning.generation import empty_prompt_token
 from ..captioning.rules import DecodingSettings, split_settings
 from ..core.errors import ConfigError
 from ..core.prompts import QUESTION
@@ -77,6 +78,7 @@ def prompt_settings(processor: CaptionerProcessor) -> dict[str, Any]:
         "image_token": processor.image_token,
         "image_token_id": processor.image_token_id,
         "image_seq_length": processor.image_seq_length,
+        "empty_token_id": empty_prompt_token(processor),
     }
 
 

@@ -8,6 +8,7 @@ import torch
 from onnx import helper, numpy_helper
 from torch import nn
 
+from ..captioning.signals import pool_features
 from ..core.errors import ConfigError
 from ..towers.captioner import CaptionerModel
 from .builder import OPSET, GraphBuilder
@@ -26,8 +27,10 @@ class _Encoder(nn.Module):
         super().__init__()
         self.core = core
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.core.get_image_features(pixel_values=pixel_values).pooler_output
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = cast(torch.Tensor, self.core.encode_images(pixel_values).pooler_output)
+        embeds = self.core.get_image_features(image_features=features).pooler_output
+        return cast(torch.Tensor, embeds), pool_features(features)
 
 
 def check_vision_tower(core: CaptionerModel) -> None:
@@ -46,7 +49,10 @@ def check_vision_tower(core: CaptionerModel) -> None:
 
 
 def build_vision_graph(core: CaptionerModel, pixel_values: torch.Tensor, int8: bool) -> onnx.ModelProto:
-    """Returns the graph from `pixel_values` float [I, 3, h, w] to `image_embeds` float [I, N, D]; only I may vary.
+    """Returns the graph of the vision tower and the projector.
+
+    Its input is `pixel_values` float [I, 3, h, w], of which only I may vary. Its outputs are `image_embeds` float
+    [I, N, D], and `pooled_features` float [I, D_pooled], which `pool_features` makes of the tower's features.
 
     Args:
         core: The captioner, without adapters.
@@ -68,7 +74,7 @@ def build_vision_graph(core: CaptionerModel, pixel_values: torch.Tensor, int8: b
             verbose=False,
             opset_version=OPSET,
             input_names=["pixel_values"],
-            output_names=["image_embeds"],
+            output_names=["image_embeds", "pooled_features"],
             dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
         )
     model = cast(Any, program).model_proto

@@ -9,7 +9,7 @@ import itertools
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from ..captioning.batches import (
     example_turns,
 )
 from ..captioning.caption import Caption, cut, first_place
+from ..captioning.confidence import Confidence, caption_signals
 from ..captioning.consensus import checkpoint_frequencies
 from ..captioning.decoding import Written, write
-from ..captioning.prompts import Question, encode_prompts
+from ..captioning.prompts import Prompt, Question, encode_prompts
 from ..captioning.rules import DecodingSettings
 from ..core.console import first_line_of
 from ..core.errors import CheckpointError, ImageError
@@ -45,6 +46,27 @@ from .prompts import PromptEncoder, PromptSettings
 _Input = Input[np.ndarray]
 
 
+@dataclass(frozen=True)
+class _Finished:
+    """A caption, and what its confidence is computed from.
+
+    Attributes:
+        caption: The caption.
+        place: The place of its picture in the batch.
+        prompt: The token ids of its prompt.
+        ids: Its tokens [M].
+        log_probs: Their log-probabilities, float [M], 0 where they do not count.
+        is_caption: Which of them count, bool [M].
+    """
+
+    caption: Caption
+    place: int
+    prompt: Sequence[int]
+    ids: list[int]
+    log_probs: np.ndarray
+    is_caption: np.ndarray
+
+
 class Captioner:
     """An exported captioner. It has the methods of `vlm_caption.Captioner` that caption pictures.
 
@@ -56,6 +78,8 @@ class Captioner:
     Attributes:
         checkpoint: An identifier of the weights and their precision.
         prompt: The default prompt.
+        confidence: What tells how probably captions are right; None if the export has none. Set it to None to save its
+            time.
     """
 
     def __init__(self, folder: Path, settings: ExportSettings, threads: int | None = None) -> None:
@@ -66,6 +90,7 @@ class Captioner:
         self._prompts = PromptEncoder(self._tokenizer, PromptSettings(**settings.prompt))
         self._decoding = DecodingSettings(**settings.generation)
         self._positions = settings.positions
+        self.confidence = Confidence.load(folder)
         self._vision = VisionGraph(folder / VISION, threads)
         self._language = LanguageGraph(folder / LANGUAGE, threads, settings.cache)
         self.prompt = QUESTION.join(self._prompts.settings.markup)
@@ -173,7 +198,7 @@ class Captioner:
             for each in own:
                 self._check_length(len(each.input_ids), settings)
         shown = [self._to_pixels(limits.open(image)) for image, *_ in examples]
-        shown_embeds = self._vision.run(np.concatenate(shown)) if shown else None
+        shown_embeds = self._vision.run(np.concatenate(shown))[0] if shown else None
 
         def write_captions(inputs: list[_Input]) -> list[list[Caption]]:
             return self._caption_inputs(inputs, shown_embeds, settings)
@@ -203,7 +228,8 @@ class Captioner:
         self, inputs: list[_Input], shown: np.ndarray | None, settings: DecodingSettings
     ) -> list[list[Caption]]:
         """Returns the captions of each input; `shown` are the examples' image tokens, float [E, N, D]."""
-        embeds = self._vision.run(np.concatenate([entry.pixel_values for entry in inputs]))[:, None]  # [I, 1, N, D]
+        embeds, pooled = self._vision.run(np.concatenate([entry.pixel_values for entry in inputs]))
+        embeds = embeds[:, None]  # [I, 1, N, D]
         if shown is not None:  # before each picture: [I, E + 1, N, D]
             embeds = np.concatenate([np.broadcast_to(shown, (len(embeds), *shown.shape)), embeds], axis=1)
         seed = settings.seed
@@ -213,20 +239,25 @@ class Captioner:
         images = np.concatenate([embeds[place] for place, _ in asked])
         rows = self._language.start([prompt.input_ids for _, prompt in asked], images)
         written = write(rows, len(asked), settings, np.random.default_rng(seed))
-        captions: list[list[Caption]] = [[] for _ in inputs]
+        found: list[_Finished] = []
         for (place, prompt), sequences in zip(asked, written, strict=True):
-            found = [self._finish(inputs[place].image, prompt.name, sequence, settings) for sequence in sequences]
-            captions[place] += self._agreed(found, settings)
+            own = [self._finish(inputs[place].image, prompt, place, sequence, settings) for sequence in sequences]
+            found += self._agreed(own, settings)
+        captions: list[list[Caption]] = [[] for _ in inputs]
+        for own, confidence in zip(found, self._measure_confidence(found, pooled), strict=True):
+            captions[own.place].append(replace(own.caption, confidence=confidence))
         return captions
 
-    def _agreed(self, captions: list[Caption], settings: DecodingSettings) -> list[Caption]:
+    def _agreed(self, found: list["_Finished"], settings: DecodingSettings) -> list["_Finished"]:
         """Returns the captions of a prompt, or for a consensus the one that agrees most with the others."""
         if settings.consensus is None:
-            return captions
+            return found
         frequencies = settings.document_frequencies or checkpoint_frequencies(str(self._folder))
-        return [captions[frequencies.choose([caption.text for caption in captions])]]
+        return [found[frequencies.choose([own.caption.text for own in found])]]
 
-    def _finish(self, image: str, prompt: str, written: Written, settings: DecodingSettings) -> Caption:
+    def _finish(
+        self, image: str, prompt: Prompt, place: int, written: Written, settings: DecodingSettings
+    ) -> "_Finished":
         """Returns a caption, cut where the settings say so, and its score."""
         text, count = self._decode(written.ids), len(written.ids)
         finished = written.ids[-1] in settings.eos_token_id
@@ -235,11 +266,27 @@ class Captioner:
             count = first_place(starts, lambda start: cut(start, settings.stop, settings.max_words) is not None)
             text, finished = shortened
         pad = None if settings.pad_token_id in settings.eos_token_id else settings.pad_token_id
-        counted = [
-            number for token, number in zip(written.ids[:count], written.log_probs, strict=False) if token != pad
+        ids = written.ids[:count]
+        is_caption = np.array([token != pad for token in ids], bool)
+        log_probs = np.array(written.log_probs[:count]) * is_caption
+        score = float(log_probs.sum()) / max(int(is_caption.sum()), 1)
+        caption = Caption(image, " ".join(text.split()), score, finished, prompt=prompt.name)
+        return _Finished(caption, place, prompt.input_ids, ids, log_probs, is_caption)
+
+    def _measure_confidence(self, found: list["_Finished"], pooled: np.ndarray) -> Sequence[float | None]:
+        """Returns the confidence of each caption; `pooled` float [I, D_pooled], those of the inputs."""
+        if self.confidence is None:
+            return [None] * len(found)
+        prompts = [self._prompts.without_images(own.prompt) for own in found]
+        prior = self._language.log_probs(prompts, [own.ids for own in found])
+        columns = [
+            [own.log_probs for own in found],
+            [numbers * own.is_caption for numbers, own in zip(prior, found, strict=True)],
+            [own.is_caption for own in found],
         ]
-        score = sum(counted) / max(len(counted), 1)
-        return Caption(image, " ".join(text.split()), score, finished, prompt=prompt)
+        width = max(len(own.ids) for own in found)
+        padded = [np.stack([np.pad(row, (0, width - len(row))) for row in column]) for column in columns]
+        return self.confidence.measure(caption_signals(*padded), pooled[[own.place for own in found]])
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)

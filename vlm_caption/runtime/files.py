@@ -16,8 +16,8 @@ CHECKSUMS = "SHA256SUMS"
 # The graph that unpacks weights of the language model, where they are stored in blocks.
 BLOCKS = "blocks.onnx"
 
-# The second has weights in blocks.
-FORMATS = (1, 2)
+# The second has weights in blocks. Exports of the formats 1 and 2 had no confidences.
+FORMATS = (3, 4)
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ def read_settings(folder: Path) -> ExportSettings:
         version = content.pop("format")
         if version not in FORMATS:
             raise CheckpointError(
-                f"The export {str(folder)!r} has the format {version}, and this version reads {FORMATS[-1]}: export "
-                "it again, or install a newer vlm_caption."
+                f"The export {str(folder)!r} has the format {version}, and this version reads {FORMATS[0]} and "
+                f"{FORMATS[1]}: export it again, or install another vlm_caption."
             )
         settings = ExportSettings(**content)
     except FileNotFoundError as error:

@@ -1,7 +1,7 @@
 """Runs the two graphs of an exported captioner with onnxruntime.
 
-Shapes in comments: I images of N tokens; R rows; T new tokens; S tokens so far; K candidates; D the width of the
-embeddings; V the size of the vocabulary.
+Shapes in comments: I images of N tokens; R rows; T new tokens; S tokens so far; M tokens of a caption; K candidates; D
+the width of the embeddings; V the size of the vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,9 @@ from ..core.console import first_line_of
 from ..core.errors import CheckpointError
 from ..core.files import is_file
 from .files import BLOCKS
+
+# The logits of a vocabulary for every token of a caption take megabytes.
+_ROWS_TO_SCORE = 8
 
 
 def open_session(
@@ -72,9 +75,14 @@ class VisionGraph:
     def __init__(self, path: Path, threads: int | None) -> None:
         self._session = open_session(path, threads)
 
-    def run(self, pixel_values: np.ndarray) -> np.ndarray:
-        """Returns the image tokens float [I, N, D] of pixel values float [I, 3, H, W]."""
-        return cast(np.ndarray, self._session.run(["image_embeds"], {"pixel_values": pixel_values})[0])
+    def run(self, pixel_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the image tokens float [I, N, D] and the pooled features float [I, D_pooled] of pictures.
+
+        Args:
+            pixel_values: float [I, 3, H, W].
+        """
+        outputs = self._session.run(["image_embeds", "pooled_features"], {"pixel_values": pixel_values})
+        return cast(tuple[np.ndarray, np.ndarray], tuple(outputs))
 
 
 class LanguageGraph:
@@ -91,6 +99,7 @@ class LanguageGraph:
         self._names = [f"{layer}.{part}" for layer in range(cache["layers"]) for part in ("key", "value")]
         self._head_shape = (cache["heads"], 0, cache["width"])
         [self._vocab_size] = (output.shape[1] for output in self._session.get_outputs() if output.name == "logits")
+        [self._width] = (entry.shape[2] for entry in self._session.get_inputs() if entry.name == "image_embeds")
 
     def start(self, prompts: Sequence[Sequence[int]], image_embeds: np.ndarray) -> "GraphRows":
         """Returns rows that begin with these prompts, which `GraphRows.read_prompts` will read.
@@ -100,6 +109,21 @@ class LanguageGraph:
             image_embeds: The images of all prompts, float [I, N, D].
         """
         return GraphRows(self, prompts, image_embeds)
+
+    def log_probs(self, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Returns the log-probability of each token behind a prompt without images, float [M] for each prompt.
+
+        Args:
+            prompts: Token ids, without placeholders.
+            written: The tokens behind each.
+        """
+        found = []
+        no_images = np.zeros((0, 1, self._width), np.float32)
+        for start in range(0, len(prompts), _ROWS_TO_SCORE):
+            targets = written[start : start + _ROWS_TO_SCORE]
+            read = [[*prompt, *ids[:-1]] for prompt, ids in zip(prompts[start:], targets, strict=False)]
+            found += self.start(read, no_images).read_targets(targets)
+        return found
 
     def run(self, inputs: dict[str, np.ndarray], cache: list[Any] | None, full: bool) -> tuple[Logits, list[Any]]:
         """Runs the graph.
@@ -146,8 +170,27 @@ class GraphRows:
 
     def read_prompts(self, top: int, full: bool) -> Logits:
         """See `Rows` of `vlm_caption.captioning.decoding`."""
+        return self._read(1, top, full)
+
+    def read_targets(self, targets: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Returns the log-probability of tokens, float [M] for each row, and adds nothing to the rows.
+
+        Args:
+            targets: The tokens of each row. The last of them comes after the row's prompt, the others are in it.
+        """
+        longest = max(map(len, targets))
+        logits = self._read(longest, 1, full=True)
+        assert logits.full is not None
+        ends = longest * np.arange(1, len(targets) + 1)  # the positions of all rows stand one after the other
+        places = [np.arange(end - len(ids), end) for end, ids in zip(ends, targets, strict=True)]
+        return [
+            logits.full[place, np.array(ids, np.int64)] - logits.log_sum[place, 0]
+            for place, ids in zip(places, targets, strict=True)
+        ]
+
+    def _read(self, keep: int, top: int, full: bool) -> Logits:
         positions = np.maximum(self._mask.cumsum(axis=1) - 1, 0)
-        return self._run(self._ids, self._images, positions, np.arange(len(self._ids)), top, full)
+        return self._run(self._ids, self._images, positions, np.arange(len(self._ids)), top, full, keep)
 
     def advance(self, tokens: np.ndarray, rows: np.ndarray, top: int, full: bool) -> Logits:
         """See `Rows` of `vlm_caption.captioning.decoding`."""
@@ -157,7 +200,14 @@ class GraphRows:
         return self._run(tokens[:, None], self._images[:0], positions, rows, top, full)
 
     def _run(
-        self, ids: np.ndarray, images: np.ndarray, positions: np.ndarray, rows: np.ndarray, top: int, full: bool
+        self,
+        ids: np.ndarray,
+        images: np.ndarray,
+        positions: np.ndarray,
+        rows: np.ndarray,
+        top: int,
+        full: bool,
+        keep: int = 1,
     ) -> Logits:
         inputs = {
             "input_ids": ids,
@@ -165,6 +215,7 @@ class GraphRows:
             "attention_mask": self._mask,
             "position_ids": positions,
             "rows": rows,
+            "keep": np.array([keep]),
             "top": np.array([top]),
         }
         logits, self._cache = self._graph.run(inputs, self._cache, full)

@@ -22,6 +22,7 @@ class PromptSettings:
         image_token: How a placeholder is written.
         image_token_id: Its id.
         image_seq_length: The number of placeholders for one image.
+        empty_token_id: What stands for a prompt that has nothing beside its image, where the image is left out.
     """
 
     markup: Sequence[str]
@@ -30,6 +31,7 @@ class PromptSettings:
     image_token: str
     image_token_id: int
     image_seq_length: int
+    empty_token_id: int
 
 
 class PromptEncoder:
@@ -43,6 +45,10 @@ class PromptEncoder:
     def __init__(self, tokenizer: Tokenizer, settings: PromptSettings) -> None:
         self.tokenizer, self.settings = tokenizer, settings
         self._special = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+
+    def without_images(self, prompt: Sequence[int]) -> list[int]:
+        """Returns the token ids of a prompt whose images are left out."""
+        return [token for token in prompt if token != self.settings.image_token_id] or [self.settings.empty_token_id]
 
     def encode(self, question: str | None, prompt: str, examples: Sequence[tuple[str | None, str]]) -> list[int]:
         """Returns the token ids of a prompt.

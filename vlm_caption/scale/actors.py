@@ -70,13 +70,14 @@ class CaptionerSource:
             require("onnxruntime", "An exported captioner")
             from ..runtime.captioner import Captioner as Exported
 
-            return Exported.from_pretrained(self.checkpoint, threads)
-        torch = require("torch", "A checkpoint that is not exported")
-        from ..captioning.captioner import Captioner
+            captioner = Exported.from_pretrained(self.checkpoint, threads)
+        else:
+            torch = require("torch", "A checkpoint that is not exported")
+            from ..captioning.captioner import Captioner
 
-        if threads is not None:
-            torch.set_num_threads(threads)
-        captioner = Captioner.from_pretrained(self.checkpoint, self.device, self.dtype)
+            if threads is not None:
+                torch.set_num_threads(threads)
+            captioner = Captioner.from_pretrained(self.checkpoint, self.device, self.dtype)
         if not has_confidence:
             captioner.confidence = None
         return captioner

@@ -62,7 +62,7 @@ class RayCaptioner:
     ) -> None:
         self._captioner, self._source, self._owns_ray = captioner, source, owns_ray
         self.actors, self.threads = actors, threads
-        self.confidence = getattr(captioner, "confidence", None)
+        self.confidence = captioner.confidence
 
     @classmethod
     def from_pretrained(

@@ -5,16 +5,13 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core.files import is_file
+from ..core.files import CONFIDENCE_NAME, is_file
 from ..core.untrusted import load_json
 
 if TYPE_CHECKING:
     from .captioner import CaptionerPreTrainedModel
 
 logger = logging.getLogger(__name__)
-
-# What `scripts/calibrate.py` writes; `vlm_caption/captioning/confidence.py` reads it.
-CONFIDENCE_NAME = "confidence.json"
 
 
 def carry_confidence(model: "CaptionerPreTrainedModel", folder: Path) -> None:

@@ -1,0 +1,73 @@
+"""What a model in torch says of its captions, for `confidence`."""
+
+import numpy as np
+import torch
+
+from ..towers.captioner import CaptionerForConditionalGeneration
+from ..towers.configuration import CaptionerConfig
+from ..towers.processor import CaptionerProcessor
+from .confidence import Confidence, caption_signals
+from .generation import Generation, token_log_probs, without_images
+
+
+def pool_features(features: torch.Tensor) -> torch.Tensor:
+    """Returns one vector for each picture: its first token, which may be the tower's pooled one, and their mean.
+
+    Args:
+        features: float [I, N, D_vision].
+
+    Returns:
+        float [I, 2 · D_vision]; [I, D_vision] if N is 1.
+    """
+    if features.shape[1] == 1:
+        return features[:, 0]
+    return torch.cat([features[:, 0], features.mean(dim=1)], dim=1)
+
+
+def pooled_size(config: CaptionerConfig) -> int:
+    """Returns how many numbers `pool_features` gives for a picture of a captioner with this config."""
+    return config.vision_feature_size * (1 if config.vision_seq_length == 1 else 2)
+
+
+def pooled(features: torch.Tensor) -> np.ndarray:
+    """Returns the pooled features of pictures, float64 [I, D], from their features, float [I, N, D_vision]."""
+    return pool_features(features.detach().cpu().double()).numpy()
+
+
+def measure_signals(
+    model: CaptionerForConditionalGeneration,
+    processor: CaptionerProcessor,
+    generation: Generation,
+    log_probs: torch.Tensor,
+) -> np.ndarray:
+    """Returns `CAPTION_SIGNALS` of captions, float64 [R, 4]. This runs the language model once.
+
+    Args:
+        model: The model, in eval mode.
+        processor: The model's processor.
+        generation: The captions.
+        log_probs: What `token_log_probs` returned for them.
+    """
+    prior = token_log_probs(model, without_images(model, processor, generation), None)
+    return caption_signals(*(part.cpu().numpy() for part in (log_probs, prior, generation.is_caption)))
+
+
+def measure_confidence(
+    confidence: Confidence,
+    model: CaptionerForConditionalGeneration,
+    processor: CaptionerProcessor,
+    generation: Generation,
+    log_probs: torch.Tensor,
+    features: torch.Tensor,
+) -> list[float]:
+    """Returns the confidence of captions; see [`Confidence.measure`].
+
+    Args:
+        confidence: What tells it.
+        model: The model that wrote the captions.
+        processor: The model's processor.
+        generation: The captions.
+        log_probs: What `token_log_probs` returned for them.
+        features: The features of each caption's picture, float [R, N, D_vision].
+    """
+    return confidence.measure(measure_signals(model, processor, generation, log_probs), pooled(features))
