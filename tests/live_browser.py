@@ -81,6 +81,12 @@ class LiveBrowser:
             time.sleep(0.2)
         return value
 
+    def click(self, selector: str, text: str) -> None:
+        """Clicks the element with this text, once there is one, among those that a CSS selector finds."""
+        found = f"[...document.querySelectorAll('{selector}')].find(e => e.innerText.trim() == '{text}')"
+        self.wait_for(f"{found} != null")
+        self.run(f"{found}.click()")
+
     def upload(self, selector: str, files: Sequence[Path]) -> None:
         """Chooses files for the `<input type="file">` that a CSS selector finds first."""
         document = self._call("DOM.getDocument")["root"]["nodeId"]

@@ -21,7 +21,7 @@ pytest.importorskip("gradio")
 import httpx
 from commands import REPOSITORY
 from requests_of_chat import chat_body, file_of
-from tiny_models import save_checkpoint
+from tiny_models import picture, save_checkpoint
 
 from vlm_caption import Captioner
 from vlm_caption.captioning.tables import read_table
@@ -217,3 +217,28 @@ def test_a_picture_is_captioned_in_a_browser(server, tmp_path, width):
         assert browser.run("document.documentElement.scrollWidth") <= width
         browser.screenshot(tmp_path / "page.png")
         assert all(url.startswith((server.url, "data:", "blob:", "about:")) for url in browser.requested)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_several_pictures_are_captioned_in_a_browser(server, tmp_path, width):
+    from live_browser import LiveBrowser
+
+    files = [tmp_path / f"{number}.png" for number in range(2)]
+    for number, file in enumerate(files):
+        picture(number, 200, 150).save(file)
+    (tmp_path / "text.jpg").write_text("no picture")
+    with LiveBrowser(tmp_path) as browser:
+        browser.open(server.url, width)
+        browser.click("[role=tab]", "Several pictures")
+        is_for_files = "[...document.querySelectorAll('input[type=file]')].find(e => e.multiple && !e.webkitdirectory)"
+        browser.wait_for(f"{is_for_files} != null")
+        browser.run(f"{is_for_files}.id = 'files'")
+        browser.upload("#files", [*files, tmp_path / "text.jpg"])
+        browser.wait_for("document.body.innerText.includes('⇣')")  # the sizes of uploaded files
+        browser.click("button", "Caption all")
+        text = browser.wait_for(f"document.body.innerText.includes('{PROBLEM[:12]}') && document.body.innerText")
+        rows = [line for line in text.splitlines() if line in ("0.png", "1.png", "text.jpg")]
+        assert sorted(rows) == ["0.png"] * 3 + ["1.png"] * 3 + ["text.jpg"]
+        assert browser.run("document.documentElement.scrollWidth") <= width
+        browser.wait_for("document.querySelector('button.secondary:not([disabled])') != null")

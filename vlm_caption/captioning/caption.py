@@ -24,7 +24,7 @@ class Caption:
         prompt: Which of several prompts or questions the caption is for; empty if there is one for all pictures.
         confidence: The probability that the caption is right, from 0 to 1; see [`Confidence`]. None if the checkpoint
             has no `confidence.json`. Like the score, it depends only on the model, the picture, the prompt and the
-            tokens. An exported captioner has none.
+            tokens.
     """
 
     image: str
