@@ -44,6 +44,9 @@ def test_an_empty_caption_is_chosen_only_if_all_are(frequencies):
 def test_what_is_saved_beside_a_checkpoint_is_found_there(frequencies, tmp_path):
     assert frequencies.save(tmp_path) == tmp_path / FREQUENCIES_NAME
     assert checkpoint_frequencies(str(tmp_path)).table == frequencies.table
+    others = DocumentFrequencies.count([["another"]])
+    others.save(tmp_path)
+    assert checkpoint_frequencies(str(tmp_path)).table == others.table
     with pytest.raises(ConfigError, match=r"There is no document_frequencies\.json beside the checkpoint"):
         checkpoint_frequencies(str(tmp_path / "none"))
 

@@ -12,7 +12,7 @@ from tiny_models import picture, tiny_model, tiny_processor
 from vlm_caption import Captioner
 from vlm_caption.captioning import datastore as module
 from vlm_caption.captioning.consensus import DocumentFrequencies
-from vlm_caption.captioning.datastore import DATASTORE_NAME, Datastore
+from vlm_caption.captioning.datastore import DATASTORE_NAME, Datastore, open_datastore
 from vlm_caption.captioning.generation import GenerationSettings, generate
 from vlm_caption.core.errors import DataError
 from vlm_caption.data.collator import CaptionCollator
@@ -54,6 +54,13 @@ def test_what_is_saved_is_what_is_loaded(store, tmp_path):
     assert loaded.frequencies.table == DocumentFrequencies.count(CAPTIONS).table
     assert loaded.vectors.equal(store.vectors)
     assert loaded.tower == store.tower
+
+
+def test_a_datastore_that_is_replaced_is_opened_anew(store, tmp_path):
+    store.save(tmp_path)
+    assert open_datastore(str(tmp_path)).frequencies.table == store.frequencies.table
+    dataclasses.replace(store, frequencies=DocumentFrequencies.count([["another"]])).save(tmp_path)
+    assert open_datastore(str(tmp_path)).frequencies.table != store.frequencies.table
 
 
 @pytest.mark.parametrize("at_a_time", [3, 1000])

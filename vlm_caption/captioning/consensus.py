@@ -91,6 +91,7 @@ class DocumentFrequencies:
         """
         path = Path(folder) / FREQUENCIES_NAME
         write_text(path, json.dumps(self.table, ensure_ascii=False, separators=(",", ":")) + "\n")
+        checkpoint_frequencies.cache_clear()  # it may hold what was there before
         return path
 
     def choose(self, captions: Sequence[str], references: Sequence[str] = ()) -> int:

@@ -137,6 +137,7 @@ class Datastore:
         self.frequencies.save(folder)
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
         write_bytes(Path(folder) / DATASTORE_NAME, save(tensors, metadata={"tower": self.tower}))
+        open_datastore.cache_clear()  # it may hold what was there before
         return Path(folder)
 
     def __len__(self) -> int:
