@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from vlm_caption.captioning.captioner import Captioner
-from vlm_caption.captioning.confidence import SIGNALS, Confidence, KnownPictures, Regression
+from vlm_caption.captioning.confidence import SIGNALS, Confidence, KnownPictures, Regression, Regressions
 from vlm_caption.captioning.signals import pooled_size
 
 REPOSITORY = Path(__file__).parents[1]
@@ -29,7 +29,7 @@ def main() -> None:
     size, numbers = pooled_size(captioner.model.config), (1.0,) * len(SIGNALS)
     regression = Regression(numbers, numbers, numbers, 0.0)
     pictures = KnownPictures(np.zeros(size), np.ones(size))
-    confidence = Confidence(regression, regression, pictures, weights="")
+    confidence = Confidence(Regressions(regression, regression, 1.0), pictures, weights="")
     photos = sorted((REPOSITORY / "examples").glob("*.jpg"))
     batch = [photos[number % len(photos)] for number in range(arguments.images)]
     seconds: dict[str, list[float]] = {"without": [], "with": []}

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from vlm_caption import CaptionerConfig, CaptionerForConditionalGeneration, CaptionerProcessor
-from vlm_caption.captioning.confidence import SIGNALS, Confidence, KnownPictures, Regression
+from vlm_caption.captioning.confidence import SIGNALS, Confidence, KnownPictures, Regression, Regressions
 from vlm_caption.captioning.signals import pooled_size
 from vlm_caption.towers.fingerprints import weights_fingerprint
 from vlm_caption.towers.tokenizers import byte_tokenizer
@@ -324,4 +324,10 @@ def made_up_confidence(model, weights: str | None = None) -> Confidence:
     ones = (1.0,) * len(SIGNALS)
     right = Regression((0.0,) * len(SIGNALS), ones, (0.3, 0.1, 0.2, -0.1, -0.2), 0.4)
     known = Regression((0.0,) * len(SIGNALS), ones, (0.0, 0.0, 0.0, 0.0, -0.3), 1.0)
-    return Confidence(right, known, tables, weights or weights_fingerprint(model), {"data": "made up"}, {"ece": 0.1})
+    return Confidence(
+        Regressions(right, known, 0.6),
+        tables,
+        weights or weights_fingerprint(model),
+        {"data": "made up"},
+        {"ece": 0.1},
+    )

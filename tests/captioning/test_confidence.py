@@ -17,6 +17,8 @@ from vlm_caption.captioning.confidence import (
     CAPTION_SIGNALS,
     SIGNALS,
     KnownPictures,
+    Regression,
+    Regressions,
 )
 from vlm_caption.captioning.generation import GenerationSettings, generate, token_log_probs
 from vlm_caption.captioning.signals import measure_signals, pool_features
@@ -100,16 +102,26 @@ def test_the_first_token_and_the_mean_are_pooled():
 def test_it_rises_with_what_speaks_for_a_caption(captioner):
     signals = np.zeros((20, COUNT))
     signals[:, 0] = np.linspace(-2, 0, 20)
-    assert (np.diff(captioner.confidence.probabilities(signals)) > 0).all()
+    assert (np.diff(captioner.confidence.regressions.probabilities(signals)) > 0).all()
     signals[:, 4] = np.linspace(0, 2, 20)
     signals[:, 0] = 0
-    assert (np.diff(captioner.confidence.probabilities(signals)) < 0).all()
+    assert (np.diff(captioner.confidence.regressions.probabilities(signals)) < 0).all()
+
+
+def test_a_picture_that_is_known_well_enough_does_not_lower_it():
+    zero, one = (0.0,) * COUNT, (1.0,) * COUNT
+    right = Regression(zero, one, zero, 0.0)  # always one half
+    known = Regression(zero, one, (*zero[1:], -1.0), 0.0)
+    signals = np.zeros((4, COUNT))
+    signals[:, -1] = [-2, 0, 1, 2]
+    found = Regressions(right, known, 0.5).probabilities(signals)
+    assert found.tolist() == pytest.approx([0.5, 0.5, 1 / (1 + math.e), 1 / (1 + math.e**2)])
 
 
 def test_what_was_never_seen_is_not_extrapolated_to(captioner):
     signals = np.zeros((2, COUNT))
     signals[:, 0] = [2.0, 1000.0]
-    near, far = captioner.confidence.probabilities(signals).tolist()
+    near, far = captioner.confidence.regressions.probabilities(signals).tolist()
     assert near == far
 
 
@@ -145,13 +157,15 @@ def test_confidences_of_other_weights_are_not_used(captioner, checkpoint, caplog
 @pytest.mark.parametrize(
     ("path", "value", "reason"),
     [
-        (["version"], 2, "its version is 2"),
+        (["version"], 1, "its version is 1"),
         (["signals"], ["words"], "other signals"),
         (["right", "weights"], [1, 2], "does not fit the signals"),
         (["right", "weights"], ["a"] * COUNT, "where numbers belong"),
         (["right", "scale"], [0] * COUNT, "not above 0"),
         (["known", "bias"], float("nan"), "not finite"),
         (["known"], 3, "not subscriptable"),
+        (["usual"], 0, "not between 0 and 1"),
+        (["usual"], [0.5], "not between 0 and 1"),
         (["pictures", "mean"], [[1, 2], [1]], "where numbers belong"),
         (["pictures", "mean"], [[1, 2], [1, 3]], "do not fit together"),
         (["pictures", "deviation"], [1.0], "do not fit together"),

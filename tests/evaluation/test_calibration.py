@@ -115,7 +115,7 @@ def test_the_command_writes_confidences_a_plot_and_the_card(run, monkeypatch, ca
     monkeypatch.setenv("VLM_CAPTION_CACHE", str(run / "cache"))
     assert command(run) == 0, capsys.readouterr().err
     printed = capsys.readouterr().out
-    assert "calibration error (ECE)" in printed
+    assert sum(line.startswith("calibration error (ECE)") for line in printed.splitlines()) == 1
     report = json.loads((run / "out" / "calibration.json").read_text())
     assert report["images"] == IMAGES
     assert sum(count for _, _, count in report["bins"]) == IMAGES

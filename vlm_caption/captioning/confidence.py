@@ -2,8 +2,9 @@
 
 A mean log-probability does not tell whether a caption is true: a language model is as sure of "A man is standing." for
 a blank picture as for a photo. A confidence is the product of two logistic regressions (Platt, "Probabilistic Outputs
-for Support Vector Machines", 1999): the probability that the picture is one of the kind that the captioner knows, and
-the probability that a caption of such a picture is right. They look at these signals:
+for Support Vector Machines", 1999): the probability that a caption of a picture of a known kind is right, and the
+probability that the picture is of such a kind. The latter counts only below what 95 % of the known pictures have:
+it lowers the confidence of odd pictures, and does not make those of all others too low. They look at these signals:
 
 - the mean and the lowest log-probability of a caption's tokens;
 - their gain over the log-probabilities without the picture, which says what the caption owes to the picture (pointwise
@@ -29,7 +30,7 @@ from ..core.errors import CheckpointError
 from ..core.files import CONFIDENCE_NAME, open_regular, write_text
 from ..core.untrusted import load_json
 
-VERSION = 1
+VERSION = 2
 
 # The columns of `caption_signals`, and what `KnownPictures.log_distances` returns.
 CAPTION_SIGNALS = ("mean_log_prob", "min_log_prob", "mean_gain", "log_length")
@@ -66,6 +67,25 @@ class Regression:
 def standardise(numbers: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Returns what a [`Regression`] weighs, float64 [R, K], of numbers float [R, K]."""
     return ((numbers - mean) / scale).clip(-_MOST_DEVIATIONS, _MOST_DEVIATIONS)
+
+
+@dataclass(frozen=True)
+class Regressions:
+    """What tells confidences from signals.
+
+    Attributes:
+        right: The regression on `SIGNALS` for "the caption is right", for pictures of a known kind.
+        known: The regression on `SIGNALS` for "the picture is of a known kind".
+        usual: The probability of a known kind from which on a picture counts as known.
+    """
+
+    right: Regression
+    known: Regression
+    usual: float
+
+    def probabilities(self, signals: np.ndarray) -> np.ndarray:
+        """Returns the confidence of captions, float64 [R], from their `SIGNALS`, float64 [R, 5]."""
+        return self.right.probability(signals) * np.minimum(self.known.probability(signals) / self.usual, 1.0)
 
 
 @dataclass(frozen=True)
@@ -109,24 +129,18 @@ class Confidence:
     """Tells how probably captions are right; see this module.
 
     Attributes:
-        right: The regression on `SIGNALS` for "the caption is right", for pictures of a known kind.
-        known: The regression on `SIGNALS` for "the picture is of a known kind".
+        regressions: What tells confidences from signals.
         pictures: The known pictures.
         weights: The fingerprint of the captioner's trained weights, for which this was fitted.
         fitted_on: What it was fitted on, in words and numbers.
         measured: How good it was, measured on pictures that it was not fitted on.
     """
 
-    right: Regression
-    known: Regression
+    regressions: Regressions
     pictures: KnownPictures
     weights: str
     fitted_on: Mapping[str, Any] = field(default_factory=dict)
     measured: Mapping[str, Any] = field(default_factory=dict)
-
-    def probabilities(self, signals: np.ndarray) -> np.ndarray:
-        """Returns the confidence of captions, float64 [R], from their `SIGNALS`, float64 [R, 5]."""
-        return self.right.probability(signals) * self.known.probability(signals)
 
     def measure(self, signals: np.ndarray, pooled: np.ndarray) -> list[float]:
         """Returns the confidence of captions. It depends only on the model, the picture, the prompt and the tokens.
@@ -135,7 +149,8 @@ class Confidence:
             signals: What [`caption_signals`] returned for them, float64 [R, 4].
             pooled: The pooled features of each caption's picture, float [R, D].
         """
-        return self.probabilities(np.column_stack([signals, self.pictures.log_distances(pooled)])).tolist()
+        signals = np.column_stack([signals, self.pictures.log_distances(pooled)])
+        return self.regressions.probabilities(signals).tolist()
 
     def save(self, folder: str | os.PathLike) -> Path:
         """Writes `confidence.json` to the folder of a checkpoint, and returns its path.
@@ -149,8 +164,9 @@ class Confidence:
             "fitted_on": dict(self.fitted_on),
             "measured": dict(self.measured),
             "signals": list(SIGNALS),
-            "right": vars(self.right),
-            "known": vars(self.known),
+            "right": vars(self.regressions.right),
+            "known": vars(self.regressions.known),
+            "usual": self.regressions.usual,
             "pictures": {name: _rounded(values) for name, values in vars(self.pictures).items()},
         }
         path = Path(folder) / CONFIDENCE_NAME
@@ -197,6 +213,9 @@ class Confidence:
         if content["signals"] != list(SIGNALS):
             raise ValueError("it is for other signals")
         right, known = (_parse_regression(content[name]) for name in ("right", "known"))
+        usual = _numbers(content["usual"])
+        if usual.ndim or not 0 < usual <= 1:
+            raise ValueError("the usual probability is not between 0 and 1")
         mean, deviation = (_numbers(content["pictures"][name]) for name in ("mean", "deviation"))
         if mean.ndim != 1 or mean.shape != deviation.shape or not len(mean):
             raise ValueError("its features of pictures do not fit together")
@@ -205,7 +224,8 @@ class Confidence:
         facts = [content["fitted_on"], content["measured"]]
         if not isinstance(content["weights"], str) or not all(isinstance(fact, dict) for fact in facts):
             raise ValueError("it does not say what it was fitted on")
-        return cls(right, known, KnownPictures(mean, deviation), content["weights"], *facts)
+        regressions = Regressions(right, known, usual.item())
+        return cls(regressions, KnownPictures(mean, deviation), content["weights"], *facts)
 
 
 def _damaged(path: Path, reason: str) -> CheckpointError:

@@ -71,7 +71,8 @@ def main(argv: list[str] | None, prog: str) -> int:
     except KeyboardInterrupt:
         parser.complain("stopped; the same command goes on from the captions already written")
         return 130
-    print(printable(str(calibration.report)))
+    for line in str(calibration.report).splitlines():
+        print(printable(line))
     minutes = (time.monotonic() - start) / 60
     print(printable(f"Written after {minutes:.1f} minutes: {saved}, {plot}, {report}"))
     return _record(captioner, calibration, folder, parser)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from ..captioning.caption_file import CaptionFile
 from ..captioning.captioner import Captioner
-from ..captioning.confidence import CAPTION_SIGNALS, Confidence, KnownPictures, Regression
+from ..captioning.confidence import CAPTION_SIGNALS, Confidence, KnownPictures, Regressions
 from ..captioning.generation import GenerationSettings, generate, token_log_probs
 from ..captioning.signals import measure_signals, pooled
 from ..core.console import progress
@@ -39,6 +39,9 @@ from .rightness import shares_below
 MIN_IMAGES = 40
 
 _PHOTOS_TO_SHUFFLE = 16
+
+# The share of photos that count as odd: the rest count as pictures of a known kind.
+_ODD_PHOTOS = 0.05
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,6 @@ def calibrate(
     if is_right.all() or not is_right.any():
         raise DataError(f"{data}: {'all' if is_right.all() else 'none'} of the captions are right: give more images")
     report = _cross_fit(photos, is_right, cider, negatives, settings.seed)
-    right, known = _fit(photos, is_right, negatives)
     facts = {
         "data": data,
         "images": len(dataset),
@@ -148,19 +150,16 @@ def calibrate(
         "generation": generation,
     }
     weights = weights_fingerprint(captioner.model)
-    return Calibration(Confidence(right, known, pictures, weights, facts, report.to_dict()), report)
+    return Calibration(
+        Confidence(_fit(photos, is_right, negatives), pictures, weights, facts, report.to_dict()), report
+    )
 
 
-def _fit(photos: np.ndarray, is_right: np.ndarray, negatives: Negatives) -> tuple[Regression, Regression]:
-    """Returns the regressions `right` and `known` of [`Confidence`]."""
-    right = fit_regression(photos, is_right)
+def _fit(photos: np.ndarray, is_right: np.ndarray, negatives: Negatives) -> Regressions:
     is_photo = np.arange(len(photos) + len(negatives.kinds)) < len(photos)
-    return right, fit_regression(np.concatenate([photos, negatives.signals]), is_photo, balanced=True)
-
-
-def _probabilities(fitted: tuple[Regression, Regression], signals: np.ndarray) -> np.ndarray:
-    right, known = fitted
-    return right.probability(signals) * known.probability(signals)
+    known = fit_regression(np.concatenate([photos, negatives.signals]), is_photo, balanced=True)
+    usual = float(np.quantile(known.probability(photos), _ODD_PHOTOS))
+    return Regressions(fit_regression(photos, is_right), known, usual)
 
 
 def _cross_fit(
@@ -175,12 +174,12 @@ def _cross_fit(
     confidences = np.zeros(len(photos))
     for half in (is_first, ~is_first):
         fitted = _fit(photos[~half], is_right[~half], negatives)
-        confidences[half] = _probabilities(fitted, photos[half])
+        confidences[half] = fitted.probabilities(photos[half])
     unseen = np.zeros(len(negatives.kinds))
     for kind in dict.fromkeys(negatives.kinds):
         of_kind = negatives.kinds == kind
         fitted = _fit(photos, is_right, negatives.select(~of_kind))
-        unseen[of_kind] = _probabilities(fitted, negatives.signals[of_kind])
+        unseen[of_kind] = fitted.probabilities(negatives.signals[of_kind])
     return CalibrationReport(confidences, is_right, cider, unseen, negatives.kinds, photos[:, 0])
 
 
