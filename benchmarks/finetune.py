@@ -90,7 +90,9 @@ def main() -> None:
     if arguments.unseen:
         kind = kind.select(range(PHOTOS + WATCHED, len(kind)))
     kind = with_index(kind)
-    everything = with_index(dev_split.select(range(arguments.dev_images)))
+    used = set(to_train["image"][: PHOTOS + WATCHED])
+    others = [number for number, image in enumerate(dev_split["image"]) if image not in used]
+    everything = with_index(dev_split.select(others[: arguments.dev_images]))
     parent = REPOSITORY / "checkpoints" / "embedded"
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "captions.csv"
