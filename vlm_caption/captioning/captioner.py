@@ -47,7 +47,7 @@ from .confidence import Confidence
 from .generation import GenerationSettings, generate, mean_log_probs, token_log_probs
 from .inputs import is_vectors_file
 from .prompts import NOT_AS_MANY, Prompt, Question, encode_prompts
-from .signals import measure_confidence, pooled_size
+from .signals import measure_signals, pooled, pooled_size
 
 if TYPE_CHECKING:
     import huggingface_hub
@@ -424,9 +424,8 @@ class Captioner:
         scores = mean_log_probs(log_probs, written)
         confidences: Sequence[float | None] = [None] * len(scores)
         if self.confidence is not None:
-            confidences = measure_confidence(
-                self.confidence, self.model, self.processor, written, log_probs, repeated[:, -1]
-            )
+            signals = measure_signals(self.model, self.processor, written, log_probs)
+            confidences = self.confidence.measure(signals, pooled(repeated[:, -1]))
         captions: list[list[Caption]] = [[] for _ in names]
         for number, (place, prompt) in enumerate(row for row in rows for _ in range(count)):
             captions[place].append(

@@ -6,7 +6,7 @@ import torch
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.configuration import CaptionerConfig
 from ..towers.processor import CaptionerProcessor
-from .confidence import Confidence, caption_signals
+from .confidence import caption_signals
 from .generation import Generation, token_log_probs, without_images
 
 
@@ -50,24 +50,3 @@ def measure_signals(
     """
     prior = token_log_probs(model, without_images(model, processor, generation), None)
     return caption_signals(*(part.cpu().numpy() for part in (log_probs, prior, generation.is_caption)))
-
-
-def measure_confidence(
-    confidence: Confidence,
-    model: CaptionerForConditionalGeneration,
-    processor: CaptionerProcessor,
-    generation: Generation,
-    log_probs: torch.Tensor,
-    features: torch.Tensor,
-) -> list[float]:
-    """Returns the confidence of captions; see [`Confidence.measure`].
-
-    Args:
-        confidence: What tells it.
-        model: The model that wrote the captions.
-        processor: The model's processor.
-        generation: The captions.
-        log_probs: What `token_log_probs` returned for them.
-        features: The features of each caption's picture, float [R, N, D_vision].
-    """
-    return confidence.measure(measure_signals(model, processor, generation, log_probs), pooled(features))

@@ -2,13 +2,10 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from ..images.opening import ImageSource, describe, open_image
+from ..images.opening import ImageSource, open_image
+from .gallery import file_name
 from .page import make_thumbnail, write_page
-
-# Twice the size at which pictures are shown, for high-density screens.
-_THUMBNAIL_SIZE = 720
 
 
 def write_comparison(
@@ -36,8 +33,8 @@ def write_comparison(
     """
     figures = [
         {
-            "picture": make_thumbnail(open_image(picture), _THUMBNAIL_SIZE),
-            "file": Path(describe(picture)).name,
+            "picture": make_thumbnail(open_image(picture)),
+            "file": file_name(picture),
             "lines": list(zip(captions, own, strict=True)),
             "references": texts,
         }

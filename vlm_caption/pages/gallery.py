@@ -6,10 +6,9 @@ from pathlib import Path
 
 from ..images.limits import MAX_BYTES, MAX_PIXELS
 from ..images.opening import ImageSource, describe, open_image
-from .page import make_thumbnail, write_page
+from .page import THUMBNAIL_SIZE, make_thumbnail, write_page
 
-# Twice the size at which pictures are shown, for high-density screens.
-_THUMBNAIL_SIZE = 720
+# Twice the size at which pictures of a sheet are shown.
 _SHEET_THUMBNAIL_SIZE = 480
 
 
@@ -40,18 +39,19 @@ def write_gallery(
         ImageError: A picture cannot be opened.
         OSError: The page cannot be written.
     """
-    size = _SHEET_THUMBNAIL_SIZE if is_sheet else _THUMBNAIL_SIZE
+    size = _SHEET_THUMBNAIL_SIZE if is_sheet else THUMBNAIL_SIZE
     figures = [
         {
             "picture": make_thumbnail(open_image(source, max_pixels, max_bytes), size),
             "caption": caption,
-            "file": _file_name(source),
+            "file": file_name(source),
         }
         for source, caption in entries
     ]
     write_page(path, "gallery.html.jinja", title=title, note=note, is_sheet=is_sheet, figures=figures)
 
 
-def _file_name(source: ImageSource) -> str | None:
+def file_name(source: ImageSource) -> str | None:
+    """Returns the name of a picture's file; None for a picture without one."""
     name = describe(source)
     return None if name.startswith("<") else Path(name).name  # "<120 bytes>" is a description, not a name

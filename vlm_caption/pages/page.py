@@ -13,6 +13,9 @@ from PIL import Image
 
 from ..core.files import write_text
 
+# Twice the size at which most pages show pictures, for high-density screens.
+THUMBNAIL_SIZE = 720
+
 
 @dataclass(frozen=True)
 class Thumbnail:
@@ -29,7 +32,7 @@ class Thumbnail:
     height: int
 
 
-def make_thumbnail(image: Image.Image, size: int) -> Thumbnail:
+def make_thumbnail(image: Image.Image, size: int = THUMBNAIL_SIZE) -> Thumbnail:
     """Returns a copy of a picture that fits into a square. Small pictures keep their size.
 
     Args:

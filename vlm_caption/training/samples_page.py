@@ -10,9 +10,6 @@ from ..data.places import row_name
 from ..pages.page import make_thumbnail, write_page
 from .dev_scores import first_references
 
-# Twice the size at which pictures are shown, for high-density screens.
-_THUMBNAIL_SIZE = 720
-
 
 def write_samples_page(
     path: Path,
@@ -46,7 +43,7 @@ def write_samples_page(
         figures.append(
             {
                 "name": name,
-                "picture": open_picture and make_thumbnail(open_picture(row["image"]), _THUMBNAIL_SIZE),
+                "picture": open_picture and make_thumbnail(open_picture(row["image"])),
                 "question": row["questions"][0] if "questions" in row else None,
                 "caption": dict(captions).get(kept_step, captions[-1][1]),
                 "references": first_references(row),
