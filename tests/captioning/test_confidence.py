@@ -118,6 +118,13 @@ def test_a_picture_that_is_known_well_enough_does_not_lower_it():
     assert found.tolist() == pytest.approx([0.5, 0.5, 1 / (1 + math.e), 1 / (1 + math.e**2)])
 
 
+@pytest.mark.filterwarnings("error")
+def test_weights_of_any_size_give_probabilities():
+    zero, one = (0.0,) * COUNT, (1.0,) * COUNT
+    found = Regression(zero, one, (1e6, *zero[1:]), 0.0).probability(np.outer([-1, 0, 1], one))
+    assert found.tolist() == [0, 0.5, 1]
+
+
 def test_what_was_never_seen_is_not_extrapolated_to(captioner):
     signals = np.zeros((2, COUNT))
     signals[:, 0] = [2.0, 1000.0]

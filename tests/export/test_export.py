@@ -125,6 +125,23 @@ def test_confidences_of_other_weights_are_not_exported(folder, caplog):
     assert [caption.confidence for caption in ours.caption(PICTURES)] == [None] * 3
 
 
+def test_captions_that_are_cut_at_once_have_the_confidences_of_their_checkpoint(both):
+    for image in PICTURES:
+        [caption] = both[0].caption(image)
+        theirs, ours = (captioner.caption(image, stop=caption.text[0]) for captioner in both)
+        assert [caption.text for caption in ours] == [caption.text for caption in theirs]
+        assert ours[0].confidence == pytest.approx(theirs[0].confidence, abs=1e-3)
+
+
+def test_confidences_of_another_model_are_refused(quantized, tmp_path):
+    shutil.copytree(quantized, tmp_path / "copy")
+    content = json.loads((quantized / "confidence.json").read_text())
+    content["pictures"] = {"mean": [0.0], "deviation": [1.0]}
+    (tmp_path / "copy" / "confidence.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="it is for 1 features of a picture, and the model has"):
+        runtime.Captioner.from_pretrained(tmp_path / "copy")
+
+
 def test_confidences_can_be_switched_off(both):
     _, ours = both
     confidence, ours.confidence = ours.confidence, None

@@ -61,7 +61,7 @@ class Regression:
     def probability(self, numbers: np.ndarray) -> np.ndarray:
         """Returns the probability of each row, float64 [R], for numbers float [R, K]."""
         places = standardise(numbers, np.array(self.mean), np.array(self.scale))
-        return 1 / (1 + np.exp(-(places @ np.array(self.weights) + self.bias)))
+        return 0.5 + 0.5 * np.tanh((places @ np.array(self.weights) + self.bias) / 2)  # exp would overflow
 
 
 def standardise(numbers: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:

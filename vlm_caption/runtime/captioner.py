@@ -90,8 +90,8 @@ class Captioner:
         self._prompts = PromptEncoder(self._tokenizer, PromptSettings(**settings.prompt))
         self._decoding = DecodingSettings(**settings.generation)
         self._positions = settings.positions
-        self.confidence = Confidence.load(folder)
         self._vision = VisionGraph(folder / VISION, threads)
+        self.confidence = Confidence.load(folder, self._vision.pooled_size)
         self._language = LanguageGraph(folder / LANGUAGE, threads, settings.cache)
         self.prompt = QUESTION.join(self._prompts.settings.markup)
 
@@ -284,7 +284,7 @@ class Captioner:
             [numbers * own.is_caption for numbers, own in zip(prior, found, strict=True)],
             [own.is_caption for own in found],
         ]
-        width = max(len(own.ids) for own in found)
+        width = max(1, *(len(own.ids) for own in found))  # captions that are cut at once have no tokens
         padded = [np.stack([np.pad(row, (0, width - len(row))) for row in column]) for column in columns]
         return self.confidence.measure(caption_signals(*padded), pooled[[own.place for own in found]])
 

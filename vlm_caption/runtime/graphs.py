@@ -70,10 +70,20 @@ def unpack_weights(path: Path, threads: int | None) -> dict[str, np.ndarray]:
 
 
 class VisionGraph:
-    """The vision tower and the projector."""
+    """The vision tower and the projector.
+
+    Args:
+        path: The file.
+        threads: See `open_session`.
+
+    Attributes:
+        pooled_size: The number of a picture's pooled features.
+    """
 
     def __init__(self, path: Path, threads: int | None) -> None:
         self._session = open_session(path, threads)
+        outputs = {output.name: output.shape for output in self._session.get_outputs()}
+        self.pooled_size: int = outputs["pooled_features"][1]
 
     def run(self, pixel_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the image tokens float [I, N, D] and the pooled features float [I, D_pooled] of pictures.
