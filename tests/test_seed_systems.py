@@ -15,6 +15,17 @@ from vlm_caption.model.adapters import is_adapter
 from vlm_caption.model.freezing import module_of
 from vlm_caption.training.train import train
 
+SMALL_VIT = {
+    "model_type": "vit",
+    "image_size": 48,
+    "patch_size": 16,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+SMALL_GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2}
+
 
 @pytest.fixture
 def run(tmp_path):
@@ -49,19 +60,22 @@ def test_the_toy_trains_its_projector_alone(run, tmp_path):
     assert isinstance(caption, str)
 
 
-def test_seemore_trains_all_and_keeps_all(run):
-    vision = {
-        "model_type": "vit",
-        "image_size": 32,
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "intermediate_size": 32,
-    }
-    vision |= {"patch_size": 16, "num_attention_heads": 2}
-    model, weights, caption = run("seemore", vision, {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2})
+@pytest.mark.parametrize("name", ["seemore", "seemore_source"])
+def test_seemore_trains_all_and_keeps_all(run, name):
+    model, weights, caption = run(name, SMALL_VIT, SMALL_GPT2)
     assert {module_of(name) for name in weights} == {"vision", "projector", "language"}
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert model.config.external_towers == []
+    assert isinstance(caption, str)
+
+
+def test_seemores_source_has_one_image_token_and_writes_characters(run):
+    model, _, caption = run("seemore_source", SMALL_VIT, SMALL_GPT2)
+    assert (model.config.image_tokens, model.config.pooled_feature, model.config.vision_seq_length) == (
+        "pooled",
+        "cls",
+        1,
+    )
     assert set(caption) <= set("aeghklmnrtuwy cdiobs<>"), "only characters of the training captions are written"
 
 
@@ -89,4 +103,4 @@ def test_moore_trains_and_keeps_adapters_and_the_vectors_around_the_image(run, t
 
 def test_every_seed_system_has_its_config():
     names = {path.stem for path in Path(REPOSITORY / "configs").glob("*.yaml")}
-    assert {"vit_gpt2", "seemore", "moore_vit_phi3", "moore_small"} <= names
+    assert {"vit_gpt2", "seemore", "seemore_source", "moore_vit_phi3", "moore_small"} <= names

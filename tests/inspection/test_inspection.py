@@ -236,6 +236,10 @@ class TestTokenizer:
         with pytest.raises(BackboneError, match="has not been fetched yet"):
             local_tokenizer(language)
 
+    def test_is_not_there_before_training_makes_it(self):
+        with pytest.raises(BackboneError, match="learned from the captions when training begins"):
+            local_tokenizer({"model_type": "gpt2"}, tokenizer_name="subwords")
+
     def test_may_be_missing_in_a_folder(self, tmp_path):
         (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
         with pytest.raises(BackboneError, match="has no tokenizer"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from vlm_caption.model.loss import caption_loss
+from vlm_caption.model.loss import bag_of_words_loss, caption_loss
 
 
 def draw(rows: int = 150, vocabulary: int = 37) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,3 +81,19 @@ def test_a_target_may_count_several_times():
     loss.backward()
     expected.backward()
     torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_the_bag_of_words_loss_is_the_mean_over_all_tokens_of_an_images_captions():
+    generator = torch.Generator().manual_seed(0)
+    embeds, head = torch.randn(2, 3, 8, generator=generator), torch.nn.Linear(8, 5)
+    targets = torch.tensor([[4, 0, 4, 1], [2, 3, -100, -100]])
+    scores = head(functional.layer_norm(embeds.mean(dim=1), (8,)))
+    rows, tokens = torch.tensor([0, 0, 0, 0, 1, 1]), torch.tensor([4, 0, 4, 1, 2, 3])
+    expected = functional.cross_entropy(scores[rows], tokens, reduction="sum") / 12
+    torch.testing.assert_close(bag_of_words_loss(embeds, head, targets, 12), expected)
+
+
+def test_the_bag_of_words_loss_ignores_order():
+    embeds, head = torch.randn(1, 3, 8), torch.nn.Linear(8, 5)
+    losses = [bag_of_words_loss(embeds, head, torch.tensor([ids]), 3) for ids in ([0, 1, 4], [4, 0, 1])]
+    torch.testing.assert_close(*losses)

@@ -1,4 +1,4 @@
-"""Tokenizers of language models with random weights: bytes, the captions' characters, or a named one."""
+"""Tokenizers of language models with random weights: bytes, the captions' characters or subwords, or a named one."""
 
 import pytest
 from datasets import Dataset
@@ -9,7 +9,13 @@ from transformers import PreTrainedTokenizerFast
 
 from vlm_caption import BackboneError, CaptionerForConditionalGeneration, CaptionerProcessor, compose
 from vlm_caption.data.opening import each_text
-from vlm_caption.towers.tokenizers import byte_tokenizer, character_tokenizer, new_tokenizer
+from vlm_caption.towers.tokenizers import (
+    SUBWORDS,
+    byte_tokenizer,
+    character_tokenizer,
+    new_tokenizer,
+    subword_tokenizer,
+)
 
 CAPTIONS = ["A dog runs.", "Zoë  sees\ttwo\ncats: 👩‍👩‍👧 e\u0301!"]
 VIT, GPT2 = VISION["vit_cls"]["vision_config"], LANGUAGE["gpt2"]
@@ -118,9 +124,40 @@ def test_bytes_are_what_nothing_said_means():
     assert vocabularies[0] == vocabularies[1]
 
 
-def test_characters_without_captions_are_refused():
+@given(st.text(max_size=20))
+def test_every_text_comes_back_from_subwords_as_it_was(text):
+    tokenizer = subword_tokenizer(CAPTIONS)
+    ids = encode(tokenizer, text)
+    assert len(ids) <= len(text.encode())
+    assert tokenizer.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids) == text
+
+
+def test_a_word_of_several_captions_is_one_subword_and_a_rare_one_is_several():
+    tokenizer = subword_tokenizer([f"A dog is running after {thing}." for thing in ("cats", "balls", "zeppelins")])
+    assert tokenizer.tokenize("A dog is running") == ["A", "Ġdog", "Ġis", "Ġrunning"]
+    assert len(tokenizer.tokenize(" zeppelins")) > 1
+
+
+def test_subwords_do_not_depend_on_the_order_of_the_captions():
+    captions = [
+        f"{colour} {thing} {place}." for colour in ("red", "blue") for thing in ("car", "cat") for place in "ab"
+    ]
+    assert subword_tokenizer(captions).get_vocab() == subword_tokenizer(iter(captions[::-1])).get_vocab()
+    assert len(subword_tokenizer(f"word{i} word{i}" for i in range(9999))) == SUBWORDS
+
+
+def test_a_random_language_model_writes_its_captions_subwords():
+    model, processor = compose(VIT, GPT2, tokenizer="subwords", captions=CAPTIONS * 2, pooled_feature="cls")
+    assert model.get_input_embeddings().num_embeddings == model.config.image_token_id == processor.tokenizer.vocab_size
+    inputs = processor(images=picture(), text="A dog", return_tensors="pt")
+    assert inputs["input_ids"].shape == (1, 2 + 2)
+    assert model(**inputs).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["characters", "subwords"])
+def test_a_tokenizer_of_captions_needs_captions(name):
     with pytest.raises(ValueError, match="made of the captions to train on: pass them as captions"):
-        compose(VIT, GPT2, tokenizer="characters")
+        compose(VIT, GPT2, tokenizer=name)
 
 
 def test_a_pretrained_language_model_keeps_its_own_tokenizer(tmp_path):

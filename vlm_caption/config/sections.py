@@ -25,8 +25,8 @@ class ModelSection:
         language: The language model, given in the same ways except "none". See docs/language_models.md.
         vision_revision: The branch, tag or commit of a vision tower from the Hub.
         language_revision: The branch, tag or commit of a language model from the Hub.
-        tokenizer: The tokenizer of a language model with random weights: "bytes" (also null), the "characters" of the
-            training captions, or the location of a pretrained one. See docs/from_scratch.md.
+        tokenizer: The tokenizer of a language model with random weights: "bytes" (also null), the "characters" or the
+            "subwords" of the training captions, or the location of a pretrained one. See docs/from_scratch.md.
         image_tokens: What the projector gets from an image: one "pooled" vector, its "patches", or "all" tokens.
         image_grid: With "patches": average the patches to a grid of this height and width.
         pooled_in_front: With "patches": put the pooled vector before the patches.
@@ -241,6 +241,9 @@ class TrainingSection:
         objective: Learn "all" tokens of a caption in each epoch, or one "random_token" of it, weighted by the number
             of its tokens, so that the gradient is the same on average. With "cider", a trained captioner learns from
             the CIDEr of captions that it samples itself. The dev loss always uses all. See docs/training.md.
+        bag_of_words: The weight of a second loss, in which the image tokens alone predict the words of the captions,
+            in no order. It helps towers with random weights to learn to see. With 0, there is none. See
+            docs/from_scratch.md.
         reinforce: How to train with the objective "cider": a mapping of the fields below, as in
             `{num_generations: 8}`.
         train_vision: How to train the vision tower: "frozen", "lora", "last_n", "full", or a mapping of the fields
@@ -285,6 +288,7 @@ class TrainingSection:
     epochs: float = 3.0
     max_steps: int = -1
     objective: Literal["all", "random_token", "cider"] = "all"
+    bag_of_words: float = 0.0
     reinforce: dict | None = None
     train_vision: ModuleField = "frozen"
     train_projector: ModuleField = "full"

@@ -111,9 +111,11 @@ def local_tokenizer(
         tokenizer_name: The `tokenizer` of `compose`.
 
     Raises:
-        BackboneError: It is not on this machine, or cannot be read.
+        BackboneError: It is not on this machine, cannot be read, or is only made by training.
     """
     if isinstance(language, dict):
+        if tokenizer_name == "subwords":
+            raise BackboneError("The tokens of 'subwords' are learned from the captions when training begins.")
         if tokenizer_name in (None, "bytes", "characters"):
             return new_tokenizer(tokenizer_name or "bytes", captions=())
         language = tokenizer_name

