@@ -1,60 +1,79 @@
-"""The bag-of-words loss in training: what it trains, and what it leaves as it is."""
+"""The objective `bag_of_words`: what it trains, what it leaves as it is, and where it is refused."""
 
 import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from tiny_models import VISION
 from tiny_runs import LANGUAGE, write_colours
 
 from vlm_caption import ConfigError
 from vlm_caption.config.run_config import RunConfig
-from vlm_caption.training.sharding import check_sharding
+from vlm_caption.training import model as training_model
+from vlm_caption.training.bag_of_words import check_bag_of_words
 from vlm_caption.training.train import train
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
+SETTINGS = {
+    "model.vision": VISION["vit_cls"]["vision_config"],
+    "model.language": LANGUAGE,
+    "model.pooled_feature": "cls",
+    "training.train_vision": "full",
+    "training.train_language": "full",
+    "training.precision": "fp32",
+    "training.objective": "bag_of_words",
+    "training.max_steps": 20,
+    "training.eval_steps": 10,
+    "training.warmup_steps": 0,
+    "training.learning_rate": 5e-3,
+}
+
 
 @pytest.fixture
-def run(tmp_path):
-    """Makes one step from scratch with a weight of the loss. Returns the log's first loss, and the weights."""
-    table = write_colours(tmp_path)
+def run(tmp_path, monkeypatch):
+    """Trains from scratch on plain colours. Returns the model, its weights before, and the log."""
+    before = {}
+    compose = training_model.compose
 
-    def run(weight: float) -> tuple[float, dict[str, torch.Tensor]]:
-        folder = tmp_path / f"run_{weight}"
-        settings = {
-            "model.vision": VISION["vit_cls"]["vision_config"],
-            "model.language": LANGUAGE,
-            "model.pooled_feature": "cls",
-            "data.path": str(table),
-            "training.output_dir": str(folder),
-            "training.train_vision": "full",
-            "training.train_language": "full",
-            "training.precision": "fp32",
-            "training.max_steps": 1,
-            "training.warmup_steps": 0,
-            "training.samples": 0,
-            "training.bag_of_words": weight,
-        }
-        train(RunConfig.load(None, settings))
+    def keep(**settings):
+        model, processor = compose(**settings)
+        before.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return model, processor
+
+    monkeypatch.setattr(training_model, "compose", keep)
+    folder = tmp_path / "run"
+
+    def run(**changes):
+        settings = SETTINGS | {"data.path": str(write_colours(tmp_path)), "training.output_dir": str(folder)}
+        model = train(RunConfig.load(None, settings | changes))
         log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        return next(entry["loss"] for entry in log if "loss" in entry), load_file(folder / "model.safetensors")
+        return model, before, log
 
     return run
 
 
-def test_it_changes_what_is_learned_and_not_the_loss_that_is_logged(run):
-    (loss, plain), (same_loss, changed) = run(0.0), run(2.0)
-    assert loss == same_loss
-    towers = [name for name in plain if "vision_tower" in name]
-    assert any(not torch.equal(plain[name], changed[name]) for name in towers)
+def test_tower_projector_and_word_embeddings_learn_and_the_blocks_stay_as_they_are(run):
+    model, before, log = run()
+    losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    assert losses[-1] < losses[0]
+    same = {name for name, tensor in model.state_dict().items() if torch.equal(before[name], tensor.cpu())}
+    blocks = {name for name in before if ".transformer.h." in name}
+    assert blocks
+    assert blocks <= same
+    changed = before.keys() - same
+    for part in ("core.vision_tower.", "core.multi_modal_projector.", "core.language_model.transformer.wte"):
+        assert any(name.startswith(part) for name in changed), part
 
 
-def test_a_weight_below_0_and_sharded_models_are_refused(monkeypatch):
-    with pytest.raises(ConfigError, match=r"training\.bag_of_words must be at least 0, and -1\.0 is not"):
-        RunConfig.load(None, {"training.bag_of_words": -1})
-    for name, value in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "2"}.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=r"has no bag-of-words loss: set training\.bag_of_words to 0"):
-        check_sharding(RunConfig.load(None, {"training.bag_of_words": 0.5}))
+def test_no_samples_are_shown_because_nothing_can_be_written_yet(run):
+    assert not any("samples" in entry for entry in run()[2])
+
+
+def test_captions_and_several_processes_are_refused(monkeypatch):
+    with pytest.raises(ConfigError, match=r"does not train captions: set training\.eval_captions to 0"):
+        check_bag_of_words(RunConfig.load(None, SETTINGS | {"training.eval_captions": 8}))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"is for one process, and accelerate launch started several"):
+        check_bag_of_words(RunConfig.load(None, SETTINGS))
+    check_bag_of_words(RunConfig.load(None, SETTINGS | {"training.objective": "all"}))

@@ -193,8 +193,6 @@ def test_settings_that_do_not_fit_are_refused_in_one_sentence(run, tmp_path):
         run(stages=[second])
     with pytest.raises(ConfigError, match=r"cider needs training\.eval_captions"):
         run(stages=[first, second | {"eval_captions": 0}])
-    with pytest.raises(ConfigError, match=r"cider has no bag-of-words loss: set training\.bag_of_words to 0"):
-        run(**{"training.bag_of_words": 0.5})
     with pytest.raises(ConfigError, match=r"training\.reinforce is for training\.objective cider"):
         run(stages=[first], **{"training.reinforce": {"beta": 0.1}})
     with pytest.raises(ConfigError, match=r"data\.prompt asks questions"):

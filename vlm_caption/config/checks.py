@@ -40,7 +40,6 @@ _NOT_NEGATIVE = {
     "training.learning_rate",
     "training.warmup_steps",
     "training.weight_decay",
-    "training.bag_of_words",
     "training.max_grad_norm",
     "training.seed",
     "training.patience",

@@ -239,11 +239,10 @@ class TrainingSection:
         epochs: The number of passes over the images, which may be a fraction.
         max_steps: Stop after this many steps. With -1, `epochs` decides.
         objective: Learn "all" tokens of a caption in each epoch, or one "random_token" of it, weighted by the number
-            of its tokens, so that the gradient is the same on average. With "cider", a trained captioner learns from
-            the CIDEr of captions that it samples itself. The dev loss always uses all. See docs/training.md.
-        bag_of_words: The weight of a second loss, in which the image tokens alone predict the words of the captions,
-            in no order. It helps towers with random weights to learn to see. With 0, there is none. See
-            docs/from_scratch.md.
+            of its tokens, so that the gradient is the same on average. With "bag_of_words", the image tokens alone
+            learn to predict the words of the captions, in no order: a first stage for a vision tower with random
+            weights. With "cider", a trained captioner learns from the CIDEr of captions that it samples itself. See
+            docs/training.md.
         reinforce: How to train with the objective "cider": a mapping of the fields below, as in
             `{num_generations: 8}`.
         train_vision: How to train the vision tower: "frozen", "lora", "last_n", "full", or a mapping of the fields
@@ -287,8 +286,7 @@ class TrainingSection:
     accumulation: int = 1
     epochs: float = 3.0
     max_steps: int = -1
-    objective: Literal["all", "random_token", "cider"] = "all"
-    bag_of_words: float = 0.0
+    objective: Literal["all", "random_token", "bag_of_words", "cider"] = "all"
     reinforce: dict | None = None
     train_vision: ModuleField = "frozen"
     train_projector: ModuleField = "full"

@@ -24,7 +24,7 @@ from ..core.interrupts import StopSignals
 from ..data.corpus import count_captions
 from ..data.places import row_name
 from ..data.sampler import LengthBatchSampler
-from ..model.loss import IGNORE_INDEX, bag_of_words_loss
+from ..model.loss import IGNORE_INDEX
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.processor import CaptionerProcessor
 from . import checkpoints
@@ -313,20 +313,14 @@ class TrainingLoop:
             targets: The number of targets of the whole step, over all processes.
 
         Returns:
-            The batch's share of the step's loss of captions, times the number of processes, for their gradients are
-            averaged.
+            The batch's share of the step's loss, times the number of processes, for their gradients are averaged.
         """
         inputs = {name: tensor for name, tensor in batch.items() if name not in ("rows", "amount")}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            outputs = self.prepared(**inputs, num_items_in_batch=targets)
-            objective = outputs.loss
-            if weight := self.settings.bag_of_words:
-                head, embeds = self.model.get_output_embeddings(), outputs.image_hidden_states
-                objective = objective + weight * bag_of_words_loss(embeds, head, batch["labels"], targets)
-        self.accelerator.backward(objective * self.accelerator.num_processes)
-        loss = outputs.loss.detach() * self.accelerator.num_processes
+            loss = self.prepared(**inputs, num_items_in_batch=targets).loss * self.accelerator.num_processes
+        self.accelerator.backward(loss)
         self._check_finite(loss, "loss", batch["rows"].tolist())
-        return loss
+        return loss.detach()
 
     @contextlib.contextmanager
     def _keeping_gradients(self) -> Generator[None]:
@@ -429,10 +423,7 @@ class TrainingLoop:
         """Measures dev loss and CIDEr, keeps the weights if they are the best so far, and writes sample captions."""
         data, size, start = self.data, self.settings.batch_size, time.perf_counter()
         with self._no_step(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            metrics = score_losses(self.model, data.dev_collator, data.dev, size)
-            if self.settings.eval_captions:
-                first = list(data.dev.select(range(min(self.settings.eval_captions, len(data.dev)))))
-                metrics["eval_cider"] = score_cider(self.model, data.dev_collator, first, size)
+            metrics = self.score_dev()
         seconds = max(time.perf_counter() - start, 1e-9)
         batches = math.ceil(len(data.dev) / (size * self.accelerator.num_processes))
         metrics |= {
@@ -451,6 +442,15 @@ class TrainingLoop:
                     for name, parameter in self.model.named_parameters()
                     if parameter.requires_grad
                 }
+
+    def score_dev(self) -> dict[str, float]:
+        """Returns the dev loss as `eval_loss`, and the CIDEr of dev captions as `eval_cider` if it is asked for."""
+        data, size = self.data, self.settings.batch_size
+        metrics = score_losses(self.model, data.dev_collator, data.dev, size)
+        if self.settings.eval_captions:
+            first = list(data.dev.select(range(min(self.settings.eval_captions, len(data.dev)))))
+            metrics["eval_cider"] = score_cider(self.model, data.dev_collator, first, size)
+        return metrics
 
     def _show_samples(self, samples: list[dict[str, str]]) -> None:
         self._append(self.state.log({"samples": samples}))

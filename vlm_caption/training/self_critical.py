@@ -60,8 +60,6 @@ def check_objective(config: RunConfig) -> None:
             f"{where} needs training.eval_captions: the best weights are those with the highest dev CIDEr, because "
             "the dev loss rises."
         )
-    if any(stage.objective == "cider" and stage.bag_of_words for stage in settings):
-        raise ConfigError(f"{where} has no bag-of-words loss: set training.bag_of_words to 0 for it.")
     if QUESTION in config.data.prompt:
         raise ConfigError(
             f"{where} is for captions, and data.prompt asks questions: train answers with objective all."

@@ -35,7 +35,7 @@ def check_sharding(config: RunConfig) -> None:
 
     Raises:
         ConfigError: FSDP was asked for in its first version, for one process, with weights offloaded to the CPU, for
-            several stages, for a compiled model, for averaged weights, or for a bag-of-words loss.
+            several stages, for a compiled model, or for averaged weights.
     """
     if not is_asked_for():
         return
@@ -52,8 +52,6 @@ def check_sharding(config: RunConfig) -> None:
         raise ConfigError(f"{told}, which is not for compiled models: set training.compile to false.")
     if config.training.ema_decay is not None:
         raise ConfigError(f"{told}, which does not average weights: set training.ema_decay to null.")
-    if config.training.bag_of_words:
-        raise ConfigError(f"{told}, which has no bag-of-words loss: set training.bag_of_words to 0.")
 
 
 @contextlib.contextmanager

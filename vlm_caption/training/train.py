@@ -22,6 +22,7 @@ from ..model.projector_init import fit_scale
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.precision import choose_kernels, hold_frozen, use_bf16
 from ..towers.processor import CaptionerProcessor
+from .bag_of_words import BagOfWordsLoop, check_bag_of_words
 from .checkpoints import load_weights, writing_to
 from .data import CaptionSplits, TrainingData, prepare_data
 from .launch import check_launcher, check_tracker, join_processes, keep_threads, open_accelerator, use_all_cores
@@ -48,6 +49,9 @@ from .state import RunState
 
 logger = logging.getLogger(__name__)
 
+# The loops of objectives that are not losses of captions.
+_LOOPS = {"bag_of_words": BagOfWordsLoop, "cider": SelfCriticalLoop}
+
 
 def train(config: RunConfig) -> CaptionerForConditionalGeneration:
     """Trains a captioner as the config says, stage after stage, and saves its bridge to `training.output_dir`.
@@ -71,6 +75,7 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
     config = adopt_parent(config)
     _check_eval_captions(config)
     check_objective(config)
+    check_bag_of_words(config)
     check_writable(output_dir)
     with StopSignals() as signals, holding(output_dir), hiding_fsdp() as is_sharding:
         return _train(config, signals, is_sharding)
@@ -186,12 +191,12 @@ def _train_stage(
 ) -> TrainingLoop:
     """Trains what is not frozen, from a checkpoint or from the start, and leaves the best weights in the model."""
     samples = None
-    if config.training.samples:
+    if config.training.samples and stage.settings.objective != "bag_of_words":
         rows = data.dev.select(range(min(config.training.samples, len(data.dev))))
         samples = SampleCaptions(rows, data.dev_collator)
     # A tower that is float32 in any stage is multiplied in bfloat16 where a frozen one would be held in it.
     autocast = bool(changed) and use_bf16(config.training.precision)
-    loop_class = SelfCriticalLoop if stage.settings.objective == "cider" else TrainingLoop
+    loop_class = _LOOPS.get(stage.settings.objective, TrainingLoop)
     loop = loop_class(
         stage, model, processor, data, open_accelerator(stage.settings), signals, samples, autocast=autocast
     )
