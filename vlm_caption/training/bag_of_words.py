@@ -6,6 +6,7 @@ leaves out the language model's blocks, so it takes a fraction of the time.
 """
 
 import os
+from typing import cast
 
 import torch
 
@@ -65,5 +66,5 @@ class BagOfWordsLoop(TrainingLoop):
 
     def _loss(self, batch: Batch, targets: torch.Tensor | int) -> torch.Tensor:
         images = {name: batch[name] for name in ("pixel_values", "image_features") if name in batch}
-        embeds = self.model.get_image_features(**images).pooler_output
+        embeds = cast(torch.Tensor, self.model.get_image_features(**images).pooler_output)
         return bag_of_words_loss(embeds, self.model.get_output_embeddings(), batch["labels"], targets)

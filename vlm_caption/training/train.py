@@ -49,9 +49,6 @@ from .state import RunState
 
 logger = logging.getLogger(__name__)
 
-# The loops of objectives that are not losses of captions.
-_LOOPS = {"bag_of_words": BagOfWordsLoop, "cider": SelfCriticalLoop}
-
 
 def train(config: RunConfig) -> CaptionerForConditionalGeneration:
     """Trains a captioner as the config says, stage after stage, and saves its bridge to `training.output_dir`.
@@ -196,7 +193,8 @@ def _train_stage(
         samples = SampleCaptions(rows, data.dev_collator)
     # A tower that is float32 in any stage is multiplied in bfloat16 where a frozen one would be held in it.
     autocast = bool(changed) and use_bf16(config.training.precision)
-    loop_class = _LOOPS.get(stage.settings.objective, TrainingLoop)
+    loops = {"bag_of_words": BagOfWordsLoop, "cider": SelfCriticalLoop}
+    loop_class = loops.get(stage.settings.objective, TrainingLoop)
     loop = loop_class(
         stage, model, processor, data, open_accelerator(stage.settings), signals, samples, autocast=autocast
     )
