@@ -296,6 +296,11 @@ def test_weights_are_rounded_to_the_nearest_multiple_of_their_columns_scale():
     assert not integers[:, 3].any()
 
 
+def test_two_products_of_the_greatest_weights_and_activations_fit_into_16_bits():
+    integers, _ = quantize_columns(np.array([[-3.0], [3.0]], dtype=np.float32))
+    assert 2 * 255 * np.abs(integers.astype(int)).max() < 2**15
+
+
 def test_an_older_runtime_refuses_blocks(quantized):
     assert json.loads((quantized / "captioner.json").read_text())["format"] == {"int8": 3, "int4": 4}[quantized.name]
 

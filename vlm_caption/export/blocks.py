@@ -1,8 +1,8 @@
 """Weights of 8 bits that are stored in 4, and the ONNX graph that unpacks them when the captioner is loaded.
 
 Each block of 32 weights of an output channel has a step and a lowest value in float16, as in GGUF's Q4_1. Weights that
-come from such a file are on this grid already, so they lose nothing. onnxruntime's own product with 4-bit weights is
-slower than that of int8 with more than one row; unpacked, they are as fast as int8.
+come from such a file are on this grid already, so they become the same as in int8. onnxruntime's own product with
+4-bit weights is slower than that of int8 with more than one row; unpacked, they are as fast as int8.
 """
 
 import numpy as np
