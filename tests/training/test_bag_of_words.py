@@ -66,6 +66,14 @@ def test_tower_projector_and_word_embeddings_learn_and_the_blocks_stay_as_they_a
         assert any(name.startswith(part) for name in changed), part
 
 
+def test_the_dev_loss_of_each_of_several_corpora_is_logged(run, tmp_path):
+    log = run(**{"data.path": [str(write_colours(tmp_path / name)) for name in "ab"]})[2]
+    [*_, last] = [entry for entry in log if "eval_loss" in entry]
+    parts = [value for name, value in last.items() if name.startswith("eval_loss/")]
+    assert len(parts) == 2
+    assert last["eval_loss"] == pytest.approx(sum(parts) / 2)
+
+
 def test_no_samples_are_shown_because_nothing_can_be_written_yet(run):
     assert not any("samples" in entry for entry in run()[2])
 

@@ -1,6 +1,6 @@
 """The loss on captions, exact over tokens: all tokens weigh the same, however captions are batched."""
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,20 +18,37 @@ if TYPE_CHECKING:
 _TOKENS_A_BATCH = 2048
 
 
+# Takes a model, a batch and a number, and returns the sum of the targets' losses divided by the number.
+LossOf = Callable[[nn.Module, dict[str, torch.Tensor], torch.Tensor | int], torch.Tensor]
+
+
+def model_loss(
+    model: nn.Module, batch: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | int
+) -> torch.Tensor:
+    """Returns the model's own loss of a batch; see `LossOf`."""
+    loss: torch.Tensor = model(**batch, num_items_in_batch=num_items_in_batch).loss
+    return loss
+
+
 @torch.no_grad()
-def sum_nll(model: CaptionerForConditionalGeneration, batches: Iterable[dict[str, torch.Tensor]]) -> tuple[float, int]:
+def sum_nll(
+    model: CaptionerForConditionalGeneration,
+    batches: Iterable[dict[str, torch.Tensor]],
+    loss_of: LossOf = model_loss,
+) -> tuple[float, int]:
     """Returns the negative log-likelihood of all captions, in nats, and the number of their tokens, ends included.
 
     Args:
         model: The model, in any mode; it is evaluated in eval mode.
         batches: Batches of a `CaptionCollator`.
+        loss_of: What is summed, by default the model's own loss.
     """
     training = model.training
     model.eval()
     total, count = 0.0, 0
     for batch in batches:
         inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        total += model(**inputs, num_items_in_batch=1).loss.item()
+        total += loss_of(model, inputs, 1).item()
         count += int((batch["shift_labels"] != IGNORE_INDEX).sum())
     model.train(training)
     return total, count

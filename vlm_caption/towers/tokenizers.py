@@ -50,10 +50,11 @@ def new_tokenizer(name: str, captions: Iterable[str] | None) -> Any:
     """
     if name == "bytes":
         return byte_tokenizer()
-    if name in ("characters", "subwords"):
+    makers = {"characters": character_tokenizer, "subwords": subword_tokenizer}
+    if name in makers:
         if captions is None:
             raise ValueError(f"tokenizer={name!r} is made of the captions to train on: pass them as captions.")
-        return character_tokenizer(captions) if name == "characters" else subword_tokenizer(captions)
+        return makers[name](captions)
     tokenizer = _named_tokenizer(name)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"The tokenizer {name!r} has no end token, so captions would never end: choose another.")

@@ -8,7 +8,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 
 from ..captioning.generation import caption_rows
-from ..captioning.nll import sum_nll
+from ..captioning.nll import LossOf, model_loss, sum_nll
 from ..data.collator import CaptionCollator
 from ..data.corpora import rows_of
 from ..metrics.scoring import score
@@ -17,7 +17,11 @@ from .sharding import is_sharded
 
 
 def score_losses(
-    model: CaptionerForConditionalGeneration, collator: CaptionCollator, dataset: Dataset, batch_size: int
+    model: CaptionerForConditionalGeneration,
+    collator: CaptionCollator,
+    dataset: Dataset,
+    batch_size: int,
+    loss_of: LossOf = model_loss,
 ) -> dict[str, float]:
     """Returns the mean loss of all captions, in nats a token, exact over tokens. Several processes share the images.
 
@@ -29,6 +33,7 @@ def score_losses(
         dataset: Rows with `image`, `captions` and `index`, and with `corpus` if there are several; the same in all
             processes.
         batch_size: Images at a time.
+        loss_of: Which loss, by default the model's own.
     """
     process, processes = _share(model)
     parts: Mapping[str, Sequence[int]] = rows_of(dataset) or {"": range(len(dataset))}
@@ -36,9 +41,8 @@ def score_losses(
     for name, rows in parts.items():
         mine = rows[process::processes]
         starts = range(0, len(mine), batch_size)
-        own[name] = sum_nll(
-            model, (collator([dataset[row] for row in mine[start : start + batch_size]]) for start in starts)
-        )
+        batches = (collator([dataset[row] for row in mine[start : start + batch_size]]) for start in starts)
+        own[name] = sum_nll(model, batches, loss_of)
     sums = gather_object([own])
     losses = {f"eval_loss/{name}": _mean([share[name] for share in sums]) for name in parts if name}
     return {"eval_loss": _mean([pair for share in sums for pair in share.values()])} | losses

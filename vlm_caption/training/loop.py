@@ -19,6 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import set_seed
 
+from ..captioning.nll import LossOf, model_loss
 from ..core.files import move_folder
 from ..core.interrupts import StopSignals
 from ..data.corpus import count_captions
@@ -66,7 +67,10 @@ class TrainingLoop:
         intervals: How often it logs, evaluates and saves.
         best_weights: The trained parameters at the best evaluation, on the CPU; {} before the first one.
         average: The average of the trained parameters, which is evaluated in their place; None without one.
+        loss_of: The loss that is trained on and measured on dev images.
     """
+
+    loss_of: LossOf = staticmethod(model_loss)
 
     def __init__(
         self,
@@ -317,7 +321,7 @@ class TrainingLoop:
         """
         inputs = {name: tensor for name, tensor in batch.items() if name not in ("rows", "amount")}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            loss = self.prepared(**inputs, num_items_in_batch=targets).loss * self.accelerator.num_processes
+            loss = self.loss_of(self.prepared, inputs, targets) * self.accelerator.num_processes
         self.accelerator.backward(loss)
         self._check_finite(loss, "loss", batch["rows"].tolist())
         return loss.detach()
@@ -423,7 +427,10 @@ class TrainingLoop:
         """Measures dev loss and CIDEr, keeps the weights if they are the best so far, and writes sample captions."""
         data, size, start = self.data, self.settings.batch_size, time.perf_counter()
         with self._no_step(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            metrics = self.score_dev()
+            metrics = score_losses(self.model, data.dev_collator, data.dev, size, self.loss_of)
+            if self.settings.eval_captions:
+                first = list(data.dev.select(range(min(self.settings.eval_captions, len(data.dev)))))
+                metrics["eval_cider"] = score_cider(self.model, data.dev_collator, first, size)
         seconds = max(time.perf_counter() - start, 1e-9)
         batches = math.ceil(len(data.dev) / (size * self.accelerator.num_processes))
         metrics |= {
@@ -442,15 +449,6 @@ class TrainingLoop:
                     for name, parameter in self.model.named_parameters()
                     if parameter.requires_grad
                 }
-
-    def score_dev(self) -> dict[str, float]:
-        """Returns the dev loss as `eval_loss`, and the CIDEr of dev captions as `eval_cider` if it is asked for."""
-        data, size = self.data, self.settings.batch_size
-        metrics = score_losses(self.model, data.dev_collator, data.dev, size)
-        if self.settings.eval_captions:
-            first = list(data.dev.select(range(min(self.settings.eval_captions, len(data.dev)))))
-            metrics["eval_cider"] = score_cider(self.model, data.dev_collator, first, size)
-        return metrics
 
     def _show_samples(self, samples: list[dict[str, str]]) -> None:
         self._append(self.state.log({"samples": samples}))

@@ -38,7 +38,7 @@ _INPUTS = ("input_ids", "position_ids", "attention_mask", "logits_to_keep", "ima
 _MEASURES = ("images", "captions", "tokens", "reward", "reward_std", "distinct", "ended", "kl")
 
 
-def check_objective(config: RunConfig) -> None:
+def check_cider(config: RunConfig) -> None:
     """Checks that training on CIDEr is asked for where it can be done.
 
     Raises:

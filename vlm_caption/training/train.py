@@ -42,7 +42,7 @@ from .run_folder import (
     prepare_folder,
 )
 from .samples import SampleCaptions
-from .self_critical import SelfCriticalLoop, check_objective
+from .self_critical import SelfCriticalLoop, check_cider
 from .sharding import check_sharding, hiding_fsdp, shard
 from .stages import Stage, plan_stages
 from .state import RunState
@@ -71,7 +71,7 @@ def train(config: RunConfig) -> CaptionerForConditionalGeneration:
     check_tracker(config.training.report_to)
     config = adopt_parent(config)
     _check_eval_captions(config)
-    check_objective(config)
+    check_cider(config)
     check_bag_of_words(config)
     check_writable(output_dir)
     with StopSignals() as signals, holding(output_dir), hiding_fsdp() as is_sharding:
