@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 import torch
 from commands import REPOSITORY, load_script
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from tiny_models import EOS, made_up_confidence, picture, tiny_model, tiny_processor
+from transformers.pytorch_utils import Conv1D
 
 from vlm_caption import Captioner
 from vlm_caption.captioning.consensus import DocumentFrequencies
@@ -25,6 +29,7 @@ from vlm_caption.export import export_onnx  # noqa: E402
 from vlm_caption.export.blocks import BLOCK, PackedWeights, pack_blocks, unpack_blocks  # noqa: E402
 from vlm_caption.export.builder import GraphBuilder, quantize_columns  # noqa: E402
 from vlm_caption.export.language import build_language_graph  # noqa: E402
+from vlm_caption.export.smoothing import greatest_inputs  # noqa: E402
 from vlm_caption.export.vision import check_vision_tower  # noqa: E402
 
 pytestmark = [
@@ -262,25 +267,31 @@ def test_other_families_are_refused_by_name(vision, language, message):
         refuse(core)
 
 
-def test_quantized_products_depend_on_their_own_row_alone():
+def product_of(weight, rows, greatest=None):
+    """Returns what an int8 linear layer makes of rows."""
     import onnxruntime
     from onnx import TensorProto
 
     from vlm_caption.export.builder import value
 
+    builder = GraphBuilder(int8=True)
+    builder.add("Identity", builder.linear("x", "layer", weight, greatest=greatest), name="y")
+    sizes = weight.shape
+    model = builder.model(
+        [value("x", TensorProto.FLOAT, ["M", sizes[0]])], [value("y", TensorProto.FLOAT, ["M", sizes[1]])]
+    )
+    return onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": rows})[0]
+
+
+def test_quantized_products_depend_on_their_own_row_alone():
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(32, 48)).astype(np.float32)
-    builder = GraphBuilder(int8=True)
-    builder.add("Identity", builder.linear("x", "layer", weight), name="y")
-    model = builder.model([value("x", TensorProto.FLOAT, ["M", 32])], [value("y", TensorProto.FLOAT, ["M", 48])])
-    session = onnxruntime.InferenceSession(model.SerializeToString())
     rows = rng.normal(size=(3, 32)).astype(np.float32)
     rows[1] *= 1000
     rows[2] = 0
-    [together] = session.run(None, {"x": rows})
+    together = product_of(weight, rows)
     for row, product in zip(rows, together, strict=True):
-        [alone] = session.run(None, {"x": row[None]})[0]
-        assert np.array_equal(alone, product)
+        assert np.array_equal(product_of(weight, row[None])[0], product)
     exact = rows @ weight
     assert np.abs(together - exact)[0].max() < 0.03 * np.abs(exact[0]).max()
     assert not together[2].any()
@@ -296,9 +307,35 @@ def test_weights_are_rounded_to_the_nearest_multiple_of_their_columns_scale():
     assert not integers[:, 3].any()
 
 
-def test_two_products_of_the_greatest_weights_and_activations_fit_into_16_bits():
-    integers, _ = quantize_columns(np.array([[-3.0], [3.0]], dtype=np.float32))
-    assert 2 * 255 * np.abs(integers.astype(int)).max() < 2**15
+@given(arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 4)), elements=st.floats(-4, 4, width=32)))
+def test_products_of_two_neighbouring_weights_and_any_activations_fit_into_16_bits(weight):
+    integers = quantize_columns(weight)[0].astype(int)
+    pairs = np.pad(integers, ((0, len(integers) % 2), (0, 0))).reshape(-1, 2, weight.shape[1])
+    assert 255 * np.abs(pairs.sum(axis=1)).max() < 2**15
+    assert np.abs(integers).max() <= 127
+
+
+def test_smoothing_keeps_the_small_channels_beside_an_outlier():
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(32, 16)).astype(np.float32)
+    rows = rng.normal(size=(40, 32)).astype(np.float32)
+    rows[:, 5] *= 300
+    exact = rows @ weight
+    errors = [
+        np.abs(product_of(weight, rows, greatest) - exact).mean() for greatest in (None, np.abs(rows).max(axis=0))
+    ]
+    assert errors[1] < 0.3 * errors[0]
+
+
+def test_smoothing_measures_all_linear_layers_and_the_head(folder):
+    captioner = Captioner.from_pretrained(save(folder / "to measure", "clip, gpt2"), device="cpu")
+    greatest = greatest_inputs(captioner)
+    model = captioner.model.core.language_model
+    layers = [block.attn.c_attn for block in model.transformer.h] + [block.mlp.c_proj for block in model.transformer.h]
+    for layer in [*layers, model.get_output_embeddings()]:
+        inputs = layer.in_features if isinstance(layer, torch.nn.Linear) else len(layer.weight)
+        assert greatest[layer].shape == (inputs,)
+        assert (greatest[layer] > 0).all()
 
 
 def test_an_older_runtime_refuses_blocks(quantized):
@@ -316,8 +353,13 @@ def test_weights_of_4_bits_are_those_of_int8_where_the_model_has_blocks(language
             columns = weight.data if language == "gpt2" else weight.data.T  # [K, N]
             if len(columns) % BLOCK == 0:
                 columns.copy_(torch.from_numpy(unpack_blocks(*pack_blocks(columns.numpy()))))
+    layers = [layer for layer in core.language_model.modules() if isinstance(layer, torch.nn.Linear | Conv1D)]
+    rng = np.random.default_rng(0)
+    sizes = [layer.in_features if isinstance(layer, torch.nn.Linear) else len(layer.weight) for layer in layers]
+    greatest = {layer: rng.uniform(0, 9, size) for layer, size in zip(layers, sizes, strict=True)}
     packed = PackedWeights()
-    graph, plain = build_language_graph(core, True, packed).graph, build_language_graph(core, True).graph
+    graph = build_language_graph(core, True, packed, greatest).graph
+    plain = build_language_graph(core, True, greatest=greatest).graph
     session = onnxruntime.InferenceSession(packed.model().SerializeToString())
     unpacked = {output.name: array for output, array in zip(session.get_outputs(), session.run(None, {}), strict=True)}
     for got, expected in zip(graph.initializer, plain.initializer, strict=True):

@@ -35,20 +35,22 @@ class PackedWeights:
         """Returns whether weights float [K, N] come in whole blocks."""
         return len(weight) % BLOCK == 0
 
-    def add(self, name: str, weight: np.ndarray) -> tuple[onnx.TensorProto, np.ndarray]:
+    def add(self, name: str, weight: np.ndarray, factors: np.ndarray) -> tuple[onnx.TensorProto, np.ndarray]:
         """Adds a linear layer's weights.
 
         Args:
             name: The name of the int8 tensor.
             weight: float [K, N], K a multiple of `BLOCK`.
+            factors: What the weights of each input channel are multiplied by when they are unpacked, float [K].
 
         Returns:
             The tensor int8 [K, N] without its content, for the graph that reads it, and the scales, float [N]: what
-            `quantize_columns` returns of the weights on the grid of 4 bits.
+            `quantize_columns` returns of the weights on the grid of 4 bits times the factors.
         """
         add, builder = self._builder.add, self._builder
         codes, steps, lows = pack_blocks(weight)
-        _, scales = quantize_columns(unpack_blocks(codes, steps, lows))
+        column = factors[:, None]
+        _, scales = quantize_columns(unpack_blocks(codes, steps, lows) * column)
         halves = builder.weight(f"{name}.codes", codes[:, ::2] | codes[:, 1::2] << 4)  # [K / 32, 16, N]
         even = add("BitwiseAnd", halves, builder.constant(15, np.uint8))
         odd = add("BitShift", halves, builder.constant(4, np.uint8), direction="RIGHT")
@@ -60,6 +62,7 @@ class PackedWeights:
             for part, array in (("steps", steps), ("lows", lows))
         )
         weights = add("Reshape", add("Add", add("Mul", numbers, step), low), builder.constant(weight.shape))
+        weights = add("Mul", weights, builder.weight(f"{name}.factors", column))
         multiples = add("Round", add("Div", weights, builder.weight(f"{name}.scales", scales)))
         add("Cast", multiples, to=TensorProto.INT8, name=name)
         self._outputs.append(value(name, TensorProto.INT8, weight.shape))

@@ -8,6 +8,8 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from .smoothing import smoothing_factors
+
 if TYPE_CHECKING:
     from .blocks import PackedWeights
 
@@ -15,8 +17,6 @@ OPSET = 20  # with Gelu, in onnxruntime from 1.17 on
 IR_VERSION = 9
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
-
-LARGEST_MULTIPLE = 64  # of int8 weights; see `quantize_columns`
 
 
 class GraphBuilder:
@@ -67,7 +67,15 @@ class GraphBuilder:
         """Adds a float number and returns its name."""
         return self.constant(value, np.float32)
 
-    def linear(self, values: str, name: str, weight: Any, bias: Any = None, pack: bool = True) -> str:
+    def linear(
+        self,
+        values: str,
+        name: str,
+        weight: Any,
+        bias: Any = None,
+        pack: bool = True,
+        greatest: np.ndarray | None = None,
+    ) -> str:
         """Adds a linear layer, and returns its output's name.
 
         Args:
@@ -76,14 +84,17 @@ class GraphBuilder:
             weight: float [K, N].
             bias: float [N], or None.
             pack: Whether its weights may be kept in 4 bits.
+            greatest: The greatest absolute input of each channel, float [K], to smooth outliers with in int8.
         """
         if self.int8:
-            output = self.quantized_linear(values, name, to_numpy(weight), pack)
+            output = self.quantized_linear(values, name, to_numpy(weight), pack, greatest)
         else:
             output = self.add("MatMul", values, self.weight(f"{name}.weight", weight))
         return output if bias is None else self.add("Add", output, self.weight(f"{name}.bias", bias))
 
-    def quantized_linear(self, values: str, name: str, weight: np.ndarray, pack: bool = False) -> str:
+    def quantized_linear(
+        self, values: str, name: str, weight: np.ndarray, pack: bool = False, greatest: np.ndarray | None = None
+    ) -> str:
         """Adds the product of activations and weights that are both rounded to 8 bits; see `quantize_columns`.
 
         The activations of a token are scaled by their own greatest, so a token's result depends neither on the tokens
@@ -93,13 +104,17 @@ class GraphBuilder:
             values: The input, float [..., K].
             name: The layer's name.
             weight: float [K, N].
-            pack: See `linear`.
+            pack, greatest: See `linear`.
         """
+        factors = np.ones(len(weight), np.float32)
+        if greatest is not None:
+            factors = smoothing_factors(greatest, weight)
+            values = self.add("Div", values, self.weight(f"{name}.factors", factors))
         integers = f"{name}.weight_int8"
         if pack and self.packed is not None and self.packed.takes(weight):
-            self.weights[integers], scales = self.packed.add(integers, weight)
+            self.weights[integers], scales = self.packed.add(integers, weight, factors)
         else:
-            rounded, scales = quantize_columns(weight)
+            rounded, scales = quantize_columns(weight * factors[:, None])
             self.weight(integers, rounded)
         return self.integer_product(values, integers, self.weight(f"{name}.scales", scales))
 
@@ -132,10 +147,11 @@ def value(name: str, dtype: int, shape: Sequence[int | str]) -> onnx.ValueInfoPr
 
 
 def quantize_columns(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rounds weights to whole multiples, -64 to 64, of a scale for each output channel.
+    """Rounds weights to whole multiples, -127 to 127, of a scale for each output channel.
 
-    Multiples up to 127 would be more exact. But onnxruntime adds two products of uint8 and int8 in 16 bits on x86
-    processors without VNNI, and 2 · 255 · 64 is the most that fits.
+    On x86 processors without VNNI, onnxruntime adds the products of two neighbouring weights with uint8 activations in
+    16 bits (`vpmaddubsw`). So the scale is such that two of them, the first and second, third and fourth and so on,
+    never add up to more than 128: 255 · 128 fits.
 
     Args:
         weight: float [K, N].
@@ -143,7 +159,10 @@ def quantize_columns(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         The multiples, int8 [K, N], and the scales, float [N].
     """
-    scales = np.maximum(np.abs(weight).max(axis=0) / LARGEST_MULTIPLE, np.float32(1e-30)).astype(np.float32)
+    even = np.pad(weight, ((0, len(weight) % 2), (0, 0)))
+    pairs = np.abs(even[::2] + even[1::2]).max(axis=0)
+    # Of 127: rounding adds up to 1 to a sum of two.
+    scales = np.maximum(np.maximum(np.abs(weight).max(axis=0), pairs) / 127, np.float32(1e-30)).astype(np.float32)
     return np.rint(weight / scales).astype(np.int8), scales
 
 

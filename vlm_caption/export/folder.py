@@ -110,9 +110,11 @@ def _write_language(captioner: Captioner, folder: Path, quantize: str | None) ->
     from .blocks import UNPACKED, PackedWeights
     from .language import build_language_graph
     from .settings import export_settings
+    from .smoothing import greatest_inputs
 
     packed = PackedWeights() if quantize == "int4" else None
-    model = build_language_graph(captioner.model.core, quantize is not None, packed)
+    greatest = None if quantize is None else greatest_inputs(captioner)
+    model = build_language_graph(captioner.model.core, quantize is not None, packed, greatest)
     past = [entry for entry in model.graph.input if entry.name.startswith("past.")]
     _, heads, _, width = (size.dim_value for size in past[0].type.tensor_type.shape.dim)
     settings = export_settings(captioner, {"layers": len(past) // 2, "heads": heads, "width": width}, quantize)

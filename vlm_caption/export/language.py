@@ -9,6 +9,7 @@ them; T new tokens, of which the last L get logits; P tokens in the cache, S = P
 query heads for each; E the width of a head, D that of the model, V the size of the vocabulary.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,9 @@ from ..core.errors import ConfigError
 from ..towers.captioner import CaptionerModel
 from .blocks import PackedWeights
 from .builder import FLOAT, INT64, GraphBuilder, quantize_columns, to_numpy, value
+from .smoothing import smoothing_factors
+
+GreatestInputs = Mapping[nn.Module, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,12 @@ class _Sizes:
     width: int  # E
 
 
-def build_language_graph(core: CaptionerModel, int8: bool, packed: PackedWeights | None = None) -> onnx.ModelProto:
+def build_language_graph(
+    core: CaptionerModel,
+    int8: bool,
+    packed: PackedWeights | None = None,
+    greatest: GreatestInputs | None = None,
+) -> onnx.ModelProto:
     """Returns the language model's graph.
 
     Its inputs are `input_ids` int64 [R, T] with image placeholders; `image_embeds` float [I, N, D], used up in their
@@ -50,6 +59,7 @@ def build_language_graph(core: CaptionerModel, int8: bool, packed: PackedWeights
         core: The captioner, without adapters.
         int8: Whether linear layers and the embeddings are quantised.
         packed: Gets the weights of the quantised layers, which then are not in the graph; see `GraphBuilder`.
+        greatest: What `greatest_inputs` returned, to smooth the outliers of quantised layers with.
 
     Raises:
         ConfigError: The language model is of another family than GPT-2 or Llama, or is built in an unusual way.
@@ -59,7 +69,7 @@ def build_language_graph(core: CaptionerModel, int8: bool, packed: PackedWeights
         raise ConfigError(
             f"A {kind} language model cannot be exported, only those of the families {' and '.join(_FAMILIES)}."
         )
-    return _FAMILIES[kind](core, GraphBuilder(int8, packed)).build()
+    return _FAMILIES[kind](core, GraphBuilder(int8, packed), greatest or {}).build()
 
 
 class _LanguageGraph:
@@ -68,12 +78,14 @@ class _LanguageGraph:
     Args:
         core: The captioner.
         builder: Collects the graph.
+        greatest: The greatest inputs of linear layers.
     """
 
     sizes: _Sizes
 
-    def __init__(self, core: CaptionerModel, builder: GraphBuilder) -> None:
+    def __init__(self, core: CaptionerModel, builder: GraphBuilder, greatest: GreatestInputs) -> None:
         self.core = core
+        self.greatest = greatest
         self.model: Any = core.language_model
         self.config: Any = core.config.text_config
         self.builder = builder
@@ -131,25 +143,35 @@ class _LanguageGraph:
         table = self.model.get_input_embeddings().weight  # [V, D]
         if not builder.int8:
             return add("Gather", builder.weight("embeddings", table), ids, axis=0)
-        integers, scales = quantize_columns(to_numpy(table).T)  # of the head's form, [D, V], so that both can share it
+        weight = to_numpy(table).T  # of the head's form, [D, V], so that both can share it
+        greatest = self.greatest.get(self.model.get_output_embeddings()) if self.is_tied() else None
+        factors = np.ones(len(weight), np.float32) if greatest is None else smoothing_factors(greatest, weight)
+        integers, scales = quantize_columns(weight * factors[:, None])
         builder.weight("embeddings.weight_int8", integers)
         builder.weight("embeddings.scales", scales)
         columns = add("Gather", "embeddings.weight_int8", ids, axis=1)  # [D, R, T]
         rows = add("Cast", add("Transpose", columns, perm=[1, 2, 0]), to=FLOAT)
+        rows = add("Div", rows, builder.weight("embeddings.factors", factors))
         row_scales = add("Gather", "embeddings.scales", ids, axis=0)
         return add("Mul", rows, add("Unsqueeze", row_scales, builder.constant([-1])))
+
+    def is_tied(self) -> bool:
+        """Returns whether the head has the weights of the embeddings."""
+        head, table = self.model.get_output_embeddings(), self.model.get_input_embeddings().weight
+        return head.weight is table or torch.equal(head.weight, table)
 
     def head(self, hidden: str) -> None:
         """Adds the logits of hidden states [R · L, D], the logarithms of their sums of exponentials, the greatest."""
         add, builder = self.builder.add, self.builder
-        head, table = self.model.get_output_embeddings(), self.model.get_input_embeddings().weight
-        if head.weight is table or torch.equal(head.weight, table):
+        head = self.model.get_output_embeddings()
+        if self.is_tied():
             if builder.int8:
+                hidden = add("Div", hidden, "embeddings.factors")
                 logits = builder.integer_product(hidden, "embeddings.weight_int8", "embeddings.scales")
             else:
                 logits = add("Gemm", hidden, "embeddings", transB=1)
         else:
-            logits = builder.linear(hidden, "head", head.weight.T, pack=False)
+            logits = builder.linear(hidden, "head", head.weight.T, pack=False, greatest=self.greatest.get(head))
         if head.bias is not None:
             logits = add("Add", logits, builder.weight("head.bias", head.bias))
         add("Identity", logits, name="logits")
@@ -225,8 +247,8 @@ class _LanguageGraph:
 
 
 class _Llama(_LanguageGraph):
-    def __init__(self, core: CaptionerModel, builder: GraphBuilder) -> None:
-        super().__init__(core, builder)
+    def __init__(self, core: CaptionerModel, builder: GraphBuilder, greatest: GreatestInputs) -> None:
+        super().__init__(core, builder, greatest)
         config = self.config
         heads = config.num_key_value_heads
         groups = config.num_attention_heads // heads
@@ -277,7 +299,7 @@ class _Llama(_LanguageGraph):
         """Adds one linear layer that stands for several of the same input, whose outputs it puts side by side."""
         weight = torch.cat([layer.weight for layer in layers]).T
         bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
-        return self.builder.linear(values, name, weight, bias)
+        return self.builder.linear(values, name, weight, bias, greatest=self.greatest.get(layers[0]))
 
     def norm(self, values: str, name: str, layer: Any) -> str:
         """Adds a normalisation by the root of the mean square, in the form that onnxruntime makes one node of."""
@@ -307,8 +329,8 @@ class _Llama(_LanguageGraph):
 
 
 class _GPT2(_LanguageGraph):
-    def __init__(self, core: CaptionerModel, builder: GraphBuilder) -> None:
-        super().__init__(core, builder)
+    def __init__(self, core: CaptionerModel, builder: GraphBuilder, greatest: GreatestInputs) -> None:
+        super().__init__(core, builder, greatest)
         heads = self.config.num_attention_heads
         self.sizes = _Sizes(self.config.num_hidden_layers, 1, heads, self.config.hidden_size // heads)
         if self.config.add_cross_attention:
@@ -344,7 +366,7 @@ class _GPT2(_LanguageGraph):
 
     def conv(self, values: str, name: str, layer: Any) -> str:
         """Adds one of GPT-2's linear layers, which hold their weights as [K, N]."""
-        return self.builder.linear(values, name, layer.weight, layer.bias)
+        return self.builder.linear(values, name, layer.weight, layer.bias, greatest=self.greatest.get(layer))
 
     def norm(self, values: str, name: str, layer: nn.LayerNorm) -> str:
         """Adds a layer normalisation."""
