@@ -217,12 +217,16 @@ def is_first_process() -> bool:
 
 
 def setup_logging() -> None:
-    """Prints the log messages of this package from INFO up as plain lines on stderr. A second call changes nothing."""
+    """Prints the log messages of this package from INFO up as plain lines on stderr. A second call changes nothing.
+
+    bitsandbytes prints only errors: where peft imports it, it warns of a missing kernel that nothing here uses.
+    """
     handler = logging.StreamHandler()  # keeps the current stderr, which quiet_transformers does not reach
     handler.setFormatter(_LineFormatter())
     logger = logging.getLogger(__name__.partition(".")[0])
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 class _LineFormatter(logging.Formatter):
