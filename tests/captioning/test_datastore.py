@@ -53,7 +53,7 @@ def test_what_is_saved_is_what_is_loaded(store, tmp_path):
     assert [loaded.captions_of(number) for number in range(len(loaded))] == CAPTIONS
     assert loaded.frequencies.table == DocumentFrequencies.count(CAPTIONS).table
     assert loaded.vectors.equal(store.vectors)
-    assert loaded.tower == store.tower
+    assert (loaded.tower, loaded.origin) == (store.tower, store.origin)
 
 
 def test_a_datastore_that_is_replaced_is_opened_anew(store, tmp_path):
@@ -113,6 +113,27 @@ def test_another_vision_tower_is_refused(model, store, rows):
     other.config.vision_backbone = {"name": "org/tower", "revision": None, "fingerprint": "sha256:00"}
     with pytest.raises(DataError, match="made with another vision tower: make it anew with vlm-caption index"):
         store.find(other.config, features_of(model, rows))
+
+
+@pytest.mark.parametrize("settings", [{"pooled_in_front": False}, {"vision_feature_layer": -2}])
+def test_vectors_of_another_kind_are_refused(store, model, rows, settings):
+    other = tiny_model("dinov2", **(SETTINGS | settings))
+    with pytest.raises(DataError, match=r"vectors of another kind \(pooled of the output\) than this captioner"):
+        store.find(other.config, features_of(other, rows))
+
+
+def test_datastores_from_before_vectors_had_a_kind_can_be_read(store, model, rows):
+    older = dataclasses.replace(store, origin="")
+    assert older.find(model.config, features_of(model, rows), 1).flatten().tolist() == list(range(len(rows)))
+
+
+def test_the_shipped_datastore_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = Datastore.load("coco")
+    assert len(shipped) > 5_000
+    (tmp_path / "coco").mkdir()  # a folder of that name goes first
+    with pytest.raises(DataError, match="coco: there is no"):
+        Datastore.load("coco")
 
 
 def test_a_folder_without_a_datastore_or_with_a_damaged_one_is_refused_in_a_sentence(store, tmp_path):

@@ -20,6 +20,7 @@ from torch import nn
 
 from ..core.errors import DataError
 from ..core.files import write_bytes
+from ..core.shipped import shipped
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.configuration import CaptionerConfig
 from ..towers.processor import CaptionerProcessor
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from ..data.bad_images import BadImages, PictureOpener
 
 DATASTORE_NAME = "datastore.safetensors"
+
+# What comes with the package, by name.
+SHIPPED_DATASTORES = {"coco": "checkpoints/coco-datastore"}
 
 # How many pictures' captions are compared with, and how many captions are written to choose from.
 NEIGHBOURS, CANDIDATES = 20, 8
@@ -53,6 +57,7 @@ class Datastore:
         picture_ends: The number of captions up to and including those of each picture, int64 [I].
         frequencies: In how many pictures' captions each n-gram occurs.
         tower: The fingerprint of the vision tower; "" if it is unknown.
+        origin: What the vectors are, in words; "" if it is unknown. See `picture_vectors`.
     """
 
     vectors: torch.Tensor
@@ -62,6 +67,7 @@ class Datastore:
     picture_ends: torch.Tensor
     frequencies: DocumentFrequencies
     tower: str = ""
+    origin: str = ""
 
     @classmethod
     def collect(
@@ -105,24 +111,36 @@ class Datastore:
             picture_ends=torch.tensor([len(texts) for texts in captions]).cumsum(dim=0),
             frequencies=frequencies,
             tower=_fingerprint(model.config),
+            origin=_origin(model.config),
         )
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Datastore":
         """Opens the folder that `save` wrote.
 
+        Args:
+            folder: The folder. A name of `SHIPPED_DATASTORES` means that one, if there is no folder of this name.
+
         Raises:
             DataError: The folder has no datastore, or its files are damaged.
         """
-        path = Path(folder) / DATASTORE_NAME
+        name = os.fspath(folder)
+        is_shipped = name in SHIPPED_DATASTORES and not Path(folder).exists()
+        path = (shipped(SHIPPED_DATASTORES[name]) if is_shipped else Path(folder)) / DATASTORE_NAME
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
-                tower = (file.metadata() or {}).get("tower", "")
-            store = cls(**tensors, frequencies=DocumentFrequencies.load(path.with_name(FREQUENCIES_NAME)), tower=tower)
+                facts = file.metadata() or {}
+            frequencies = DocumentFrequencies.load(path.with_name(FREQUENCIES_NAME))
+            store = cls(
+                **tensors, frequencies=frequencies, tower=facts.get("tower", ""), origin=facts.get("origin", "")
+            )
             store._check()
         except FileNotFoundError as error:
-            raise DataError(f"{folder}: there is no {DATASTORE_NAME}: make one with vlm-caption index.") from error
+            raise DataError(
+                f"{folder}: there is no {DATASTORE_NAME}: make one with vlm-caption index, or take the one that comes "
+                f"with the package, {' or '.join(SHIPPED_DATASTORES)}."
+            ) from error
         except (OSError, SafetensorError, ValueError) as error:
             raise DataError(f"{path}: this is not a datastore of vlm-caption index, or it is damaged.") from error
         return store
@@ -136,7 +154,8 @@ class Datastore:
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.frequencies.save(folder)
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
-        write_bytes(Path(folder) / DATASTORE_NAME, save(tensors, metadata={"tower": self.tower}))
+        facts = {"tower": self.tower, "origin": self.origin}
+        write_bytes(Path(folder) / DATASTORE_NAME, save(tensors, metadata=facts))
         open_datastore.cache_clear()  # it may hold what was there before
         return Path(folder)
 
@@ -164,10 +183,15 @@ class Datastore:
             Their places in the datastore, the most similar first; int64 [B, K], on the CPU.
 
         Raises:
-            DataError: The datastore was made with another vision tower.
+            DataError: The datastore was made with another vision tower, or with other tokens of it.
         """
         if self.tower != _fingerprint(config) or len(self.mean) != _vector_size(config):
             raise DataError("The datastore was made with another vision tower: make it anew with vlm-caption index.")
+        if self.origin not in ("", _origin(config)):
+            raise DataError(
+                f"The datastore has vectors of another kind ({self.origin}) than this captioner ({_origin(config)}): "
+                "make it anew with vlm-caption index."
+            )
         queries = nn.functional.normalize(picture_vectors(config, features) - self.mean, dim=1)
         best = torch.empty(len(queries), 0)
         places = torch.empty(len(queries), 0, dtype=torch.long)
@@ -217,8 +241,17 @@ def picture_vectors(config: CaptionerConfig, features: torch.Tensor) -> torch.Te
         float32 [I, D], on the CPU.
     """
     features = features[..., -_vector_size(config) :].detach().float().cpu()
-    is_pooled = config.image_tokens == "pooled" or config.pooled_in_front
-    return features[:, 0] if is_pooled else features.mean(dim=1)
+    return features[:, 0] if _is_pooled(config) else features.mean(dim=1)
+
+
+def _is_pooled(config: CaptionerConfig) -> bool:
+    return config.image_tokens == "pooled" or config.pooled_in_front
+
+
+def _origin(config: CaptionerConfig) -> str:
+    """Returns what `picture_vectors` are, in words."""
+    layers = config.vision_feature_layers
+    return f"{'pooled' if _is_pooled(config) else 'mean'} of {f'layer {layers[-1]}' if layers else 'the output'}"
 
 
 def _vector_size(config: CaptionerConfig) -> int:

@@ -60,7 +60,8 @@ DECODING: dict[str, dict[str, Any]] = {
     },
     "--datastore": {
         "metavar": "FOLDER",
-        "help": "keep the caption that agrees most with those of similar images, which `vlm-caption index` collected",
+        "help": "keep the caption that agrees most with those of similar images, which `vlm-caption index` collected; "
+        "coco is the datastore that comes with the package",
     },
     "--sample": {"action": "store_true", "help": "sample tokens instead of searching for the best ones"},
     "--temperature": {"type": _positive, "metavar": "X", "help": "for sampling: above 1 more varied, below 1 less"},

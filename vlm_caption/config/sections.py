@@ -341,9 +341,9 @@ class GenerationSection:
         no_repeat_ngram_size: Generate no sequence of this many tokens twice. With 0, allow all.
         consensus: Only for evaluation: generate this many captions of each image, and keep the one that agrees most
             with the others. See docs/captioning.md.
-        datastore: Only for evaluation: the folder of a datastore of `vlm-caption index`. Of several captions of each
-            image, 8 unless `consensus` is set, keep the one that agrees most with the captions of similar images. See
-            docs/captioning.md.
+        datastore: Only for evaluation: the folder of a datastore of `vlm-caption index`, or `coco` for the one that
+            comes with the package. Of several captions of each image, 8 unless `consensus` is set, keep the one that
+            agrees most with the captions of similar images. See docs/captioning.md.
     """
 
     max_new_tokens: int | None = None
