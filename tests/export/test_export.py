@@ -315,6 +315,16 @@ def test_products_of_two_neighbouring_weights_and_any_activations_fit_into_16_bi
     assert np.abs(integers).max() <= 127
 
 
+def test_the_greatest_products_do_not_overflow():
+    rng = np.random.default_rng(0)
+    weight = np.where(rng.random((64, 48)) < 0.5, 1, -0.9).astype(np.float32)
+    rows = np.where(rng.random((5, 64)) < 0.5, 1, -1).astype(np.float32)  # rounded to 255 and to 1
+    multiples, scales = quantize_columns(weight)
+    expected = rows @ (multiples * scales)
+    for count in (1, 5):  # onnxruntime has a kernel for a single row
+        assert np.allclose(product_of(weight, rows[:count]), expected[:count], rtol=1e-5, atol=1e-4)
+
+
 def test_smoothing_keeps_the_small_channels_beside_an_outlier():
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(32, 16)).astype(np.float32)
