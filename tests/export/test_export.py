@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from commands import REPOSITORY, load_script
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -19,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from vlm_caption import Captioner
 from vlm_caption.captioning.consensus import DocumentFrequencies
+from vlm_caption.captioning.picture_vectors import collect_datastore
 from vlm_caption.core.errors import CheckpointError, ConfigError
 
 for package in ("onnx", "onnxruntime"):
@@ -99,6 +101,32 @@ def test_an_export_writes_the_captions_of_its_checkpoint(both, settings):
     assert [caption.confidence for caption in ours] == pytest.approx(confidences, abs=1e-3)
     assert [caption.image for caption in ours] == [caption.image for caption in theirs]
     assert [caption.prompt for caption in ours] == [caption.prompt for caption in theirs]
+
+
+def test_an_export_chooses_by_a_datastore_as_its_checkpoint_does(both, tmp_path):
+    theirs, _ = both
+    rows = Dataset.from_dict({"image": [str(tmp_path / f"{number}.png") for number in range(3)]})
+    for path, image in zip(rows["image"], PICTURES, strict=True):
+        image.save(path)
+    captions = theirs.caption(PICTURES, num_return_sequences=8, num_beams=8)
+    likes = [[captions[8 * number + number + 2].text or "a"] for number in range(3)]
+    store = collect_datastore(theirs.model, theirs.processor, rows.add_column("captions", likes))
+    store.save(tmp_path / "store")
+    chosen = [captioner.caption(PICTURES, datastore=tmp_path / "store") for captioner in both]
+    assert [caption.text for caption in chosen[1]] == [caption.text for caption in chosen[0]]
+    assert all(caption.text in [each.text for each in captions] for caption in chosen[1])
+
+
+def test_exports_from_before_datastores_can_be_read_and_say_so(both, tmp_path):
+    exported = both[1]._folder
+    shutil.copytree(exported, tmp_path / "old")
+    settings = json.loads((exported / "captioner.json").read_text())
+    del settings["vectors"]
+    (tmp_path / "old" / "captioner.json").write_text(json.dumps(settings | {"format": 3}))
+    old = runtime.Captioner.from_pretrained(tmp_path / "old", threads=1)
+    assert old.caption(PICTURES[0]) == both[1].caption(PICTURES[0])
+    with pytest.raises(ConfigError, match="export the checkpoint again"):
+        old.caption(PICTURES[0], datastore="coco")
 
 
 def test_a_picture_is_encoded_once_for_all_prompts(both, monkeypatch):
@@ -349,7 +377,7 @@ def test_smoothing_measures_all_linear_layers_and_the_head(folder):
 
 
 def test_an_older_runtime_refuses_blocks(quantized):
-    assert json.loads((quantized / "captioner.json").read_text())["format"] == {"int8": 3, "int4": 4}[quantized.name]
+    assert json.loads((quantized / "captioner.json").read_text())["format"] == {"int8": 5, "int4": 6}[quantized.name]
 
 
 @pytest.mark.parametrize("language", ["llama", "gpt2"])

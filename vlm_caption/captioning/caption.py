@@ -1,11 +1,13 @@
 """What a captioner returns. Needs neither torch nor transformers, for `vlm_caption.runtime` returns the same."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .consensus import DocumentFrequencies
+    from .datastore import Datastore
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class TextSettings:
         consensus: Write this many captions, by beam search or sampling, and keep the one that agrees most with the
             others; see [`DocumentFrequencies`].
         document_frequencies: What a consensus takes for frequent words, by default what is beside the checkpoint.
+        datastore: Keep the caption that agrees most with those of the most similar pictures of a datastore. A
+            consensus then has 8 captions unless it is set.
     """
 
     stop: tuple[str, ...] = ()
@@ -56,11 +60,31 @@ class TextSettings:
     seed: int | None = None
     consensus: int | None = None
     document_frequencies: "DocumentFrequencies | None" = None
+    datastore: "Datastore | None" = None
 
 
-def as_texts(value: str | Sequence[str]) -> tuple[str, ...]:
-    """Returns the value of `stop` or `ban` that a text or several texts give."""
-    return (value,) if isinstance(value, str) else tuple(value)
+def complete_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns arguments of `Captioner.caption_each` in the form of [`TextSettings`].
+
+    Args:
+        given: The arguments. `stop` and `ban` are a text or several, and `datastore` may be its folder.
+
+    Raises:
+        DataError: The folder has no datastore.
+    """
+    complete = dict(given)
+    for name in ("stop", "ban"):
+        if isinstance(complete.get(name), str):
+            complete[name] = (complete[name],)
+        elif name in complete:
+            complete[name] = tuple(complete[name])
+    if "datastore" in complete:
+        from .datastore import CANDIDATES, Datastore, open_datastore  # with safetensors, which few need here
+
+        if not isinstance(complete["datastore"], Datastore):
+            complete["datastore"] = open_datastore(os.fspath(complete["datastore"]))
+        complete.setdefault("consensus", CANDIDATES)
+    return complete
 
 
 _AT_LEAST_1 = ("num_beams", "max_new_tokens", "num_return_sequences", "max_words", "consensus")

@@ -1,7 +1,6 @@
 """Writes captions: the one place that chooses how tokens are found, calls `generate`, and decodes the tokens."""
 
 import contextlib
-import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -14,9 +13,9 @@ from ..model.loss import IGNORE_INDEX
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.composition import MAX_NEW_TOKENS
 from ..towers.processor import CaptionerProcessor
-from .caption import TextSettings, as_texts, check_settings, cut, first_place
+from .caption import TextSettings, check_settings, complete_arguments, cut, first_place
 from .consensus import checkpoint_frequencies
-from .datastore import CANDIDATES, Datastore, open_datastore
+from .picture_vectors import picture_vectors, vector_kind
 from .stepwise import known_settings, write_stepwise
 
 
@@ -26,15 +25,12 @@ class GenerationSettings(TextSettings):
 
     Attributes:
         generate: Arguments of transformers' `generate`, in place of the checkpoint's `generation_config.json`.
-        datastore: Keep the caption that agrees most with those of the most similar pictures of a datastore. A
-            consensus then has 8 captions unless it is set.
 
     Raises:
         ValueError: A setting is out of range.
     """
 
     generate: Mapping[str, Any] = field(default_factory=dict)
-    datastore: Datastore | None = None
 
     def __post_init__(self) -> None:
         check_settings({**self.generate, **vars(self)}.get, (*self.stop, *self.ban))
@@ -55,14 +51,7 @@ class GenerationSettings(TextSettings):
         """
         given = {name: value for name, value in arguments.items() if value is not None}
         names = {setting.name for setting in fields(cls)} - {"generate"}
-        own = {name: given.pop(name) for name in names & given.keys()}
-        for name in ("stop", "ban"):
-            if name in own:
-                own[name] = as_texts(own[name])
-        if "datastore" in own:
-            if not isinstance(own["datastore"], Datastore):
-                own["datastore"] = open_datastore(os.fspath(own["datastore"]))
-            own.setdefault("consensus", CANDIDATES)
+        own = complete_arguments({name: given.pop(name) for name in names & given.keys()})
         return cls(given, **own)
 
 
@@ -198,7 +187,8 @@ def _chooser(
         return lambda number, texts: frequencies.choose(texts)
     features = images["image_features"]
     each = len(features) // num_prompts
-    references = store.references(model.config, features[each - 1 :: each])  # the last picture is the captioned one
+    vectors = picture_vectors(model.config, features[each - 1 :: each])  # the last picture is the captioned one
+    references = store.references(vector_kind(model.config), vectors)
     return lambda number, texts: (frequencies or store.frequencies).choose(texts, references[number])
 
 

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from .caption import TextSettings, as_texts, check_settings
+from .caption import TextSettings, check_settings, complete_arguments
 
 _ABOVE_0 = ("temperature", "repetition_penalty")
 
@@ -86,15 +86,14 @@ class DecodingSettings(TextSettings):
             arguments: Arguments of `Captioner.caption_each`. Those that are None count as not given.
 
         Raises:
+            DataError: The folder of `datastore` has none.
             ValueError: There is no such setting, or one is out of range.
         """
         given = {name: value for name, value in arguments.items() if value is not None}
         known = {field.name for field in fields(self)}
         if unknown := sorted(given.keys() - known):
             raise ValueError(f"An exported captioner has no setting {unknown[0]}: it has {', '.join(sorted(known))}.")
-        for name in ("stop", "ban"):
-            if name in given:
-                given[name] = as_texts(given[name])
+        given = complete_arguments(given)
         if isinstance(given.get("eos_token_id"), int):
             given["eos_token_id"] = [given["eos_token_id"]]
         if given.get("consensus") is not None:

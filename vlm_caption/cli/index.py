@@ -67,7 +67,7 @@ def main(argv: list[str] | None, prog: str) -> int:
 
 
 def _collect(arguments: argparse.Namespace, config: RunConfig) -> "Datastore":
-    from ..captioning.datastore import Datastore
+    from ..captioning.picture_vectors import collect_datastore
     from ..data.opening import bad_images, open_data, picture_opener
     from ..towers.precision import hold_frozen
 
@@ -78,4 +78,4 @@ def _collect(arguments: argparse.Namespace, config: RunConfig) -> "Datastore":
     split = arguments.split or data.train_split
     dataset = corpus.load(split, data.limit, on_missing=None if bad is None else bad.add_missing)
     hold_frozen(captioner.model, arguments.precision or config.training.precision)
-    return Datastore.collect(captioner.model, captioner.processor, dataset, picture_opener(data), bad)
+    return collect_datastore(captioner.model, captioner.processor, dataset, picture_opener(data), bad)

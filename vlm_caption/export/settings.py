@@ -5,6 +5,7 @@ from typing import Any
 
 from ..captioning.captioner import Captioner
 from ..captioning.generation import empty_prompt_token
+from ..captioning.picture_vectors import place_in_pooled, vector_kind
 from ..captioning.rules import DecodingSettings, split_settings
 from ..core.errors import ConfigError
 from ..core.prompts import QUESTION
@@ -35,6 +36,7 @@ def export_settings(captioner: Captioner, cache: dict[str, int], quantize: str |
         "cache": cache,
         "positions": config.text_positions,
         "generation": decoding_settings(captioner),
+        "vectors": asdict(vector_kind(config)) | {"start": place_in_pooled(config)},
     }
 
 

@@ -1,4 +1,4 @@
-"""Captions pictures with an exported captioner: onnxruntime, tokenizers, NumPy and Pillow, without torch.
+"""Captions pictures with an exported captioner: onnxruntime, tokenizers, safetensors, NumPy and Pillow, without torch.
 
 `Captioner` has the methods of `vlm_caption.Captioner`, and writes the same captions. `vlm_caption.export` makes the
 folder that it loads. Nothing here imports torch, transformers or datasets.

@@ -30,11 +30,12 @@ from ..captioning.batches import (
 from ..captioning.caption import Caption, cut, first_place
 from ..captioning.confidence import Confidence, caption_signals
 from ..captioning.consensus import checkpoint_frequencies
+from ..captioning.datastore import VectorKind
 from ..captioning.decoding import Written, write
 from ..captioning.prompts import Prompt, Question, encode_prompts
 from ..captioning.rules import DecodingSettings
 from ..core.console import first_line_of
-from ..core.errors import CheckpointError, ImageError
+from ..core.errors import CheckpointError, ConfigError, ImageError
 from ..core.prompts import QUESTION
 from ..images.limits import MAX_BYTES, MAX_PIXELS
 from ..images.opening import ImageSource
@@ -90,6 +91,9 @@ class Captioner:
         self._prompts = PromptEncoder(self._tokenizer, PromptSettings(**settings.prompt))
         self._decoding = DecodingSettings(**settings.generation)
         self._positions = settings.positions
+        vectors: dict[str, Any] = dict(settings.vectors or {"start": 0, "tower": "", "origin": "", "size": 0})
+        self._vectors_start = int(vectors.pop("start"))
+        self._vectors = VectorKind(**vectors)
         self._vision = VisionGraph(folder / VISION, threads)
         self.confidence = Confidence.load(folder, self._vision.pooled_size)
         self._language = LanguageGraph(folder / LANGUAGE, threads, settings.cache)
@@ -182,7 +186,8 @@ class Captioner:
 
         Raises:
             ImageError: An example's picture cannot be opened.
-            ConfigError, DataError: The export has no document frequencies for a consensus.
+            ConfigError, DataError: The export has no document frequencies for a consensus, or the datastore cannot be
+                used.
             ValueError: A setting is unknown or out of range, the prompt is wrong or lacks its question, or the number
                 of questions is not that of the pictures.
         """
@@ -211,7 +216,10 @@ class Captioner:
     def _complete(self, generation: dict[str, Any]) -> DecodingSettings:
         """Returns the settings of a call, with the tokens of banned words."""
         settings = self._decoding.updated(generation)
-        if settings.consensus is not None and settings.document_frequencies is None:
+        if settings.datastore is not None:
+            if not self._vectors.size:
+                raise ConfigError("The export is of a version that had no datastores: export the checkpoint again.")
+        elif settings.consensus is not None and settings.document_frequencies is None:
             checkpoint_frequencies(str(self._folder))  # says at once if there are none
         spellings = [spelling for word in settings.ban for spelling in (word.strip(), " " + word.strip())]
         banned = [self._tokenizer.encode(spelling, add_special_tokens=False).ids for spelling in spellings]
@@ -239,21 +247,45 @@ class Captioner:
         images = np.concatenate([embeds[place] for place, _ in asked])
         rows = self._language.start([prompt.input_ids for _, prompt in asked], images)
         written = write(rows, len(asked), settings, np.random.default_rng(seed))
+        references = self._references(pooled, settings)
         found: list[_Finished] = []
         for (place, prompt), sequences in zip(asked, written, strict=True):
             own = [self._finish(inputs[place].image, prompt, place, sequence, settings) for sequence in sequences]
-            found += self._agreed(own, settings)
+            found += self._agreed(own, references[place], settings)
         captions: list[list[Caption]] = [[] for _ in inputs]
         for own, confidence in zip(found, self._measure_confidence(found, pooled), strict=True):
             captions[own.place].append(replace(own.caption, confidence=confidence))
         return captions
 
-    def _agreed(self, found: list["_Finished"], settings: DecodingSettings) -> list["_Finished"]:
-        """Returns the captions of a prompt, or for a consensus the one that agrees most with the others."""
+    def _references(self, pooled: np.ndarray, settings: DecodingSettings) -> list[list[str]]:
+        """Returns the captions of similar pictures for each input, none without a datastore.
+
+        Args:
+            pooled: The inputs' pooled features, float [I, D_pooled].
+            settings: The settings.
+        """
+        if settings.datastore is None:
+            return [[] for _ in pooled]
+        start, kind = self._vectors_start, self._vectors
+        return settings.datastore.references(kind, pooled[:, start : start + kind.size])
+
+    def _agreed(
+        self, found: list["_Finished"], references: Sequence[str], settings: DecodingSettings
+    ) -> list["_Finished"]:
+        """Returns the captions of a prompt, or for a consensus the one that agrees most.
+
+        Args:
+            found: The captions.
+            references: What each is compared with; if there are none, the other captions.
+            settings: The settings.
+        """
         if settings.consensus is None:
             return found
-        frequencies = settings.document_frequencies or checkpoint_frequencies(str(self._folder))
-        return [found[frequencies.choose([own.caption.text for own in found])]]
+        frequencies = settings.document_frequencies
+        if frequencies is None:
+            store = settings.datastore
+            frequencies = checkpoint_frequencies(str(self._folder)) if store is None else store.frequencies
+        return [found[frequencies.choose([own.caption.text for own in found], references)]]
 
     def _finish(
         self, image: str, prompt: Prompt, place: int, written: Written, settings: DecodingSettings

@@ -16,8 +16,11 @@ CHECKSUMS = "SHA256SUMS"
 # The graph that unpacks weights of the language model, where they are stored in blocks.
 BLOCKS = "blocks.onnx"
 
-# The second has weights in blocks. Exports of the formats 1 and 2 had no confidences.
-FORMATS = (3, 4)
+# The second has weights in blocks. Exports of the formats 1 and 2 had no confidences, and those of 3 and 4 do not say
+# what their vectors are.
+FORMATS = (5, 6)
+
+_READ = (3, 4, *FORMATS)
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class ExportSettings:
         cache: "layers", "heads" and "width" of the language model's cache.
         positions: The most tokens, image tokens included, that the language model takes; None if there is no limit.
         generation: Arguments of [`DecodingSettings`].
+        vectors: By what a datastore finds pictures: arguments of [`VectorKind`], and "start", their place in the
+            vision graph's pooled features. None in exports of older versions.
     """
 
     checkpoint: str
@@ -39,6 +44,7 @@ class ExportSettings:
     cache: dict[str, int]
     positions: int | None
     generation: dict[str, Any]
+    vectors: dict[str, Any] | None = None
 
 
 def is_export(folder: str | os.PathLike) -> bool:
@@ -55,10 +61,10 @@ def read_settings(folder: Path) -> ExportSettings:
     try:
         content = load_json((folder / SETTINGS).read_bytes(), SETTINGS)
         version = content.pop("format")
-        if version not in FORMATS:
+        if version not in _READ:
             raise CheckpointError(
-                f"The export {str(folder)!r} has the format {version}, and this version reads {FORMATS[0]} and "
-                f"{FORMATS[1]}: export it again, or install another vlm_caption."
+                f"The export {str(folder)!r} has the format {version}, and this version reads {_READ[0]} to "
+                f"{_READ[-1]}: export it again, or install another vlm_caption."
             )
         settings = ExportSettings(**content)
     except FileNotFoundError as error:
