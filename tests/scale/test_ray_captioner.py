@@ -139,8 +139,9 @@ def test_a_missing_ray_is_named_with_its_extra(workplace, capsys, monkeypatch):
 
 
 @pytest.mark.ray
-def test_the_command_writes_the_same_file_with_ray(workplace, tmp_path, capsys):
+def test_the_command_writes_the_same_file_with_ray(workplace, tmp_path, capsys, monkeypatch):
     ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # otherwise its processes wait for all other tests
     outputs = [tmp_path / "process.csv", tmp_path / "ray.csv"]
     options = ["--checkpoint", "checkpoint", "--batch-size", "2", "--sample", "--seed", "3", "photos", "photos.zip"]
     codes = [
