@@ -42,7 +42,7 @@ def greatest_inputs(captioner: Captioner) -> dict[nn.Module, np.ndarray]:
     ]
     hooks = [layer.register_forward_pre_hook(measure) for layer in layers]
     try:
-        captioner.caption(_random_pictures(), num_beams=1, **_question(captioner))
+        captioner.caption(_random_pictures(), num_beams=1, do_sample=False, **_question(captioner))
     finally:
         for hook in hooks:
             hook.remove()
