@@ -365,14 +365,17 @@ def test_smoothing_keeps_the_small_channels_beside_an_outlier():
     assert errors[1] < 0.3 * errors[0]
 
 
+def input_size(layer):
+    return layer.in_features if isinstance(layer, torch.nn.Linear) else len(layer.weight)
+
+
 def test_smoothing_measures_all_linear_layers_and_the_head(folder):
     captioner = Captioner.from_pretrained(save(folder / "to measure", "clip, gpt2"), device="cpu")
     greatest = greatest_inputs(captioner)
     model = captioner.model.core.language_model
     layers = [block.attn.c_attn for block in model.transformer.h] + [block.mlp.c_proj for block in model.transformer.h]
     for layer in [*layers, model.get_output_embeddings()]:
-        inputs = layer.in_features if isinstance(layer, torch.nn.Linear) else len(layer.weight)
-        assert greatest[layer].shape == (inputs,)
+        assert greatest[layer].shape == (input_size(layer),)
         assert (greatest[layer] > 0).all()
 
 
@@ -393,8 +396,7 @@ def test_weights_of_4_bits_are_those_of_int8_where_the_model_has_blocks(language
                 columns.copy_(torch.from_numpy(unpack_blocks(*pack_blocks(columns.numpy()))))
     layers = [layer for layer in core.language_model.modules() if isinstance(layer, torch.nn.Linear | Conv1D)]
     rng = np.random.default_rng(0)
-    sizes = [layer.in_features if isinstance(layer, torch.nn.Linear) else len(layer.weight) for layer in layers]
-    greatest = {layer: rng.uniform(0, 9, size) for layer, size in zip(layers, sizes, strict=True)}
+    greatest = {layer: rng.uniform(0, 9, input_size(layer)) for layer in layers}
     packed = PackedWeights()
     graph = build_language_graph(core, True, packed, greatest).graph
     plain = build_language_graph(core, True, greatest=greatest).graph

@@ -49,7 +49,8 @@ class TextSettings:
         seed: Makes sampling reproducible.
         consensus: Write this many captions, by beam search or sampling, and keep the one that agrees most with the
             others; see [`DocumentFrequencies`].
-        document_frequencies: What a consensus takes for frequent words, by default what is beside the checkpoint.
+        document_frequencies: What a consensus takes for frequent words, by default what is in the datastore or beside
+            the checkpoint.
         datastore: Keep the caption that agrees most with those of the most similar pictures of a datastore. A
             consensus then has 8 captions unless it is set.
     """
@@ -74,16 +75,17 @@ def complete_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     complete = dict(given)
     for name in ("stop", "ban"):
-        if isinstance(complete.get(name), str):
-            complete[name] = (complete[name],)
-        elif name in complete:
-            complete[name] = tuple(complete[name])
+        if name in complete:
+            value = complete[name]
+            complete[name] = (value,) if isinstance(value, str) else tuple(value)
     if "datastore" in complete:
-        from .datastore import CANDIDATES, Datastore, open_datastore  # with safetensors, which few need here
+        from .datastore import CANDIDATES, Datastore, open_datastore  # with the metrics, which few need here
 
-        if not isinstance(complete["datastore"], Datastore):
-            complete["datastore"] = open_datastore(os.fspath(complete["datastore"]))
+        store = complete["datastore"]
+        if not isinstance(store, Datastore):
+            store = complete["datastore"] = open_datastore(os.fspath(store))
         complete.setdefault("consensus", CANDIDATES)
+        complete.setdefault("document_frequencies", store.frequencies)
     return complete
 
 

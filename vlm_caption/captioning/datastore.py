@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -53,9 +54,9 @@ class VectorKind:
 class _Rows:
     """A tensor in a file, whose rows are read when they are asked for."""
 
-    def __init__(self, path: Path, name: str) -> None:
-        self._slice = safe_open(path, framework="numpy").get_slice(name)  # keeps the file mapped
-        self.shape = tuple(self._slice.get_shape())
+    def __init__(self, tensor: Any) -> None:
+        self._slice = tensor  # what `get_slice` of safetensors returns, which keeps the file mapped
+        self.shape = tuple(tensor.get_shape())
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -129,10 +130,10 @@ class Datastore:
         is_shipped = name in SHIPPED_DATASTORES and not Path(folder).exists()
         path = (shipped(SHIPPED_DATASTORES[name]) if is_shipped else Path(folder)) / DATASTORE_NAME
         try:
-            with safe_open(path, framework="numpy") as file:
-                tensors = {name: file.get_tensor(name) for name in ("mean", "caption_ends", "picture_ends")}
-                facts = file.metadata() or {}
-            tensors |= {name: _Rows(path, name) for name in ("vectors", "text")}
+            file = safe_open(path, framework="numpy")
+            tensors = {name: file.get_tensor(name) for name in ("mean", "caption_ends", "picture_ends")}
+            tensors |= {name: _Rows(file.get_slice(name)) for name in ("vectors", "text")}
+            facts = file.metadata() or {}
             kind = VectorKind(facts.get("tower", ""), facts.get("origin", ""), len(tensors["mean"]))
             frequencies = DocumentFrequencies.load(path.with_name(FREQUENCIES_NAME))
             store = cls(**tensors, frequencies=frequencies, kind=kind)

@@ -181,15 +181,15 @@ def _chooser(
     """
     if settings.consensus is None:
         return None
-    frequencies, store = settings.document_frequencies, settings.datastore
+    frequencies = settings.document_frequencies or checkpoint_frequencies(model.name_or_path or "")
+    store = settings.datastore
     if store is None:
-        frequencies = frequencies or checkpoint_frequencies(model.name_or_path or "")
         return lambda number, texts: frequencies.choose(texts)
     features = images["image_features"]
     each = len(features) // num_prompts
     vectors = picture_vectors(model.config, features[each - 1 :: each])  # the last picture is the captioned one
     references = store.references(vector_kind(model.config), vectors)
-    return lambda number, texts: (frequencies or store.frequencies).choose(texts, references[number])
+    return lambda number, texts: frequencies.choose(texts, references[number])
 
 
 def _keep_chosen(written: Generation, num_prompts: int, choose: Callable[[int, list[str]], int]) -> Generation:

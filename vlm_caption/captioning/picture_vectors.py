@@ -27,21 +27,17 @@ def picture_vectors(config: CaptionerConfig, features: torch.Tensor) -> np.ndarr
         float32 [I, D].
     """
     features = features[..., -_size(config) :].detach().float().cpu()
-    return (features[:, 0] if _is_pooled(config) else features.mean(dim=1)).numpy()
+    return (features[:, 0] if has_pooled_vector(config) else features.mean(dim=1)).numpy()
 
 
 def vector_kind(config: CaptionerConfig) -> VectorKind:
     """Returns what `picture_vectors` are."""
     backbone: dict[str, Any] = config.vision_backbone or {}
     layers = config.vision_feature_layers
-    origin = f"{'pooled' if _is_pooled(config) else 'mean'} of {f'layer {layers[-1]}' if layers else 'the output'}"
+    origin = (
+        f"{'pooled' if has_pooled_vector(config) else 'mean'} of {f'layer {layers[-1]}' if layers else 'the output'}"
+    )
     return VectorKind(backbone.get("fingerprint") or "", origin, _size(config))
-
-
-def place_in_pooled(config: CaptionerConfig) -> int:
-    """Returns where `picture_vectors` begin in what `pool_features` returns."""
-    is_second = not _is_pooled(config) and config.vision_seq_length > 1  # the first token, then the mean
-    return config.vision_feature_size * (2 if is_second else 1) - _size(config)
 
 
 def collect_datastore(
@@ -76,7 +72,8 @@ def collect_datastore(
     return Datastore.build(vectors, captions, vector_kind(model.config))
 
 
-def _is_pooled(config: CaptionerConfig) -> bool:
+def has_pooled_vector(config: CaptionerConfig) -> bool:
+    """Returns whether the first of a picture's tokens is the tower's pooled vector."""
     return config.image_tokens == "pooled" or config.pooled_in_front
 
 

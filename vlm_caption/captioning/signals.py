@@ -8,6 +8,7 @@ from ..towers.configuration import CaptionerConfig
 from ..towers.processor import CaptionerProcessor
 from .confidence import caption_signals
 from .generation import Generation, token_log_probs, without_images
+from .picture_vectors import has_pooled_vector, vector_kind
 
 
 def pool_features(features: torch.Tensor) -> torch.Tensor:
@@ -27,6 +28,12 @@ def pool_features(features: torch.Tensor) -> torch.Tensor:
 def pooled_size(config: CaptionerConfig) -> int:
     """Returns how many numbers `pool_features` gives for a picture of a captioner with this config."""
     return config.vision_feature_size * (1 if config.vision_seq_length == 1 else 2)
+
+
+def place_of_vectors(config: CaptionerConfig) -> int:
+    """Returns where `picture_vectors` begin in what `pool_features` returns."""
+    end = config.vision_feature_size if has_pooled_vector(config) else pooled_size(config)  # first token, or mean
+    return end - vector_kind(config).size
 
 
 def pooled(features: torch.Tensor) -> np.ndarray:

@@ -106,9 +106,8 @@ class GraphBuilder:
             weight: float [K, N].
             pack, greatest: See `linear`.
         """
-        factors = np.ones(len(weight), np.float32)
+        factors = smoothing_factors(greatest, weight)
         if greatest is not None:
-            factors = smoothing_factors(greatest, weight)
             values = self.add("Div", values, self.weight(f"{name}.factors", factors))
         integers = f"{name}.weight_int8"
         if pack and self.packed is not None and self.packed.takes(weight):

@@ -5,7 +5,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ..captioning.captioner import Captioner
 from ..captioning.signals import pool_features
@@ -13,18 +12,10 @@ from ..core.errors import CheckpointError
 from ..runtime.files import LANGUAGE, VISION, ExportSettings
 from ..runtime.graphs import GraphRows, LanguageGraph, VisionGraph
 from ..runtime.pixels import PixelSettings, to_pixels
+from .samples import sample_pictures, sample_question
 
 # Relative to the greatest value. Sums are taken in another order, and only the last digits may differ.
 _TOLERANCE = 1e-3
-
-# Wider and taller than what towers see, and smaller.
-_SIZES = ((500, 375), (333, 500), (97, 131))
-
-
-def sample_pictures() -> list[Image.Image]:
-    """Returns pictures of random pixels and several sizes."""
-    rng = np.random.default_rng(0)
-    return [Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)) for width, height in _SIZES]
 
 
 def check_pixels(captioner: Captioner, settings: ExportSettings) -> None:
@@ -62,7 +53,7 @@ def check_graphs(captioner: Captioner, folder: Path, settings: ExportSettings) -
     embeds, pooled = VisionGraph(folder / VISION, None).run(pixels)
     _compare("vision tower", embeds, expected)
     _compare("vision tower", pooled, pool_features(features))
-    head, [tail] = captioner.processor.encode_prompts(["What?"] if "{question}" in captioner.prompt else [None])
+    head, [tail] = captioner.processor.encode_prompts([sample_question(captioner)])
     prompt = head + tail
     token = 0  # of text, whichever
     graph = LanguageGraph(folder / LANGUAGE, None, settings.cache)

@@ -138,7 +138,7 @@ def _write_language(captioner: Captioner, folder: Path, quantize: str | None) ->
 
 
 def _write_vision(captioner: Captioner, folder: Path, int8: bool) -> None:
-    from .checks import sample_pictures
+    from .samples import sample_pictures
     from .vision import build_vision_graph
 
     pixels = captioner.processor.image_processor(sample_pictures()[:2], return_tensors="pt")["pixel_values"]

@@ -9,8 +9,8 @@ them; T new tokens, of which the last L get logits; P tokens in the cache, S = P
 query heads for each; E the width of a head, D that of the model, V the size of the vocabulary.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,7 @@ from ..core.errors import ConfigError
 from ..towers.captioner import CaptionerModel
 from .blocks import PackedWeights
 from .builder import FLOAT, INT64, GraphBuilder, quantize_columns, to_numpy, value
-from .smoothing import smoothing_factors
-
-GreatestInputs = Mapping[nn.Module, np.ndarray]
+from .smoothing import GreatestInputs, smoothing_factors
 
 
 @dataclass(frozen=True)
@@ -144,8 +142,8 @@ class _LanguageGraph:
         if not builder.int8:
             return add("Gather", builder.weight("embeddings", table), ids, axis=0)
         weight = to_numpy(table).T  # of the head's form, [D, V], so that both can share it
-        greatest = self.greatest.get(self.model.get_output_embeddings()) if self.is_tied() else None
-        factors = np.ones(len(weight), np.float32) if greatest is None else smoothing_factors(greatest, weight)
+        greatest = self.greatest.get(self.model.get_output_embeddings()) if self.is_tied else None
+        factors = smoothing_factors(greatest, weight)
         integers, scales = quantize_columns(weight * factors[:, None])
         builder.weight("embeddings.weight_int8", integers)
         builder.weight("embeddings.scales", scales)
@@ -155,8 +153,9 @@ class _LanguageGraph:
         row_scales = add("Gather", "embeddings.scales", ids, axis=0)
         return add("Mul", rows, add("Unsqueeze", row_scales, builder.constant([-1])))
 
+    @cached_property
     def is_tied(self) -> bool:
-        """Returns whether the head has the weights of the embeddings."""
+        """Whether the head has the weights of the embeddings."""
         head, table = self.model.get_output_embeddings(), self.model.get_input_embeddings().weight
         return head.weight is table or torch.equal(head.weight, table)
 
@@ -164,7 +163,7 @@ class _LanguageGraph:
         """Adds the logits of hidden states [R · L, D], the logarithms of their sums of exponentials, the greatest."""
         add, builder = self.builder.add, self.builder
         head = self.model.get_output_embeddings()
-        if self.is_tied():
+        if self.is_tied:
             if builder.int8:
                 hidden = add("Div", hidden, "embeddings.factors")
                 logits = builder.integer_product(hidden, "embeddings.weight_int8", "embeddings.scales")

@@ -5,8 +5,9 @@ from typing import Any
 
 from ..captioning.captioner import Captioner
 from ..captioning.generation import empty_prompt_token
-from ..captioning.picture_vectors import place_in_pooled, vector_kind
+from ..captioning.picture_vectors import vector_kind
 from ..captioning.rules import DecodingSettings, split_settings
+from ..captioning.signals import place_of_vectors
 from ..core.errors import ConfigError
 from ..core.prompts import QUESTION
 from ..runtime.files import FORMATS
@@ -36,7 +37,7 @@ def export_settings(captioner: Captioner, cache: dict[str, int], quantize: str |
         "cache": cache,
         "positions": config.text_positions,
         "generation": decoding_settings(captioner),
-        "vectors": asdict(vector_kind(config)) | {"start": place_in_pooled(config)},
+        "vectors": asdict(vector_kind(config)) | {"start": place_of_vectors(config)},
     }
 
 

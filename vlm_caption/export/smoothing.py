@@ -6,21 +6,24 @@ by a factor, and the weights that read it are multiplied by the same factor: the
 SmoothQuant (Xiao et al. 2023, arXiv:2211.10438).
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..captioning.captioner import Captioner
+from .samples import sample_question, spotted_pictures
 
 # In its paper "alpha": which share of the outliers the weights take over, in the exponent.
 _SHARE = 0.5
 
-_PICTURES, _SIZE = 8, 224
+# The greatest absolute input of each channel, float [K], of each linear layer.
+GreatestInputs = Mapping[nn.Module, np.ndarray]
 
 
-def greatest_inputs(captioner: Captioner) -> dict[nn.Module, np.ndarray]:
+def greatest_inputs(captioner: Captioner) -> GreatestInputs:
     """Measures the inputs of the language model's linear layers while it captions random pictures.
 
     Which channels have outliers hardly depends on the pictures, so no photos are needed.
@@ -42,36 +45,26 @@ def greatest_inputs(captioner: Captioner) -> dict[nn.Module, np.ndarray]:
     ]
     hooks = [layer.register_forward_pre_hook(measure) for layer in layers]
     try:
-        captioner.caption(_random_pictures(), num_beams=1, do_sample=False, **_question(captioner))
+        captioner.caption(spotted_pictures(), question=sample_question(captioner), num_beams=1, do_sample=False)
     finally:
         for hook in hooks:
             hook.remove()
     return {layer: values.float().numpy() for layer, values in greatest.items()}
 
 
-def smoothing_factors(greatest: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def smoothing_factors(greatest: np.ndarray | None, weight: np.ndarray) -> np.ndarray:
     """Returns what each channel of a linear layer's input is divided by, and its weights are multiplied by.
 
     Args:
-        greatest: The greatest absolute input of each channel, float [K].
+        greatest: The greatest absolute input of each channel, float [K]; None if it is not known.
         weight: float [K, N].
 
     Returns:
-        The factors, positive, float32 [K].
+        The factors, positive, float32 [K]; all are 1 if the greatest inputs are not known.
     """
+    if greatest is None:
+        return np.ones(len(weight), np.float32)
     least = np.float32(1e-5)  # of channels that are always 0
     inputs = np.maximum(greatest, least) ** _SHARE
     weights = np.maximum(np.abs(weight).max(axis=1), least) ** (1 - _SHARE)
     return (inputs / weights).astype(np.float32)
-
-
-def _random_pictures() -> list[Image.Image]:
-    """Returns pictures of random colours, from four large blurred spots to single pixels."""
-    rng = np.random.default_rng(0)
-    sides = np.geomspace(2, _SIZE, _PICTURES).round().astype(int)
-    spots = [Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)) for side in sides]
-    return [picture.resize((_SIZE, _SIZE), Image.Resampling.BICUBIC) for picture in spots]
-
-
-def _question(captioner: Captioner) -> dict[str, str]:
-    return {"question": "What?"} if "{question}" in captioner.prompt else {}

@@ -216,10 +216,9 @@ class Captioner:
     def _complete(self, generation: dict[str, Any]) -> DecodingSettings:
         """Returns the settings of a call, with the tokens of banned words."""
         settings = self._decoding.updated(generation)
-        if settings.datastore is not None:
-            if not self._vectors.size:
-                raise ConfigError("The export is of a version that had no datastores: export the checkpoint again.")
-        elif settings.consensus is not None and settings.document_frequencies is None:
+        if settings.datastore is not None and not self._vectors.size:
+            raise ConfigError("The export is of a version that had no datastores: export the checkpoint again.")
+        if settings.consensus is not None and settings.document_frequencies is None:
             checkpoint_frequencies(str(self._folder))  # says at once if there are none
         spellings = [spelling for word in settings.ban for spelling in (word.strip(), " " + word.strip())]
         banned = [self._tokenizer.encode(spelling, add_special_tokens=False).ids for spelling in spellings]
@@ -281,10 +280,7 @@ class Captioner:
         """
         if settings.consensus is None:
             return found
-        frequencies = settings.document_frequencies
-        if frequencies is None:
-            store = settings.datastore
-            frequencies = checkpoint_frequencies(str(self._folder)) if store is None else store.frequencies
+        frequencies = settings.document_frequencies or checkpoint_frequencies(str(self._folder))
         return [found[frequencies.choose([own.caption.text for own in found], references)]]
 
     def _finish(
