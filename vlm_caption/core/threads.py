@@ -47,3 +47,8 @@ def map_in_threads(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def count_processes() -> int:
+    """Returns how many processes `accelerate launch` or torchrun started; 1 without them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

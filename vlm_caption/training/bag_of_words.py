@@ -5,13 +5,13 @@ without looking. In a stage of this objective, the tower and the projector learn
 leaves out the language model's blocks, so it takes a fraction of the time.
 """
 
-import os
 from typing import Any
 
 import torch
 
 from ..config.run_config import RunConfig
 from ..core.errors import ConfigError
+from ..core.threads import count_processes
 from ..model.loss import bag_of_words_loss
 from .loop import Batch, TrainingLoop
 
@@ -26,7 +26,7 @@ def check_bag_of_words(config: RunConfig) -> None:
     where = "training.objective bag_of_words"
     if any(stage.eval_captions for stage in stages):
         raise ConfigError(f"{where} does not train captions: set training.eval_captions to 0 for it.")
-    if stages and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if stages and count_processes() > 1:
         raise ConfigError(f"{where} is for one process, and accelerate launch started several: start one.")
 
 

@@ -13,7 +13,7 @@ from accelerate.utils import DistributedDataParallelKwargs, LoggerType
 
 from ..config.sections import TrainingSection
 from ..core.errors import ConfigError
-from ..core.threads import count_cores
+from ..core.threads import count_cores, count_processes
 from ..model.freezing import TOWERS
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def open_accelerator(settings: TrainingSection) -> Accelerator:
 
 def use_all_cores() -> None:
     """Undoes what `accelerate launch` does to a single process on a CPU: without `--cpu` it gets one thread."""
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) == 1
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and count_processes() == 1
     if launched and not torch.accelerator.is_available() and torch.get_num_threads() == 1:
         torch.set_num_threads(count_cores())
 

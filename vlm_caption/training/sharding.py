@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..config.run_config import RunConfig
 from ..core.errors import ConfigError
+from ..core.threads import count_processes
 from ..model.blocks import find_blocks
 from ..towers.captioner import CaptionerForConditionalGeneration
 
@@ -42,7 +43,7 @@ def check_sharding(config: RunConfig) -> None:
     told = "accelerate launch was told to use FSDP"
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise ConfigError(f"{told} in its first version: add --fsdp_version 2 (docs/distributed.md).")
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if count_processes() == 1:
         raise ConfigError(f"{told} and started one process: set --num_processes to 2 or more (docs/distributed.md).")
     if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
         raise ConfigError(f"{told} and to offload weights, which training does not do: set fsdp_offload_params false.")
