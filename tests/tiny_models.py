@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
@@ -226,6 +227,9 @@ def build(config: CaptionerConfig, seed: int = 0) -> CaptionerForConditionalGene
     torch.manual_seed(seed)
     model = CaptionerForConditionalGeneration(config).eval()
     model.generation_config.update(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
+    if model.core.layer_prefix is not None:  # which starts at 0
+        for parameter in (model.core.layer_prefix.up, model.core.layer_prefix.bias):
+            nn.init.normal_(parameter, std=INITIALIZER_RANGE)
     return model
 
 

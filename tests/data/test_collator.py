@@ -134,14 +134,15 @@ def test_every_patch_has_its_placeholder():
     assert collator.prefix == [IMAGE] * 17
 
 
-def test_a_packed_row_may_be_longer_than_the_language_model():
-    model = tiny_model("vit_cls")
+@pytest.mark.parametrize("prefix", [{}, {"layer_prefix_rank": 3}], ids=["", "layer prefix"])
+def test_a_packed_row_may_be_longer_than_the_language_model(prefix):
+    model = tiny_model("vit_cls", **prefix)
     processor = tiny_processor(model.config)
     collator = CaptionCollator(processor, lambda rows: {"pixel_values": pixels(1)}, max_caption_tokens=POSITIONS)
     packed, single = (collator([{"captions": ["a caption of thirty letters"] * count}]) for count in (4, 1))
     assert packed["input_ids"].shape[1] > POSITIONS
     torch.testing.assert_close(model(**packed).loss, model(**single).loss)
-    with pytest.raises(ValueError, match=f"exceed the {POSITIONS} positions of the gpt2"):
+    with pytest.raises(ValueError, match=f"exceed the {POSITIONS - len(prefix)} positions of the gpt2"):
         model(**collator([{"captions": ["x" * POSITIONS]}]))
 
 
@@ -157,8 +158,9 @@ def test_a_caption_beyond_the_positions_is_refused_by_its_images_name():
     assert collator(rows)["position_ids"].max() == POSITIONS - 1
 
 
-def test_a_row_does_not_depend_on_its_neighbours():
-    model = tiny_model("vit_cls", "llama")
+@pytest.mark.parametrize("prefix", [{}, {"layer_prefix_rank": 3}], ids=["", "layer prefix"])
+def test_a_row_does_not_depend_on_its_neighbours(prefix):
+    model = tiny_model("vit_cls", "llama", **prefix)
     images = pixels()
     collator = CaptionCollator(
         tiny_processor(model.config), lambda rows: {"pixel_values": images[[row["image"] for row in rows]]}
@@ -168,8 +170,9 @@ def test_a_row_does_not_depend_on_its_neighbours():
     torch.testing.assert_close(both[0, : alone.shape[1]], alone[0], atol=1e-4, rtol=1e-4)
 
 
-def test_training_on_packed_rows_is_reproduced_by_generation():
-    model = tiny_model("vit_cls", "qwen2", image_tokens="patches", image_grid=2, freeze_language=False)
+@pytest.mark.parametrize("prefix", [{}, {"layer_prefix_rank": 3}], ids=["", "layer prefix"])
+def test_training_on_packed_rows_is_reproduced_by_generation(prefix):
+    model = tiny_model("vit_cls", "qwen2", image_tokens="patches", image_grid=2, freeze_language=False, **prefix)
     processor = tiny_processor(model.config)
     images = pixels()
     collator = CaptionCollator(

@@ -41,8 +41,8 @@ pytestmark = [
 
 SYSTEMS = {
     "dinov2, llama": {"image_tokens": "patches", "image_grid": 2, "pooled_in_front": True},
-    "clip, gpt2": {"image_start": "learned"},
-    "siglip, llama": {"image_tokens": "patches", "vision_feature_layer": [-1, -2]},
+    "clip, gpt2": {"image_start": "learned", "layer_prefix_rank": 3},
+    "siglip, llama": {"image_tokens": "patches", "vision_feature_layer": [-1, -2], "layer_prefix_rank": 2},
     "vit_cls, gpt2": {},
 }
 

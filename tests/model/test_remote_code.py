@@ -147,6 +147,22 @@ for folder in folders:
     assert [float(line) for line in done.stdout.split()] == pytest.approx(expected, abs=1e-3)
 
 
+def test_a_layer_prefix_works_without_the_package(tmp_path):
+    model = tiny_model("dinov2", "llama", layer_prefix_rank=3)
+    model.save_pretrained(tmp_path / "whole", full=True)
+    settings = {"pixel_values": torch.ones(1, 3, IMAGE_SIZE, IMAGE_SIZE), "num_beams": 2, "max_new_tokens": 5}
+    code = """
+import torch
+from transformers import AutoModelForImageTextToText
+model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], trust_remote_code=True)
+image = torch.ones(1, 3, int(sys.argv[2]), int(sys.argv[2]))
+print(*model.generate(pixel_values=image, num_beams=2, max_new_tokens=5)[0].tolist())
+"""
+    done = run(code, tmp_path / "whole", IMAGE_SIZE, home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(token) for token in model.generate(**settings)[0].tolist()]
+
+
 def test_the_code_of_a_checkpoint_has_no_loss_and_says_so():
     model = modeling_captioner.CaptionerForConditionalGeneration(tiny_config())
     ids = model.core.image_prompt(1)

@@ -158,6 +158,14 @@ class TestResuming:
             assert torch.equal(projector(resumed)[name], tensor), name
         assert step_values(tmp_path / "stopped") == step_values(tmp_path / "whole")
 
+    def test_a_layer_prefix_is_trained_and_resumed_too(self, run, interrupt):
+        whole = run("whole", **{"model.layer_prefix_rank": 2}).state_dict()
+        interrupt(run, "stopped", **{"model.layer_prefix_rank": 2})
+        resumed = run("stopped", **{"model.layer_prefix_rank": 2}).state_dict()
+        names = [name for name in whole if name.startswith("core.layer_prefix.")]
+        assert names
+        assert all(whole[name].any() and torch.equal(whole[name], resumed[name]) for name in names)
+
     @pytest.mark.parametrize("save_steps", [2, 3])  # at the end of an epoch, and inside one
     def test_a_resumed_run_sees_the_same_sampled_captions(self, run, interrupt, tmp_path, monkeypatch, save_steps):
         table = tmp_path / "captions.csv"

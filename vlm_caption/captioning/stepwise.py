@@ -119,7 +119,8 @@ def write_stepwise(
         ValueError: Images and placeholders do not match, or prompt and new tokens exceed the model's positions.
     """
     count, length = inputs["input_ids"].shape
-    model.check_length(length, settings.max_new_tokens)
+    placeholders = inputs["input_ids"][0].tolist().count(model.config.image_token_id)
+    model.check_length(length, settings.max_new_tokens, placeholders // model.config.image_seq_length)
     rows = ModelRows(model, inputs["input_ids"], inputs["attention_mask"], images)
     written = [found for own in write(rows, count, settings, np.random.default_rng()) for found in own]
     pad = settings.pad_token_id

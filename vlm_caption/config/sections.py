@@ -50,6 +50,8 @@ class ModelSection:
         projector_hidden_size: With "mlp" and "pixel_shuffle": the hidden width itself, instead of a multiple.
         projector_hidden_act: The activation of the hidden layers.
         projector_dropout: The dropout probability during training.
+        layer_prefix_rank: Put keys and values of the image tokens in front of each layer of the language model too,
+            computed by matrices of this rank. See docs/projectors.md.
     """
 
     init_from: str | None = None
@@ -76,6 +78,7 @@ class ModelSection:
     projector_hidden_size: int | None = None
     projector_hidden_act: str | None = None
     projector_dropout: float = 0.0
+    layer_prefix_rank: int | None = None
 
 
 @dataclass

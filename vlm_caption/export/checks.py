@@ -59,7 +59,7 @@ def check_graphs(captioner: Captioner, folder: Path, settings: ExportSettings) -
     graph = LanguageGraph(folder / LANGUAGE, None, settings.cache)
     rows: GraphRows = graph.start([prompt, prompt], embeds)
     ids = torch.tensor([[*prompt, token]] * 2)
-    logits = core.language_model(inputs_embeds=core.embed_inputs(ids, expected), use_cache=False).logits[:, -2:]
+    logits = captioner.model(ids, image_features=features, use_cache=False).logits[:, -2:]
     _compare("language model", rows.read_prompts(1, full=True).full, logits[:, 0])
     swapped = rows.advance(np.array([token, token]), np.array([1, 0]), 1, full=True)
     _compare("language model", swapped.full, logits[[1, 0], 1])

@@ -6,7 +6,8 @@ shapes, and they take as long as the arithmetic of a row. onnxruntime-genai buil
 
 Shapes in comments: I images, N image tokens an image; B rows of the cache, and R rows after `rows` has selected among
 them; T new tokens, of which the last L get logits; P tokens in the cache, S = P + T; H heads of keys and values, G
-query heads for each; E the width of a head, D that of the model, V the size of the vocabulary.
+query heads for each; E the width of a head, D that of the model, V the size of the vocabulary; F the length of a layer
+prefix, 0 but for prompts with images. A prefix is in the cache, and neither in `attention_mask` nor in `position_ids`.
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 from torch import nn
 
 from ..core.errors import ConfigError
+from ..model.layer_prefix import LayerPrefix
 from ..towers.captioner import CaptionerModel
 from .blocks import PackedWeights
 from .builder import FLOAT, INT64, GraphBuilder, quantize_columns, to_numpy, value
@@ -87,11 +89,14 @@ class _LanguageGraph:
         self.model: Any = core.language_model
         self.config: Any = core.config.text_config
         self.builder = builder
-        self.presents: list[str] = []
+        self.prefix = ""  # float [2 · layers, R, H, F, E], keys and values by turns; "" without one
+        self.tokens_seen, self.positions = "attention_mask", "position_ids"
 
     def build(self) -> onnx.ModelProto:
         """Returns the graph."""
         add, constant = self.builder.add, self.builder.constant
+        if self.core.layer_prefix is not None:
+            self.add_prefix(self.core.layer_prefix)
         hidden = self.embed()
         mask = self.mask()
         hidden = self.blocks(hidden, mask)
@@ -118,6 +123,30 @@ class _LanguageGraph:
             *(value(f"present.{name}", FLOAT, ["R", sizes.heads, "S", sizes.width]) for name in cache),
         ]
         return self.builder.model(inputs, outputs)
+
+    def add_prefix(self, layer_prefix: LayerPrefix) -> None:
+        """Adds the keys and values of the images in front of each layer, and counts them in mask and positions."""
+        add, constant, builder, sizes = self.builder.add, self.builder.constant, self.builder, self.sizes
+        ones = np.ones(self.core.config.text_embedding_size, np.float32)
+        values = add("LayerNormalization", "image_embeds", builder.weight("prefix.norm", ones), axis=-1, epsilon=1e-5)
+        down, (up, bias) = layer_prefix.down, layer_prefix.fused()
+        values = add("MatMul", values, builder.weight("prefix.down", down.weight.T))
+        values = add("Gelu", add("Add", values, builder.weight("prefix.down_bias", down.bias)), approximate="none")
+        values = add("MatMul", values, builder.weight("prefix.up", up))
+        values = add("Add", values, builder.weight("prefix.bias", bias))  # [I, N, layers · 2 · H · E]
+        rows = add("Shape", "input_ids", start=0, end=1)
+        shape = add("Concat", rows, constant([-1, 2 * sizes.layers, sizes.heads, sizes.width]), axis=0)
+        self.prefix = add("Transpose", add("Reshape", values, shape), perm=[2, 0, 3, 1, 4])
+        lengths = [
+            add("Shape", self.prefix, start=3, end=4),
+            add("Shape", "past.0.key", start=2, end=3),
+            add("Shape", "input_ids", start=1, end=2),
+        ]
+        total = add("Add", add("Add", lengths[0], lengths[1]), lengths[2])
+        missing = add("Sub", total, add("Shape", "attention_mask", start=1, end=2))  # [1], the prefix so far
+        in_front = add("Expand", constant([1]), add("Concat", rows, missing, axis=0))
+        self.tokens_seen = add("Concat", in_front, "attention_mask", axis=1)
+        self.positions = add("Add", "position_ids", missing)
 
     def embed(self) -> str:
         """Adds the embeddings, with image tokens in the placeholders' places, float [R, T, D]."""
@@ -182,12 +211,12 @@ class _LanguageGraph:
         """Adds the mask that is added to scores: 0 or the lowest float, [R, 1, G·T, S]."""
         add, constant = self.builder.add, self.builder.constant
         new = add("Shape", "input_ids", start=1, end=2)  # [1], T
-        length = add("Shape", "attention_mask", start=1, end=2)  # [1], S
+        length = add("Shape", self.tokens_seen, start=1, end=2)  # [1], S, with the prefix
         places = add("CumSum", add("Expand", constant([1]), length), constant(0))  # [S], 1 to S
         own = add("Slice", places, add("Neg", new), constant([2**31]), constant([0]))  # [T]
         is_seen = add("LessOrEqual", places, add("Unsqueeze", own, constant([1])))  # [T, S]
         is_seen = add("Concat", *[is_seen] * self.sizes.groups, axis=0)  # [G·T, S]
-        is_text = add("Cast", add("Unsqueeze", "attention_mask", constant([1, 2])), to=onnx.TensorProto.BOOL)
+        is_text = add("Cast", add("Unsqueeze", self.tokens_seen, constant([1, 2])), to=onnx.TensorProto.BOOL)
         is_seen = add("And", is_text, is_seen)
         lowest = self.builder.scalar(float(np.finfo(np.float32).min))
         return add("Where", is_seen, self.builder.scalar(0), lowest)
@@ -207,10 +236,13 @@ class _LanguageGraph:
         """
         add, constant, sizes = self.builder.add, self.builder.constant, self.sizes
         present = []
-        for part, new in (("key", key), ("value", values)):
+        for number, (part, new) in enumerate((("key", key), ("value", values))):
             past = add("Gather", f"past.{layer}.{part}", "rows", axis=0)
             new = add("Transpose", new, perm=[0, 2, 1, 3])  # [R, H, T, E]
-            present.append(add("Concat", past, new, name=f"present.{layer}.{part}", axis=2))  # [R, H, S, E]
+            parts = [past, new]
+            if self.prefix:
+                parts.insert(0, add("Gather", self.prefix, constant(2 * layer + number), axis=0))  # [R, H, F, E]
+            present.append(add("Concat", *parts, name=f"present.{layer}.{part}", axis=2))  # [R, H, S, E]
         query = add("Transpose", query, perm=[0, 2, 1, 3])  # [R, G·H, T, E]
         # Query heads that share keys and values become rows of one product, so these are not copied for them.
         query = add("Reshape", query, constant([0, sizes.heads, -1, sizes.width]))  # [R, H, G·T, E]
@@ -311,7 +343,7 @@ class _Llama(_LanguageGraph):
         """Adds cosines and sines of the positions, float [R, T, 1, E]; the sines' first half has its sign changed."""
         add, builder = self.builder.add, self.builder
         rotary = self.model.model.rotary_emb
-        position = add("Unsqueeze", add("Cast", "position_ids", to=FLOAT), builder.constant([-1]))
+        position = add("Unsqueeze", add("Cast", self.positions, to=FLOAT), builder.constant([-1]))
         angles = add("Mul", position, builder.weight("rotary.frequencies", rotary.inv_freq))  # [R, T, E / 2]
         cos, sin = (add("Mul", add(op, angles), builder.scalar(rotary.attention_scaling)) for op in ("Cos", "Sin"))
         cos, sin = add("Concat", cos, cos, axis=-1), add("Concat", add("Neg", sin), sin, axis=-1)
@@ -337,7 +369,7 @@ class _GPT2(_LanguageGraph):
 
     def blocks(self, hidden: str, mask: str) -> str:
         add, constant, builder, sizes = self.builder.add, self.builder.constant, self.builder, self.sizes
-        places = add("Gather", builder.weight("positions", self.model.transformer.wpe.weight), "position_ids", axis=0)
+        places = add("Gather", builder.weight("positions", self.model.transformer.wpe.weight), self.positions, axis=0)
         hidden = add("Add", hidden, places)
         for layer, block in enumerate(self.model.transformer.h):
             name = f"layers.{layer}"

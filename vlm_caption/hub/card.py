@@ -46,6 +46,7 @@ _NOT_STATED = "not stated"
 _PART_NAMES = {
     "vision_tower": "vision tower",
     "multi_modal_projector": "projector",
+    "layer_prefix": "layer prefix",
     "language_model": "language model",
 }
 _SOFT_TOKENS = {
@@ -346,7 +347,11 @@ def _parts(model: CaptionerPreTrainedModel, facts: dict[str, Any]) -> list[list[
         state,
         _count(projector.parameters()),
     ]
-    return [*vision, *start, bridge, *around.values(), _tower_row(model, "language_model")]
+    prefix = []
+    if core.layer_prefix is not None:
+        what = f"keys and values of the image tokens for each layer, of rank {model.config.layer_prefix_rank}"
+        prefix = [["layer prefix", what, "here", licence, state, _count(core.layer_prefix.parameters())]]
+    return [*vision, *start, bridge, *around.values(), *prefix, _tower_row(model, "language_model")]
 
 
 def _tower_row(model: CaptionerPreTrainedModel, part: str) -> list[str]:

@@ -62,6 +62,7 @@ class CaptionerConfig(PreTrainedConfig):
     projector_hidden_size: int | None = None
     projector_hidden_act: str | None = None
     projector_dropout: float = 0.0
+    layer_prefix_rank: int | None = None
     image_token_id: int | None = None
     external_towers: list | tuple = ()
     tie_word_embeddings: bool = True
@@ -163,11 +164,27 @@ class CaptionerConfig(PreTrainedConfig):
         return tokens + (self.image_start == "learned") + (self.image_end == "learned") + self.query_tokens
 
     @property
+    def text_cache_shape(self) -> tuple[int, int, int]:
+        """The language model's layers, its heads of keys and values, and the width of such a head."""
+        config = self.text_config
+        heads = config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return config.num_hidden_layers, getattr(config, "num_key_value_heads", None) or heads, width
+
+    @property
     def text_positions(self) -> int | None:
-        """The length of the language model's table of positions, or None if it has no table."""
+        """The positions that the language model's table has for a prompt with an image and its caption.
+
+        None if there is no table. A layer prefix takes as many positions as the image's tokens.
+        """
         if getattr(self.text_config, "rope_parameters", None) is not None:
             return None  # rotary positions have no end; `generate` warns beyond the trained length
-        return getattr(self.text_config, "max_position_embeddings", None)
+        positions = getattr(self.text_config, "max_position_embeddings", None)
+        return None if positions is None else positions - self.prefix_positions(1)
+
+    def prefix_positions(self, images: int) -> int:
+        """Returns the number of positions that the layer prefix of so many images takes; 0 without one."""
+        return 0 if self.layer_prefix_rank is None else images * self.image_seq_length
 
     @property
     def start_token_id(self) -> int | None:

@@ -27,6 +27,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils import can_return_tuple, logging
 
 from .configuration_captioner import CaptionerConfig
+from .layer_prefix import LayerPrefix, make_room
 from .projectors import MultiModalProjector, build_projector
 
 logger = logging.get_logger(__name__)
@@ -37,6 +38,15 @@ TESTED_WITH = ("5.21", "5.24")
 # Patterns of transformers, which match a module's name from its beginning.
 PROJECTOR_PATTERN = r"(?:core\.)?multi_modal_projector"
 SOFT_TOKENS_PATTERN = r"(?:core\.)?(?:image_start|image_end|query_tokens)"
+LAYER_PREFIX_PATTERN = r"(?:core\.)?layer_prefix"
+
+
+def _minor(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+# What transformers calls the argument that holds keys and values.
+CACHE = "cache" if _minor(transformers.__version__) >= (5, 24) else "past_key_values"
 
 
 @dataclasses.dataclass
@@ -75,7 +85,7 @@ class CaptionerPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     # The projector stays in full precision beside towers in float16 or quantised to int8 or int4.
-    _keep_in_fp32_modules = [PROJECTOR_PATTERN]  # noqa: RUF012
+    _keep_in_fp32_modules = [PROJECTOR_PATTERN, LAYER_PREFIX_PATTERN]  # noqa: RUF012
 
     def __init__(self, config: CaptionerConfig):
         if config.external_towers:
@@ -118,6 +128,7 @@ class CaptionerModel(CaptionerPreTrainedModel):
         else:
             self.vision_tower = AutoModel.from_config(config.vision_config)
         self.multi_modal_projector = build_projector(config)
+        self.layer_prefix = LayerPrefix(config) if config.layer_prefix_rank is not None else None
         # With its head, because heads differ between families (biases, soft caps, scales).
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         width = config.text_embedding_size
@@ -125,7 +136,7 @@ class CaptionerModel(CaptionerPreTrainedModel):
         self.image_end = nn.Parameter(torch.zeros(width)) if config.image_end == "learned" else None
         self.query_tokens = nn.Parameter(torch.zeros(config.query_tokens, width)) if config.query_tokens else None
         if self.soft_tokens():
-            self._keep_in_fp32_modules = [PROJECTOR_PATTERN, SOFT_TOKENS_PATTERN]
+            self._keep_in_fp32_modules = [PROJECTOR_PATTERN, LAYER_PREFIX_PATTERN, SOFT_TOKENS_PATTERN]
         self.post_init()
 
     def soft_tokens(self) -> dict[str, nn.Parameter]:
@@ -325,13 +336,21 @@ class CaptionerModel(CaptionerPreTrainedModel):
             inputs_embeds = self.embed_inputs(input_ids, None if encoded is None else encoded.pooler_output)
         elif encoded is not None:
             raise ValueError("inputs_embeds hold their image tokens already: pass input_ids with an image.")
+        elif self.layer_prefix is not None:
+            raise ValueError("inputs_embeds cannot hold the layer prefix of this captioner: pass input_ids instead.")
         inputs = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
         if position_ids is not None:
             inputs["position_ids"] = position_ids
+        images = 0
+        if self.layer_prefix is not None and encoded is not None:
+            self._check_images_of_rows(cast(torch.Tensor, input_ids))
+            inputs["image_embeds"] = encoded.pooler_output
+            images = len(cast(Any, encoded.pooler_output)) // len(cast(Any, input_ids))
         limit = None if torch.compiler.is_compiling() else self.config.text_positions
         if limit is not None:
             # Positions of a packed row restart with each caption, so it may be longer than the limit.
             length = cast(Any, inputs_embeds).shape[1] if position_ids is None else int(position_ids.max()) + 1
+            length += self.config.prefix_positions(max(0, images - 1))  # the limit is without those of one image
             if length > limit:
                 raise ValueError(
                     f"{length} tokens (image tokens included) exceed the {limit} positions of the "
@@ -339,9 +358,66 @@ class CaptionerModel(CaptionerPreTrainedModel):
                 )
         return inputs
 
-    def run_language_model(self, head: bool = True, **inputs: Any) -> Any:
-        """Runs the language model, with or without its head, on inputs of its own."""
+    def _check_images_of_rows(self, input_ids: torch.Tensor) -> None:
+        """Checks that all rows have as many images: those of a row are in front of each layer, without padding."""
+        if torch.compiler.is_compiling():
+            return
+        counts = torch.eq(input_ids, cast(int, self.config.image_token_id)).sum(dim=1)
+        if (counts != counts[0]).any():
+            raise ValueError(
+                "This captioner has a layer prefix, so all rows of a batch need the same number of images: caption "
+                "prompts with different numbers apart."
+            )
+
+    def run_language_model(self, head: bool = True, image_embeds: torch.Tensor | None = None, **inputs: Any) -> Any:
+        """Runs the language model, with or without its head, on inputs of its own.
+
+        Args:
+            head: Whether to run the language model's head.
+            image_embeds: The images of all rows, float [I, N, D_text], for the layer prefix. It stays in the cache.
+            **inputs: Arguments of the language model. Masks and positions do not count the prefix.
+        """
+        if self.layer_prefix is not None:
+            inputs = self._with_prefix(image_embeds, inputs)
         return self.language_model(**inputs) if head else self.language_model.base_model(**inputs)
+
+    def _with_prefix(self, image_embeds: torch.Tensor | None, inputs: dict[str, Any]) -> dict[str, Any]:
+        if "past_key_values" in inputs:  # its older name, which transformers still takes
+            inputs[CACHE] = inputs.pop("past_key_values")
+        cache = inputs.get(CACHE)
+        cached = 0 if cache is None else cache.get_seq_length()
+        if image_embeds is None:
+            return make_room(inputs, cached)
+        if cached:
+            raise ValueError("With a layer prefix, images belong to the first tokens: pass them without a cache.")
+        embeds = inputs["inputs_embeds"]
+        cache = self._prefix_cache(image_embeds, len(embeds), embeds.dtype, cache)
+        return make_room(inputs, cache.get_seq_length(), cache.get_seq_length()) | {CACHE: cache}
+
+    def _prefix_cache(self, image_embeds: torch.Tensor, rows: int, dtype: torch.dtype, cache: Any = None) -> Any:
+        device = image_embeds.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+        return cast(LayerPrefix, self.layer_prefix).fill_cache(cache, image_embeds, rows, dtype)
+
+    def prefix_for_generate(
+        self, image_embeds: torch.Tensor, embeds: torch.Tensor, mask: torch.Tensor, repeats: int
+    ) -> dict[str, Any]:
+        """Returns arguments of the language model's `generate`, which takes a cache's tokens to be in the inputs too.
+
+        Args:
+            image_embeds: The images of all rows, float [I, N, D_text].
+            embeds: The prompts, float [B, P, D_text].
+            mask: int [B, P], 0 at padding.
+            repeats: The number of rows that `generate` makes of each.
+        """
+        images = image_embeds.unflatten(0, (len(embeds), -1)).repeat_interleave(repeats, dim=0).flatten(0, 1)
+        cache = self._prefix_cache(images, len(embeds) * repeats, embeds.dtype)
+        length = cache.get_seq_length()
+        return {
+            "inputs_embeds": nn.functional.pad(embeds, (0, 0, length, 0)),
+            "attention_mask": nn.functional.pad(mask, (length, 0), value=1),
+            CACHE: cache,
+        }
 
     @can_return_tuple
     def forward(
@@ -456,29 +532,34 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             tokens = cast(torch.Tensor, encoded.pooler_output)
             prompt = self.core.image_prompt(len(tokens), tokens.device)
             mask = torch.ones_like(prompt) if mask is None else mask  # the start token may be the padding token
-        embeds = self.core.prepare_language_inputs(prompt, encoded, inputs_embeds=embeds)["inputs_embeds"]
+        prepared = self.core.prepare_language_inputs(prompt, encoded, inputs_embeds=embeds)
+        embeds, image_embeds = prepared["inputs_embeds"], prepared.get("image_embeds")
         new = settings.max_new_tokens
         if new is None:  # by default the language model stops at its limit
             new = 1 if settings.max_length is None else settings.max_length - embeds.shape[1]
-        self.check_length(embeds.shape[1], new)
+        self.check_length(embeds.shape[1], new, 0 if image_embeds is None else len(image_embeds) // len(embeds))
         if mask is None:
             mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
             pad, ends = settings.pad_token_id, settings.eos_token_id
             if prompt is not None and pad is not None and pad not in (ends if isinstance(ends, list) else [ends]):
                 mask = prompt.ne(pad).long()
-        outputs = self.core.language_model.generate(
-            inputs_embeds=embeds, attention_mask=mask, generation_config=settings, **kwargs
-        )
+        start = {"inputs_embeds": embeds, "attention_mask": mask}
+        if image_embeds is not None:
+            repeats = max(settings.num_beams or 1, settings.num_return_sequences or 1)
+            start = self.core.prefix_for_generate(image_embeds, embeds, mask, repeats)
+        outputs = self.core.language_model.generate(generation_config=settings, **start, **kwargs)
         return outputs if prompt is None else _put_in_front(prompt, outputs)
 
-    def check_length(self, prompt_length: int, new: int) -> None:
+    def check_length(self, prompt_length: int, new: int, images: int = 1) -> None:
         """Raises a ValueError if a table of positions would end in the middle of a caption.
 
         Args:
             prompt_length: The number of tokens of the prompt, with those of images.
             new: The largest number of new tokens.
+            images: The number of images in the prompt.
         """
         limit = self.config.text_positions
+        prompt_length += self.config.prefix_positions(max(0, images - 1))  # the limit is without those of one image
         if limit is not None and prompt_length + new > limit:
             raise ValueError(
                 f"{prompt_length} prompt tokens (image tokens included) and up to {new} new ones exceed the {limit} "
@@ -540,10 +621,6 @@ def _with_images(output_class: Any, outputs: Any, encoded: BaseModelOutputWithPo
 def _move(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     # Weights that are offloaded to disk are on "meta", and accelerate moves the inputs of a module when it is run.
     return tensor.to(dtype) if device.type == "meta" else tensor.to(device, dtype)
-
-
-def _minor(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:2])
 
 
 __all__ = ["CaptionerForConditionalGeneration", "CaptionerModel", "CaptionerPreTrainedModel", "MultiModalProjector"]

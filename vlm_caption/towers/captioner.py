@@ -23,6 +23,7 @@ from transformers.utils import can_return_tuple
 from ..model import modeling_captioner
 from ..model.adapters import adapted_layers
 from ..model.freezing import PARTS, freeze, merge_adapter, remember_trained, set_train_mode
+from ..model.layer_prefix import LayerPrefix
 from ..model.loss import IGNORE_INDEX, training_loss
 from ..model.projector_init import init_layer
 from .checkpoints import (
@@ -69,6 +70,10 @@ class CaptionerPreTrainedModel(modeling_captioner.CaptionerPreTrainedModel):
         # Layer by layer: transformers passes no module without parameters of its own to this method.
         elif any(module is layer for layer in projector.modules()) and init_layer(projector, module):
             pass
+        elif isinstance(module, LayerPrefix):
+            init_layer(module, module.down)
+            init.zeros_(module.up)
+            init.zeros_(module.bias)
         elif not isinstance(module, CaptionerPreTrainedModel) and not self._is_in_adapter(module):
             super()._init_weights(module)
 
@@ -302,7 +307,7 @@ class CaptionerModel(CaptionerPreTrainedModel, modeling_captioner.CaptionerModel
         std, mean = torch.std_mean(self.vocabulary().float(), dim=0, correction=0)  # [D_text]
         return {name: mean + std * torch.randn(v.shape, device=std.device) for name, v in soft_tokens.items()}
 
-    def run_language_model(self, head: bool = True, **inputs: Any) -> Any:
+    def run_language_model(self, head: bool = True, image_embeds: torch.Tensor | None = None, **inputs: Any) -> Any:
         """Runs the language model.
 
         It also takes the boolean masks of packed rows, and checkpoints frozen layers if activation checkpointing is
@@ -310,6 +315,7 @@ class CaptionerModel(CaptionerPreTrainedModel, modeling_captioner.CaptionerModel
 
         Args:
             head: Whether to run the language model's head.
+            image_embeds: The images of all rows, float [I, N, D_text], for the layer prefix.
             **inputs: Arguments of the language model. `attention_mask` may be bool [B, 1, T, T], True where a position
                 may attend.
         """
@@ -321,8 +327,13 @@ class CaptionerModel(CaptionerPreTrainedModel, modeling_captioner.CaptionerModel
             inputs["attention_mask"] = blocked
         with _checkpointed_frozen_layers(self.language_model) as count:
             if count:
+                if self.layer_prefix is not None:
+                    raise ValueError(
+                        "Activation checkpointing runs layers twice, and a layer prefix is in a cache that they would "
+                        "write into twice: disable one of them."
+                    )
                 inputs["use_cache"] = False  # the second forward would write into the cache again
-            return super().run_language_model(head, **inputs)
+            return super().run_language_model(head, image_embeds, **inputs)
 
 
 class CaptionerForConditionalGeneration(

@@ -29,6 +29,7 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revi
 # The code that is copied into full checkpoints. It is for inference alone.
 CODE_FILES = (
     "configuration_captioner.py",
+    "layer_prefix.py",
     "modeling_captioner.py",
     "processing_captioner.py",
     "projectors.py",

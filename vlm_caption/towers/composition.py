@@ -18,6 +18,8 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
 
 from ..core.console import quiet_transformers
+from ..model.layer_prefix import LayerPrefix
+from ..model.modeling_captioner import CACHE
 from ..model.projectors import build_projector
 from .captioner import CaptionerForConditionalGeneration, CaptionerModel
 from .checks import running_no_code
@@ -91,12 +93,32 @@ def compose(
         model = CaptionerForConditionalGeneration(config).to(dtype)
     else:
         model = _with_fresh_projector(config, dtype, language_dtype or dtype)
+    if config.layer_prefix_rank is not None:
+        _check_cache_shape(model)
     if query_ids is not None:
         with torch.no_grad():
             cast(torch.Tensor, model.core.query_tokens).copy_(model.get_input_embeddings()(query_ids))
     processor = CaptionerProcessor.from_config(config, image_processor, text_tokenizer)
     _settle_generation(model, text_tokenizer, tokenizer)
     return model, processor
+
+
+@torch.no_grad()
+def _check_cache_shape(model: CaptionerForConditionalGeneration) -> None:
+    """Checks that the language model's keys and values have the shape that its config makes one expect.
+
+    Raises:
+        ValueError: They have another.
+    """
+    layers, heads, width = model.config.text_cache_shape
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    cache = model.core.language_model(input_ids=token, use_cache=True)[CACHE]
+    shapes = [part.shape for layer in cache.layers for part in (layer.keys, layer.values)]
+    if shapes != [(1, heads, 1, width)] * (2 * layers):
+        raise ValueError(
+            f"layer_prefix_rank: the {model.config.text_config.model_type} language model keeps keys and values of "
+            "another shape than its config says: leave it out."
+        )
 
 
 def _check_settings(vision: TowerSource, config_kwargs: dict[str, Any]) -> None:
@@ -188,6 +210,8 @@ def _with_fresh_projector(
     weights = load_towers(config)
     projector = build_projector(config).state_dict()
     weights |= {f"core.multi_modal_projector.{name}": tensor for name, tensor in projector.items()}
+    if config.layer_prefix_rank is not None:
+        weights |= {f"core.layer_prefix.{name}": tensor for name, tensor in LayerPrefix(config).state_dict().items()}
     with torch.device("meta"):
         soft_tokens = CaptionerModel(config).soft_tokens()
     weights |= {f"core.{name}": torch.empty(vector.shape) for name, vector in soft_tokens.items()}

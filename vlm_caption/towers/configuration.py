@@ -94,6 +94,8 @@ class CaptionerConfig(configuration_captioner.CaptionerConfig):
             `transformer` relu.
         projector_dropout (`float`): Dropout of the projected tokens; in `transformer` and `resampler`, of the
             attention weights and of the output of each layer.
+        layer_prefix_rank (`int`, *optional*): Put keys and values of the image tokens in front of each layer of the
+            language model too, computed by matrices of this rank (see docs/projectors.md).
         freeze_vision (`bool`): Keep the vision tower as it is: no gradient, never in train mode. A tower that is not
             frozen is trained whole, or in the parts that `vision_layers` or `vision_adapter` names.
         freeze_language (`bool`): The same for the language model, with `text_layers` and `text_adapter`.
@@ -144,6 +146,8 @@ class CaptionerConfig(configuration_captioner.CaptionerConfig):
         super().__post_init__(**kwargs)
         self._check_image_tokens()
         self._settle_projector()
+        if self.layer_prefix_rank is not None:
+            self._check_layer_prefix(self.layer_prefix_rank)
         self.trained_weights = list(self.trained_weights)
 
     def _check_features(self) -> None:
@@ -185,6 +189,17 @@ class CaptionerConfig(configuration_captioner.CaptionerConfig):
             raise ValueError(
                 f"image_token_id {self.image_token_id} lies inside the language model's vocabulary of "
                 f"{self.text_config.vocab_size}; the placeholder must be an id behind it."
+            )
+
+    def _check_layer_prefix(self, rank: int) -> None:
+        """Checks that keys and values can be put in front of the language model's layers."""
+        if rank < 1:
+            raise ValueError(f"layer_prefix_rank must be at least 1, got {rank}.")
+        kinds = set(getattr(self.text_config, "layer_types", None) or ()) - {"full_attention"}
+        if kinds or getattr(self.text_config, "num_attention_heads", None) is None:
+            raise ValueError(
+                f"layer_prefix_rank needs layers whose attention reaches all tokens, and the "
+                f"{self.text_config.model_type} language model has others: leave it out."
             )
 
     def _check_layers(self) -> None:
