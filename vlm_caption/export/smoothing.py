@@ -60,12 +60,11 @@ def smoothing_factors(greatest: np.ndarray | None, weight: np.ndarray) -> np.nda
         weight: float [K, N].
 
     Returns:
-        The factors, float32 [K]; all are 1 if the greatest inputs are not known. They are powers of two, so another
-        number of threads, which changes the last digits of inputs, changes no weight.
+        The factors, positive, float32 [K]; all are 1 if the greatest inputs are not known.
     """
     if greatest is None:
         return np.ones(len(weight), np.float32)
     least = np.float32(1e-5)  # of channels that are always 0
     inputs = np.maximum(greatest, least) ** _SHARE
     weights = np.maximum(np.abs(weight).max(axis=1), least) ** (1 - _SHARE)
-    return np.exp2(np.round(np.log2(inputs / weights))).astype(np.float32)
+    return (inputs / weights).astype(np.float32)
