@@ -5,7 +5,7 @@ import torch
 from tiny_models import LANGUAGE, OTHER_LANGUAGE, REFUSED_LANGUAGE, picture, pixels, tiny_model, tiny_processor
 from torch import nn
 
-from vlm_caption import Captioner
+from vlm_caption import Captioner, CaptionerForConditionalGeneration
 from vlm_caption.captioning.generation import GenerationSettings, generate, token_log_probs
 from vlm_caption.model.modeling_captioner import CACHE
 from vlm_caption.towers.composition import compose
@@ -141,5 +141,8 @@ def test_a_checkpoint_keeps_the_prefix(tmp_path):
     model.save_pretrained(tmp_path)
     tiny_processor(model.config).save_pretrained(tmp_path)
     [own] = Captioner(model, tiny_processor(model.config)).caption(picture())
+    half = CaptionerForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float16)
+    assert half.core.layer_prefix.up.dtype == torch.float32
+    assert half.core.language_model.dtype == torch.float16
     [loaded] = Captioner.from_pretrained(tmp_path).caption(picture())
     assert (loaded.text, loaded.score) == (own.text, pytest.approx(own.score, abs=1e-5))

@@ -85,7 +85,7 @@ class CaptionerPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     # The projector stays in full precision beside towers in float16 or quantised to int8 or int4.
-    _keep_in_fp32_modules = [PROJECTOR_PATTERN, LAYER_PREFIX_PATTERN]  # noqa: RUF012
+    _keep_in_fp32_modules = [PROJECTOR_PATTERN]  # noqa: RUF012
 
     def __init__(self, config: CaptionerConfig):
         if config.external_towers:
@@ -135,8 +135,12 @@ class CaptionerModel(CaptionerPreTrainedModel):
         self.image_start = nn.Parameter(torch.zeros(width)) if config.image_start == "learned" else None
         self.image_end = nn.Parameter(torch.zeros(width)) if config.image_end == "learned" else None
         self.query_tokens = nn.Parameter(torch.zeros(config.query_tokens, width)) if config.query_tokens else None
+        kept = [PROJECTOR_PATTERN]
+        if self.layer_prefix is not None:
+            kept.append(LAYER_PREFIX_PATTERN)
         if self.soft_tokens():
-            self._keep_in_fp32_modules = [PROJECTOR_PATTERN, LAYER_PREFIX_PATTERN, SOFT_TOKENS_PATTERN]
+            kept.append(SOFT_TOKENS_PATTERN)
+        self._keep_in_fp32_modules = kept
         self.post_init()
 
     def soft_tokens(self) -> dict[str, nn.Parameter]:
