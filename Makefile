@@ -19,8 +19,7 @@ export UV_DEFAULT_INDEX := $(INDEX)
 endif
 
 # For every Python and platform that we name, each package with its version and nothing else.
-COMPILE := uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --no-annotate --no-header \
-	--no-emit-index-url
+COMPILE := uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --no-annotate --no-header
 
 # $(call environment,FOLDER,CONSTRAINTS,PYPROJECT): made anew, with no other versions than those in CONSTRAINTS, and a copy
 # of it in FOLDER/installed. uv installs in seconds what pip takes minutes for.

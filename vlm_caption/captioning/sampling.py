@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..model.modeling_captioner import CACHE
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.composition import MAX_NEW_TOKENS
 from .generation import find_ends, write_tokens
@@ -58,8 +59,7 @@ def sample_captions(
     prompt = torch.tensor([list(prefix)] * number, device=model.device)
     with torch.compiler.set_stance("force_eager"):  # every new length would be compiled anew
         outputs = model(input_ids=prompt, **images, use_cache=True, logits_to_keep=1)
-        name = "cache" if "cache" in outputs else "past_key_values"  # before transformers 5.24
-        cache = outputs[name]
+        cache = outputs[CACHE]
         cache.batch_repeat_interleave(count)
         logits = outputs.logits[:, -1].repeat_interleave(count, dim=0)  # [R, V]
         draws = torch.rand(longest, len(logits), generator=generator).to(model.device)
@@ -74,7 +74,7 @@ def sample_captions(
             if len(goes_on) < len(rows):
                 cache.batch_select_indices(goes_on)
                 rows, drawn = rows[goes_on], drawn[goes_on]
-            logits = model(input_ids=drawn[:, None], **{name: cache}, use_cache=True).logits[:, -1]
+            logits = model(input_ids=drawn[:, None], **{CACHE: cache}, use_cache=True).logits[:, -1]
     captions = [[token for token in row if token >= 0] for row in token_ids.tolist()]
     return Samples(captions, [caption[-1] in end_ids for caption in captions])
 

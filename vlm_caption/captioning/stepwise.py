@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..model.modeling_captioner import CACHE
 from ..towers.captioner import CaptionerForConditionalGeneration
 from .decoding import Logits, write
 from .rules import DecodingSettings, split_settings
@@ -67,8 +68,7 @@ class ModelRows:
 
     def _run(self, count: int, top: int, full: bool, **inputs: Any) -> Logits:
         outputs = self._model(**inputs, **self._cache, attention_mask=self._mask, use_cache=True, logits_to_keep=1)
-        name = "cache" if "cache" in outputs else "past_key_values"  # before transformers 5.24
-        self._cache = {name: outputs[name]}
+        self._cache = {CACHE: outputs[CACHE]}
         logits = outputs.logits[:count, -1].float()  # [R, V]
         if top == 1:
             best, ids = logits.max(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Counts cores, and maps a function over many items on several threads."""
+"""Counts cores and processes, and maps a function over many items on several threads."""
 
 import os
 from collections import deque
@@ -16,6 +16,11 @@ Result = TypeVar("Result")
 def count_cores() -> int:
     """Returns the number of cores that this process may use, which may be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def count_processes() -> int:
+    """Returns how many processes `accelerate launch` or torchrun started; 1 without them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def map_in_threads(
@@ -47,8 +52,3 @@ def map_in_threads(
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def count_processes() -> int:
-    """Returns how many processes `accelerate launch` or torchrun started; 1 without them."""
-    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -45,7 +45,7 @@ def _minor(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2])
 
 
-# What transformers calls the argument that holds keys and values.
+# What transformers calls the argument, and the output, that holds keys and values.
 CACHE = "cache" if _minor(transformers.__version__) >= (5, 24) else "past_key_values"
 
 
@@ -395,8 +395,9 @@ class CaptionerModel(CaptionerPreTrainedModel):
         if cached:
             raise ValueError("With a layer prefix, images belong to the first tokens: pass them without a cache.")
         embeds = inputs["inputs_embeds"]
-        cache = self._prefix_cache(image_embeds, len(embeds), embeds.dtype, cache)
-        return make_room(inputs, cache.get_seq_length(), cache.get_seq_length()) | {CACHE: cache}
+        inputs[CACHE] = self._prefix_cache(image_embeds, len(embeds), embeds.dtype, cache)
+        prefix = inputs[CACHE].get_seq_length()
+        return make_room(inputs, prefix, prefix)
 
     def _prefix_cache(self, image_embeds: torch.Tensor, rows: int, dtype: torch.dtype, cache: Any = None) -> Any:
         device = image_embeds.device.type
