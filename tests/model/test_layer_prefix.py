@@ -84,7 +84,7 @@ def test_the_prefix_is_trained_with_the_projector_and_frozen_with_it():
 
 @torch.no_grad()
 def test_several_images_of_a_row_are_all_in_front():
-    model = build("gpt2", text_config={"n_positions": 64})
+    model = build("gpt2", text_config={"n_positions": 64}).double()  # rows and batches are summed in another order
     prompt = model.core.image_prompt(1)[0, 1:]
     row = torch.cat([torch.tensor([1]), prompt, torch.tensor([70]), prompt])[None]
     logits = model(row, pixel_values=pixels(2)).logits
