@@ -117,16 +117,26 @@ def test_an_export_chooses_by_a_datastore_as_its_checkpoint_does(both, tmp_path)
     assert all(caption.text in [each.text for each in captions] for caption in chosen[1])
 
 
-def test_exports_from_before_datastores_can_be_read_and_say_so(both, tmp_path):
-    exported = both[1]._folder
-    shutil.copytree(exported, tmp_path / "old")
-    settings = json.loads((exported / "captioner.json").read_text())
-    del settings["vectors"]
+def test_exports_of_other_formats_are_refused(quantized, tmp_path):
+    shutil.copytree(quantized, tmp_path / "old")
+    settings = json.loads((quantized / "captioner.json").read_text())
     (tmp_path / "old" / "captioner.json").write_text(json.dumps(settings | {"format": 3}))
-    old = runtime.Captioner.from_pretrained(tmp_path / "old", threads=1)
-    assert old.caption(PICTURES[0]) == both[1].caption(PICTURES[0])
-    with pytest.raises(ConfigError, match="export the checkpoint again"):
-        old.caption(PICTURES[0], datastore="coco")
+    with pytest.raises(CheckpointError, match="has the format 3, and this version reads 7 and 8: export it again"):
+        runtime.Captioner.from_pretrained(tmp_path / "old")
+
+
+@pytest.mark.parametrize("both", ["clip, gpt2"], indirect=True)
+def test_an_export_has_room_for_as_many_tokens_as_its_checkpoint(both):
+    theirs, ours = both
+    example = (PICTURES[2], "a cat")
+    for examples in ([], [example], [example] * 2):
+        # The longest captions that fit, and one token more.
+        length = len(ours._prompts.encode(None, "", [(None, "a cat")] * len(examples)))
+        room = theirs.model.config.text_positions(len(examples) + 1) - length
+        assert len(ours.caption(PICTURES[0], examples=examples, max_new_tokens=room)) == 1
+        for captioner in both:
+            with pytest.raises(ValueError, match="exceed the"):
+                captioner.caption(PICTURES[0], examples=examples, max_new_tokens=room + 1)
 
 
 def test_a_picture_is_encoded_once_for_all_prompts(both, monkeypatch):

@@ -94,7 +94,7 @@ def test_several_images_of_a_row_are_all_in_front():
     with pytest.raises(ValueError, match="exceed the 60 positions"):
         model.check_length(60, 1, images=1)
     model.check_length(50, 6, images=2)
-    with pytest.raises(ValueError, match="exceed the 60 positions"):
+    with pytest.raises(ValueError, match="exceed the 56 positions"):
         model.check_length(50, 7, images=2)
 
 

@@ -229,7 +229,7 @@ def make_collator(captioner: Captioner, images: ImageInputs, inputs: InputSettin
         images,
         prompt=inputs.prompt,
         max_caption_tokens=inputs.max_caption_tokens,
-        positions=captioner.model.config.text_positions,
+        positions=captioner.model.config.text_positions(),
     )
 
 

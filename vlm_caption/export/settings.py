@@ -29,13 +29,14 @@ def export_settings(captioner: Captioner, cache: dict[str, int], quantize: str |
         ConfigError: The image processor, the tokenizer or a setting of generation cannot be carried over.
     """
     config = captioner.model.config
+    positions = config.text_positions(images=0)
     return {
         "format": FORMATS[quantize == "int4"],
         "checkpoint": captioner.checkpoint + (f"-{quantize}" if quantize else ""),
         "pixels": asdict(pixel_settings(captioner.processor.image_processor)),
         "prompt": prompt_settings(captioner.processor),
         "cache": cache,
-        "positions": config.text_positions,
+        "positions": None if positions is None else {"all": positions, "an_image": config.prefix_length},
         "generation": decoding_settings(captioner),
         "vectors": asdict(vector_kind(config)) | {"start": place_of_vectors(config)},
     }

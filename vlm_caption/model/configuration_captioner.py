@@ -171,20 +171,20 @@ class CaptionerConfig(PreTrainedConfig):
         width = getattr(config, "head_dim", None) or config.hidden_size // heads
         return config.num_hidden_layers, getattr(config, "num_key_value_heads", None) or heads, width
 
-    @property
-    def text_positions(self) -> int | None:
-        """The positions that the language model's table has for a prompt with an image and its caption.
+    def text_positions(self, images: int = 1) -> int | None:
+        """Returns how many positions the language model's table has for a prompt with so many images and its caption.
 
-        None if there is no table. A layer prefix takes as many positions as the image's tokens.
+        None if there is no table. A layer prefix takes as many positions as the images' tokens.
         """
         if getattr(self.text_config, "rope_parameters", None) is not None:
             return None  # rotary positions have no end; `generate` warns beyond the trained length
         positions = getattr(self.text_config, "max_position_embeddings", None)
-        return None if positions is None else positions - self.prefix_positions(1)
+        return None if positions is None else positions - images * self.prefix_length
 
-    def prefix_positions(self, images: int) -> int:
-        """Returns the number of positions that the layer prefix of so many images takes; 0 without one."""
-        return 0 if self.layer_prefix_rank is None else images * self.image_seq_length
+    @property
+    def prefix_length(self) -> int:
+        """The number of keys that the layer prefix of an image puts in front of each layer; 0 without one."""
+        return 0 if self.layer_prefix_rank is None else self.image_seq_length
 
     @property
     def start_token_id(self) -> int | None:

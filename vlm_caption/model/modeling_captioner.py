@@ -350,11 +350,10 @@ class CaptionerModel(CaptionerPreTrainedModel):
             self._check_images_of_rows(cast(torch.Tensor, input_ids))
             inputs["image_embeds"] = encoded.pooler_output
             images = len(cast(Any, encoded.pooler_output)) // len(cast(Any, input_ids))
-        limit = None if torch.compiler.is_compiling() else self.config.text_positions
+        limit = None if torch.compiler.is_compiling() else self.config.text_positions(images)
         if limit is not None:
             # Positions of a packed row restart with each caption, so it may be longer than the limit.
             length = cast(Any, inputs_embeds).shape[1] if position_ids is None else int(position_ids.max()) + 1
-            length += self.config.prefix_positions(max(0, images - 1))  # the limit is without those of one image
             if length > limit:
                 raise ValueError(
                     f"{length} tokens (image tokens included) exceed the {limit} positions of the "
@@ -563,8 +562,7 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             new: The largest number of new tokens.
             images: The number of images in the prompt.
         """
-        limit = self.config.text_positions
-        prompt_length += self.config.prefix_positions(max(0, images - 1))  # the limit is without those of one image
+        limit = self.config.text_positions(images)
         if limit is not None and prompt_length + new > limit:
             raise ValueError(
                 f"{prompt_length} prompt tokens (image tokens included) and up to {new} new ones exceed the {limit} "

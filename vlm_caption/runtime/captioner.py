@@ -35,7 +35,7 @@ from ..captioning.decoding import Written, write
 from ..captioning.prompts import Prompt, Question, encode_prompts
 from ..captioning.rules import DecodingSettings
 from ..core.console import first_line_of
-from ..core.errors import CheckpointError, ConfigError, ImageError
+from ..core.errors import CheckpointError, ImageError
 from ..core.prompts import QUESTION
 from ..images.limits import MAX_BYTES, MAX_PIXELS
 from ..images.opening import ImageSource
@@ -91,7 +91,7 @@ class Captioner:
         self._prompts = PromptEncoder(self._tokenizer, PromptSettings(**settings.prompt))
         self._decoding = DecodingSettings(**settings.generation)
         self._positions = settings.positions
-        vectors: dict[str, Any] = dict(settings.vectors or {"start": 0, "tower": "", "origin": "", "size": 0})
+        vectors = dict(settings.vectors)
         self._vectors_start = int(vectors.pop("start"))
         self._vectors = VectorKind(**vectors)
         self._vision = VisionGraph(folder / VISION, threads)
@@ -201,7 +201,7 @@ class Captioner:
         prompts = encode_prompts(prompt, question, self.prompt, encode)
         for own in itertools.islice(prompts, 1) if isinstance(prompts, itertools.repeat) else prompts:
             for each in own:
-                self._check_length(len(each.input_ids), settings)
+                self._check_length(len(each.input_ids), len(turns) + 1, settings)
         shown = [self._to_pixels(limits.open(image)) for image, *_ in examples]
         shown_embeds = self._vision.run(np.concatenate(shown))[0] if shown else None
 
@@ -216,19 +216,20 @@ class Captioner:
     def _complete(self, generation: dict[str, Any]) -> DecodingSettings:
         """Returns the settings of a call, with the tokens of banned words."""
         settings = self._decoding.updated(generation)
-        if settings.datastore is not None and not self._vectors.size:
-            raise ConfigError("The export is of a version that had no datastores: export the checkpoint again.")
         if settings.consensus is not None and settings.document_frequencies is None:
             checkpoint_frequencies(str(self._folder))  # says at once if there are none
         spellings = [spelling for word in settings.ban for spelling in (word.strip(), " " + word.strip())]
         banned = [self._tokenizer.encode(spelling, add_special_tokens=False).ids for spelling in spellings]
         return replace(settings, bad_words_ids=[*settings.bad_words_ids, *filter(None, banned)])
 
-    def _check_length(self, length: int, settings: DecodingSettings) -> None:
-        if self._positions is not None and length + settings.max_new_tokens > self._positions:
+    def _check_length(self, length: int, images: int, settings: DecodingSettings) -> None:
+        if self._positions is None:
+            return
+        limit = self._positions["all"] - images * self._positions["an_image"]
+        if length + settings.max_new_tokens > limit:
             raise ValueError(
                 f"{length} prompt tokens (image tokens included) and up to {settings.max_new_tokens} new ones exceed "
-                f"the {self._positions} positions of the language model: lower max_new_tokens or shorten the prompt."
+                f"the {limit} positions of the language model: lower max_new_tokens or shorten the prompt."
             )
 
     def _caption_inputs(

@@ -16,11 +16,8 @@ CHECKSUMS = "SHA256SUMS"
 # The graph that unpacks weights of the language model, where they are stored in blocks.
 BLOCKS = "blocks.onnx"
 
-# The second has weights in blocks. Exports of the formats 1 and 2 had no confidences, and those of 3 and 4 do not say
-# what their vectors are.
-FORMATS = (5, 6)
-
-_READ = (3, 4, *FORMATS)
+# The formats that are written and read; the second has weights in blocks.
+FORMATS = (7, 8)
 
 
 @dataclass(frozen=True)
@@ -32,19 +29,20 @@ class ExportSettings:
         pixels: Arguments of [`PixelSettings`].
         prompt: Arguments of [`PromptSettings`].
         cache: "layers", "heads" and "width" of the language model's cache.
-        positions: The most tokens, image tokens included, that the language model takes; None if there is no limit.
+        positions: The language model's table of positions: "all", their number, and "an_image", how many of them the
+            layer prefix of an image takes. None if there is no table.
         generation: Arguments of [`DecodingSettings`].
         vectors: By what a datastore finds pictures: arguments of [`VectorKind`], and "start", their place in the
-            vision graph's pooled features. None in exports of older versions.
+            vision graph's pooled features.
     """
 
     checkpoint: str
     pixels: dict[str, Any]
     prompt: dict[str, Any]
     cache: dict[str, int]
-    positions: int | None
+    positions: dict[str, int] | None
     generation: dict[str, Any]
-    vectors: dict[str, Any] | None = None
+    vectors: dict[str, Any]
 
 
 def is_export(folder: str | os.PathLike) -> bool:
@@ -61,10 +59,10 @@ def read_settings(folder: Path) -> ExportSettings:
     try:
         content = load_json((folder / SETTINGS).read_bytes(), SETTINGS)
         version = content.pop("format")
-        if version not in _READ:
+        if version not in FORMATS:
             raise CheckpointError(
-                f"The export {str(folder)!r} has the format {version}, and this version reads {_READ[0]} to "
-                f"{_READ[-1]}: export it again, or install another vlm_caption."
+                f"The export {str(folder)!r} has the format {version}, and this version reads {FORMATS[0]} and "
+                f"{FORMATS[1]}: export it again, or install another vlm_caption."
             )
         settings = ExportSettings(**content)
     except FileNotFoundError as error:

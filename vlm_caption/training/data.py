@@ -274,7 +274,7 @@ def prepare_data(
     _check_kept(config, settings, train, dev, bad)
     limits: dict[str, Any] = {
         "max_caption_tokens": config.data.max_caption_tokens,
-        "positions": model.config.text_positions,
+        "positions": model.config.text_positions(),
     }
     pool = sum(row >= len(splits.train) for row in images.rows)
     choice = CaptionChoice(config.data.captions_per_image, settings.seed)

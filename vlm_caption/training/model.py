@@ -134,7 +134,7 @@ def set_prompt(
     ends = ends if isinstance(ends, list) else [ends]
     if end_token_id not in ends:
         model.generation_config.eos_token_id = [*ends, end_token_id]
-    positions = model.config.text_positions
+    positions = model.config.text_positions()
     if positions is not None:
         longest = max(questions, key=len, default="?") if QUESTION in processor.prompt else None
         before, [behind] = processor.encode_prompts([longest])
