@@ -27,18 +27,23 @@ def test_the_choice_is_that_of_cider_with_the_other_captions_as_references(frequ
     captions = ["a cat sits", "a dog runs", "the dog runs", "a dog runs fast", "a man"]
     scorer = CiderD([["a dog runs", "the dog"], ["a cat sits on a mat"], ["a man stands"]] * 6)
     scores = [scorer.score([own], [other for other in captions if other != own])[0] for own in captions]
-    assert frequencies.choose(captions) == scores.index(max(scores)) == 1
+    assert frequencies.rank(captions)[0] == scores.index(max(scores)) == 1
 
 
 def test_equal_captions_agree_and_the_first_of_equals_is_chosen(frequencies):
-    assert frequencies.choose(["a cat sits", "a man stands", "a man stands"]) == 1
-    assert frequencies.choose(["one", "two"]) == 0
-    assert frequencies.choose(["alone"]) == 0
+    assert frequencies.rank(["a cat sits", "a man stands", "a man stands"])[0] == 1
+    assert frequencies.rank(["one", "two"])[0] == 0
+    assert frequencies.rank(["alone"])[0] == 0
+
+
+def test_captions_are_ranked_by_their_agreement_and_equal_ones_keep_their_order(frequencies):
+    captions = ["tree", "the dog runs", "a dog runs", "", "bird", "a dog runs fast"]
+    assert frequencies.rank(captions) == [2, 1, 5, 0, 4, 3]
 
 
 def test_an_empty_caption_is_chosen_only_if_all_are(frequencies):
-    assert frequencies.choose(["", "", "a dog"]) == 2
-    assert frequencies.choose(["", " "]) == 0
+    assert frequencies.rank(["", "", "a dog"])[0] == 2
+    assert frequencies.rank(["", " "])[0] == 0
 
 
 def test_what_is_saved_beside_a_checkpoint_is_found_there(frequencies, tmp_path):

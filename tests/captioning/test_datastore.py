@@ -90,9 +90,9 @@ def test_vectors_are_of_the_last_layer_that_was_chosen(rows):
 def test_a_caption_like_those_of_similar_pictures_is_chosen():
     frequencies = DocumentFrequencies.count(CAPTIONS)
     captions = ["a man", "a man stands", "a dog runs", ""]
-    assert frequencies.choose(captions, ["the dog", "a dog runs"]) == 2
-    assert frequencies.choose(captions, ["a man stands"]) == 1
-    assert frequencies.choose(["", "a cat"], ["a dog runs"]) == 1
+    assert frequencies.rank(captions, ["the dog", "a dog runs"])[0] == 2
+    assert frequencies.rank(captions, ["a man stands"])[0] == 1
+    assert frequencies.rank(["", "a cat"], ["a dog runs"])[0] == 1
 
 
 def test_captions_are_compared_with_those_of_similar_pictures(model, rows, store):
@@ -103,12 +103,12 @@ def test_captions_are_compared_with_those_of_similar_pictures(model, rows, store
     every = generate(*arguments, GenerationSettings.from_arguments({"num_beams": 6, "num_return_sequences": 6})).texts
     compared = []
 
-    class Chooser:
-        def choose(self, texts, references):
+    class Ranking:
+        def rank(self, texts, references):
             compared.append((texts, references))
-            return 2 + len(compared)
+            return [2 + len(compared), 0, 1]
 
-    settings = {"consensus": 6, "datastore": dataclasses.replace(store, frequencies=Chooser())}
+    settings = {"consensus": 6, "datastore": dataclasses.replace(store, frequencies=Ranking())}
     assert generate(*arguments, GenerationSettings.from_arguments(settings)).texts == [every[3], every[6 + 4]]
     references = store.references(vector_kind(model.config), vectors_of(model, rows)[:2])
     assert compared == [(every[:6], references[0]), (every[6:], references[1])]

@@ -142,9 +142,18 @@ class TestConsensus:
             captioner.caption(PICTURES[0], consensus=3, document_frequencies=self.FREQUENCIES, **settings)
             assert (seen[0]["num_return_sequences"], seen[0]["num_beams"]) == (3, beams)
 
-    def test_and_several_captions_exclude_each_other(self, captioner):
-        with pytest.raises(ValueError, match="consensus keeps one caption: leave num_return_sequences out"):
-            captioner.caption(PICTURES[0], consensus=3, num_return_sequences=2)
+    def test_keeps_several_captions_the_best_first(self, captioner, writes):
+        texts = ["a cat sits", "a dog runs", "the dog runs", "a dog runs here"]
+        writes(*texts)
+        captions = captioner.caption(
+            PICTURES[0], consensus=4, num_return_sequences=2, document_frequencies=self.FREQUENCIES
+        )
+        ranked = [texts[place] for place in self.FREQUENCIES.rank(texts)]
+        assert [caption.text for caption in captions] == ranked[:2] != texts[:2]
+
+    def test_keeps_no_more_captions_than_it_writes(self, captioner):
+        with pytest.raises(ValueError, match="consensus 2 writes too few captions to keep 3 of them: raise it"):
+            captioner.caption(PICTURES[0], consensus=2, num_return_sequences=3)
 
     def test_needs_frequencies(self, captioner):
         with pytest.raises(ConfigError, match=r"There is no document_frequencies\.json beside the checkpoint"):

@@ -486,7 +486,7 @@ class TestDecoding:
             (["--device", "toaster"], "The device 'toaster' cannot be used: "),
             (["--prefix", "a"], "--prefix needs --sidecars or --xmp"),
             (["--format", "coco", "--num-captions", "2"], "--format coco has one caption for each picture"),
-            (["--consensus", "3", "--num-captions", "3"], "--consensus keeps one caption of each picture"),
+            (["--consensus", "3", "--num-captions", "4"], "consensus 3 writes too few captions to keep 4 of them"),
             (["--consensus-captions", "a.txt"], "--consensus-captions needs --consensus"),
             (["--consensus", "2"], "There is no document_frequencies.json beside the checkpoint"),
             (["--split", "dev"], "--split needs --config"),

@@ -88,6 +88,7 @@ FREQUENCIES = DocumentFrequencies.count([["a b"], ["c d"], ["e"], ["f g h"]] * 5
         {"prompt": ["", "A photo of", "See: {question}"], "question": [["a?", "what is that?"], ["b"], ["c"]]},
         {"prompt": ["", "A photo of"], "examples": [(PICTURES[2], "a cat")], "num_return_sequences": 2},
         {"consensus": 3, "prompt": ["", "A photo of"], "document_frequencies": FREQUENCIES},
+        {"consensus": 4, "num_return_sequences": 3, "document_frequencies": FREQUENCIES},
     ],
     ids=lambda settings: "-".join(settings) or "default",
 )
@@ -153,8 +154,8 @@ def test_a_consensus_needs_frequencies_and_takes_those_of_the_folder(quantized, 
     ours = runtime.Captioner.from_pretrained(tmp_path / "copy", threads=1)
     with pytest.raises(ConfigError, match="document_frequencies"):
         ours.caption(PICTURES[0], consensus=2)
-    with pytest.raises(ValueError, match="leave num_return_sequences out"):
-        ours.caption(PICTURES[0], consensus=2, num_return_sequences=2)
+    with pytest.raises(ValueError, match="consensus 2 writes too few captions to keep 3 of them"):
+        ours.caption(PICTURES[0], consensus=2, num_return_sequences=3)
     FREQUENCIES.save(tmp_path / "copy")
     assert len(ours.caption(PICTURES[0], consensus=2)) == 1
 

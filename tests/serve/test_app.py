@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 pytest.importorskip("gradio")
@@ -15,6 +16,8 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 from vlm_caption.captioning.caption import Caption
+from vlm_caption.captioning.datastore import Datastore
+from vlm_caption.captioning.picture_vectors import vector_kind
 from vlm_caption.serve.app import build_app
 from vlm_caption.serve.guard import Guard
 from vlm_caption.serve.limits import ServingLimits
@@ -83,6 +86,18 @@ def test_several_captions_and_a_seed(client):
     assert len(first) == 3
     assert contents(client.post(CHAT, json=body)) == first
     assert contents(client.post(CHAT, json=body | {"seed": 6})) != first
+
+
+def test_a_datastore_chooses_captions_unless_a_request_sets_beams_or_samples(tiny_captioner, tmp_path):
+    written = tiny_captioner.caption(file_of(3), num_return_sequences=8)
+    kind = vector_kind(tiny_captioner.model.config)
+    Datastore.build(np.eye(2, kind.size, dtype=np.float32), [[written[5].text]] * 2, kind).save(tmp_path)
+    client = TestClient(guarded(Service(tiny_captioner, "tiny", datastore=str(tmp_path))), base_url=LOCAL)
+    best, second = contents(client.post(CHAT, json=chat_body(file_of(3), n=2)))
+    assert best == written[5].text != second
+    for fields in ({"num_beams": 2}, {"temperature": 1, "seed": 5}):
+        without = contents(client_of(tiny_captioner).post(CHAT, json=chat_body(file_of(3), **fields)))
+        assert contents(client.post(CHAT, json=chat_body(file_of(3), **fields))) == without
 
 
 @pytest.mark.parametrize("fields", [{"num_beams": 1}, {"temperature": 1, "seed": 5, "n": 2}, {}, {"stop": "e"}])

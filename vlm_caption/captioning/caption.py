@@ -48,7 +48,7 @@ class TextSettings:
         max_words: The maximum number of words in a caption. The rest is cut off.
         seed: Makes sampling reproducible.
         consensus: Write this many captions, by beam search or sampling, and keep the one that agrees most with the
-            others; see [`DocumentFrequencies`].
+            others, or as many as `num_return_sequences` says; see [`DocumentFrequencies`].
         document_frequencies: What a consensus takes for frequent words, by default what is in the datastore or beside
             the checkpoint.
         datastore: Keep the caption that agrees most with those of the most similar pictures of a datastore. A
@@ -84,7 +84,7 @@ def complete_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
         store = complete["datastore"]
         if not isinstance(store, Datastore):
             store = complete["datastore"] = open_datastore(os.fspath(store))
-        complete.setdefault("consensus", CANDIDATES)
+        complete.setdefault("consensus", max(CANDIDATES, complete.get("num_return_sequences", 1)))
         complete.setdefault("document_frequencies", store.frequencies)
     return complete
 
@@ -106,6 +106,9 @@ def check_settings(value_of: Callable[[str], int | None], texts: Sequence[str]) 
         value = value_of(name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
+    written, kept = value_of("consensus"), value_of("num_return_sequences") or 1
+    if written is not None and written < kept:
+        raise ValueError(f"consensus {written} writes too few captions to keep {kept} of them: raise it.")
     if not all(text.strip() for text in texts):
         raise ValueError("stop and ban take texts with at least one visible character.")
 

@@ -1,4 +1,4 @@
-"""Consensus decoding: of several captions of a picture, the one that agrees most with the others.
+"""Consensus decoding: of several captions of a picture, those that agree most with the others.
 
 This is minimum Bayes risk decoding (Kumar and Byrne, "Minimum Bayes-Risk Decoding for Statistical Machine
 Translation", NAACL 2004) with CIDEr-D as the gain. Devlin et al. ("Exploring Nearest Neighbor Approaches for Image
@@ -94,11 +94,13 @@ class DocumentFrequencies:
         checkpoint_frequencies.cache_clear()  # it may hold what was there before
         return path
 
-    def choose(self, captions: Sequence[str], references: Sequence[str] = ()) -> int:
-        """Returns which caption has the highest mean CIDEr-D; the first of equals.
+    def rank(self, captions: Sequence[str], references: Sequence[str] = ()) -> list[int]:
+        """Returns the places of captions in the order of their mean CIDEr-D, the highest first.
+
+        Equal ones keep their order, and empty ones come last.
 
         Args:
-            captions: Captions of one picture, the likeliest first. An empty one is chosen only if all are.
+            captions: Captions of one picture, the likeliest first.
             references: What each is compared with; if there are none, the other captions.
         """
         tokens = tokenize_with(self.tokenizer, captions)
@@ -110,7 +112,7 @@ class DocumentFrequencies:
                 for place, own in enumerate(tokens)
             ]
         scores = [score if own else -1.0 for own, score in zip(tokens, scores, strict=True)]
-        return scores.index(max(scores))
+        return sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
 
 
 @lru_cache(maxsize=2)

@@ -82,7 +82,7 @@ class _Candidates(NamedTuple):
 
 
 def write(rows: Rows, count: int, settings: DecodingSettings, rng: np.random.Generator) -> list[list[Written]]:
-    """Writes `num_return_sequences` sequences for each prompt.
+    """Writes `num_written` sequences for each prompt.
 
     Args:
         rows: The prompts.
@@ -97,7 +97,7 @@ def write(rows: Rows, count: int, settings: DecodingSettings, rng: np.random.Gen
 
 def _write_rows(rows: Rows, count: int, settings: DecodingSettings, rng: np.random.Generator) -> list[list[Written]]:
     """Writes greedily, or by sampling."""
-    repeats, full = settings.num_return_sequences, settings.needs_all_logits
+    repeats, full = settings.num_written, settings.needs_all_logits
     written = [Written() for _ in range(count * repeats)]
     active = np.arange(len(written))  # the sequence of each row
     banned = _ban([[]] * len(written), settings)
@@ -203,7 +203,7 @@ def _search(rows: Rows, count: int, settings: DecodingSettings) -> list[list[Wri
         banned = _ban(sequences, settings)
         tokens = np.array([ids[-1] for ids in sequences])
         logits = rows.advance(tokens, np.array(sources), _enough(keep, banned), full)
-    return [[found for _, found in search.finished[: settings.num_return_sequences]] for search in searches]
+    return [[found for _, found in search.finished[: settings.num_written]] for search in searches]
 
 
 def _best_tokens(

@@ -34,8 +34,6 @@ class GenerationSettings(TextSettings):
 
     def __post_init__(self) -> None:
         check_settings({**self.generate, **vars(self)}.get, (*self.stop, *self.ban))
-        if self.consensus is not None and self.generate.get("num_return_sequences", 1) > 1:
-            raise ValueError("consensus keeps one caption: leave num_return_sequences out.")
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> "GenerationSettings":
@@ -49,9 +47,9 @@ class GenerationSettings(TextSettings):
             DataError: The folder has no datastore.
             ValueError: A setting is out of range.
         """
-        given = {name: value for name, value in arguments.items() if value is not None}
+        given = complete_arguments({name: value for name, value in arguments.items() if value is not None})
         names = {setting.name for setting in fields(cls)} - {"generate"}
-        own = complete_arguments({name: given.pop(name) for name in names & given.keys()})
+        own = {name: given.pop(name) for name in names & given.keys()}
         return cls(given, **own)
 
 
@@ -109,7 +107,7 @@ def generate(
     arguments = _complete(model, processor, settings)
     if settings.datastore is not None and "image_features" not in images:  # encoded once, for both
         images = {"image_features": model.core.encode_images(images["pixel_values"])["pooler_output"]}
-    choose = _chooser(model, images, len(prompts), settings)
+    rank = _ranking(model, images, len(prompts), settings)
     new_ids, log_probs = write_tokens(model, inputs, images, arguments, settings.seed)
     is_end, is_caption = find_ends(model, new_ids, arguments)
     texts = processor.batch_decode(new_ids, skip_special_tokens=True)
@@ -135,7 +133,9 @@ def generate(
         finished,
         None if log_probs is None else log_probs.masked_fill(~is_caption, 0.0),
     )
-    return written if choose is None else _keep_chosen(written, len(prompts), choose)
+    if rank is None:
+        return written
+    return _keep_best(written, len(prompts), settings.generate.get("num_return_sequences", 1), rank)
 
 
 def write_tokens(
@@ -168,13 +168,13 @@ def _repeated(rows: torch.Tensor, count: int) -> torch.Tensor:
     return rows.repeat_interleave(count // len(rows), dim=0)
 
 
-def _chooser(
+def _ranking(
     model: CaptionerForConditionalGeneration,
     images: Mapping[str, Any],
     num_prompts: int,
     settings: GenerationSettings,
-) -> Callable[[int, list[str]], int] | None:
-    """Returns what chooses among the captions of a prompt, given its number and them; None if all are kept.
+) -> Callable[[int, list[str]], list[int]] | None:
+    """Returns what ranks the captions of a prompt, given its number and them; None if all are kept as they come.
 
     Raises:
         ConfigError, DataError: See `generate`.
@@ -184,19 +184,24 @@ def _chooser(
     frequencies = settings.document_frequencies or checkpoint_frequencies(model.name_or_path or "")
     store = settings.datastore
     if store is None:
-        return lambda number, texts: frequencies.choose(texts)
+        return lambda number, texts: frequencies.rank(texts)
     features = images["image_features"]
     each = len(features) // num_prompts
     vectors = picture_vectors(model.config, features[each - 1 :: each])  # the last picture is the captioned one
     references = store.references(vector_kind(model.config), vectors)
-    return lambda number, texts: frequencies.choose(texts, references[number])
+    return lambda number, texts: frequencies.rank(texts, references[number])
 
 
-def _keep_chosen(written: Generation, num_prompts: int, choose: Callable[[int, list[str]], int]) -> Generation:
-    """Returns one caption for each prompt: the chosen one."""
+def _keep_best(
+    written: Generation, num_prompts: int, kept: int, rank: Callable[[int, list[str]], list[int]]
+) -> Generation:
+    """Returns that many captions for each prompt, the best first."""
     count = len(written.texts) // num_prompts
-    starts = range(0, len(written.texts), count)
-    rows = [start + choose(number, written.texts[start : start + count]) for number, start in enumerate(starts)]
+    rows = [
+        start + place
+        for number, start in enumerate(range(0, len(written.texts), count))
+        for place in rank(number, written.texts[start : start + count])[:kept]
+    ]
     return Generation(
         written.token_ids[rows],
         written.prompt_mask[rows],

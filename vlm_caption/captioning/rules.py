@@ -75,6 +75,11 @@ class DecodingSettings(TextSettings):
             raise ValueError("An exported captioner samples without beams: set num_beams to 1.")
 
     @property
+    def num_written(self) -> int:
+        """The number of captions that are written of each picture; a consensus keeps only some of them."""
+        return self.consensus or self.num_return_sequences
+
+    @property
     def needs_all_logits(self) -> bool:
         """Whether choosing a token takes the logits of all tokens, and not only the greatest ones."""
         return self.do_sample or self.repetition_penalty != 1
@@ -96,11 +101,7 @@ class DecodingSettings(TextSettings):
         given = complete_arguments(given)
         if isinstance(given.get("eos_token_id"), int):
             given["eos_token_id"] = [given["eos_token_id"]]
-        if given.get("consensus") is not None:
-            if given.get("num_return_sequences", 1) > 1:
-                raise ValueError("consensus keeps one caption: leave num_return_sequences out.")
-            given["num_return_sequences"] = given["consensus"]
-        count = given.get("num_return_sequences", 1)
+        count = given.get("consensus") or given.get("num_return_sequences", 1)
         beams = given.get("num_beams", self.num_beams)
         if count > max(beams, 1) and not given.get("do_sample", self.do_sample):
             if "num_beams" in given:

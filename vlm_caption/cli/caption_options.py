@@ -52,7 +52,7 @@ DECODING: dict[str, dict[str, Any]] = {
     "--consensus": {
         "type": positive_int,
         "metavar": "N",
-        "help": "write N captions of each picture, and keep the one that agrees most with the others",
+        "help": "write N captions of each picture, and keep those that agree most with the others",
     },
     "--consensus-captions": {
         "metavar": "FILE",
@@ -60,7 +60,7 @@ DECODING: dict[str, dict[str, Any]] = {
     },
     "--datastore": {
         "metavar": "FOLDER",
-        "help": "keep the caption that agrees most with those of similar images, which `vlm-caption index` collected; "
+        "help": "keep the captions that agree most with those of similar images, which `vlm-caption index` collected; "
         "coco is the datastore that comes with the package",
     },
     "--sample": {"action": "store_true", "help": "sample tokens instead of searching for the best ones"},
@@ -219,9 +219,6 @@ def check_arguments(parser: ArgumentParser, arguments: argparse.Namespace) -> No
             parser.error(f"--{option} needs --sidecars or --xmp")
     if arguments.append and arguments.overwrite:
         parser.error("--append and --overwrite exclude each other")
-    for option in ("consensus", "datastore"):
-        if getattr(arguments, option) is not None and arguments.num_captions is not None:
-            parser.error(f"--{option} keeps one caption of each picture, and --num-captions several: leave one out")
     if arguments.consensus_captions is not None and arguments.consensus is None:
         parser.error("--consensus-captions needs --consensus")
     if (arguments.min_confidence is None) != (arguments.review is None):

@@ -58,7 +58,10 @@ def _serve(arguments: argparse.Namespace) -> None:
         timeout=arguments.timeout,
     )
     name = Path(arguments.checkpoint).resolve().name
-    service = Service(_load(arguments), name, limits, arguments.batch_size)
+    captioner = _load(arguments)
+    if arguments.datastore is not None:
+        _try_datastore(captioner, arguments.datastore)
+    service = Service(captioner, name, limits, arguments.batch_size, arguments.datastore)
     serve(service, listener, arguments.allow_host)
 
 
@@ -72,6 +75,17 @@ def _load(arguments: argparse.Namespace) -> "Captioner | runtime.Captioner":
     return load_captioner(checkpoint, arguments.device)
 
 
+def _try_datastore(captioner: "Captioner | runtime.Captioner", datastore: str) -> None:
+    """Captions a grey picture, so that a datastore that does not fit is refused before the first request.
+
+    Raises:
+        DataError: There is none, or it was made with another vision tower.
+    """
+    from PIL import Image
+
+    captioner.caption(Image.new("RGB", (64, 64), "grey"), datastore=datastore, max_new_tokens=1)
+
+
 def _parser(prog: str) -> ArgumentParser:
     parser = ArgumentParser(
         prog=prog,
@@ -80,6 +94,12 @@ def _parser(prog: str) -> ArgumentParser:
     )
     parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="a folder, an export's too, or a Hub id")
     parser.add_argument("--device", metavar="NAME", help="such as cuda:1 or cpu (a GPU, if there is one)")
+    parser.add_argument(
+        "--datastore",
+        metavar="FOLDER",
+        help="choose captions by those of similar images, which `vlm-caption index` collected; coco is the datastore "
+        "that comes with the package",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for other machines too (127.0.0.1)")
     parser.add_argument("--port", type=natural_int, default=8000, metavar="N", help="0 for any that is free (8000)")
     parser.add_argument(

@@ -272,7 +272,7 @@ class Captioner:
     def _agreed(
         self, found: list["_Finished"], references: Sequence[str], settings: DecodingSettings
     ) -> list["_Finished"]:
-        """Returns the captions of a prompt, or for a consensus the one that agrees most.
+        """Returns the captions of a prompt, or for a consensus those that agree most.
 
         Args:
             found: The captions.
@@ -282,7 +282,8 @@ class Captioner:
         if settings.consensus is None:
             return found
         frequencies = settings.document_frequencies or checkpoint_frequencies(str(self._folder))
-        return [found[frequencies.choose([own.caption.text for own in found], references)]]
+        places = frequencies.rank([own.caption.text for own in found], references)
+        return [found[place] for place in places[: settings.num_return_sequences]]
 
     def _finish(
         self, image: str, prompt: Prompt, place: int, written: Written, settings: DecodingSettings

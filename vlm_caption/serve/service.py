@@ -103,6 +103,7 @@ class Service:
         name: What the API calls it.
         limits: What is accepted.
         batch_size: The most pictures at a time.
+        datastore: The folder of a datastore that helps to choose captions, or None; see `Captioner.caption_each`.
         batcher: The queue.
     """
 
@@ -110,6 +111,7 @@ class Service:
     name: str
     limits: ServingLimits = field(default_factory=ServingLimits)
     batch_size: int = 8
+    datastore: str | None = None
     batcher: Batcher = field(init=False)
 
     def __post_init__(self) -> None:
@@ -128,10 +130,14 @@ class Service:
     def settings(self, text: str, generation: dict[str, Any]) -> Settings:
         """Returns the settings for a user's text: a question if the captioner takes one, else the prompt.
 
+        The datastore chooses among beams, so it is left out where others are asked for, or sampling.
+
         Args:
             text: The text; it may be empty.
             generation: Arguments of `Captioner.caption_each`.
         """
+        if self.datastore is not None and "num_beams" not in generation:
+            generation = generation | {"datastore": self.datastore}
         values = tuple(sorted(generation.items()))
         return Settings(question=text or None, generation=values) if self.asks else Settings(text, None, values)
 
