@@ -157,8 +157,9 @@ def _settle_generation(model: CaptionerForConditionalGeneration, text_tokenizer:
     config, longest = model.config, MAX_NEW_TOKENS
     if config.text_backbone is None and tokenizer in (None, "bytes", "characters"):
         longest = MAX_NEW_CHARACTERS
-        if config.text_positions() is not None:
-            longest = max(1, min(longest, config.text_positions() - model.core.image_prompt(1).shape[1]))
+        positions = config.text_positions()
+        if positions is not None:
+            longest = max(1, min(longest, positions - model.core.image_prompt(1).shape[1]))
     model.generation_config.update(
         bos_token_id=text_tokenizer.bos_token_id,
         eos_token_id=text_tokenizer.eos_token_id,
