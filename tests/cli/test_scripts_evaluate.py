@@ -79,6 +79,18 @@ class TestOfACheckpoint:
         numbers = {"distinct_1", "distinct_2", "vocabulary", "mean_length", "unseen", "repeated_4grams"}
         assert all(isinstance(found[name], int | float) for name in numbers)
 
+    def test_the_card_of_a_checkpoint_gets_the_scores_and_that_of_the_shipped_one_stays(
+        self, command, options, tmp_path, monkeypatch
+    ):
+        options = options[:-2]  # without a limit
+        card = tmp_path / "checkpoint" / "README.md"
+        with monkeypatch.context() as patched:
+            patched.setattr("vlm_caption.cli.evaluate.DEFAULT_CHECKPOINT", tmp_path / "checkpoint")
+            assert command(options) == 0
+        assert not card.exists()
+        assert command(options) == 0
+        assert "CIDEr" in card.read_text()
+
     def test_what_it_writes_it_can_score(self, command, options, capsys):
         assert command([*options, "--json"]) == 0
         first = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -282,12 +282,16 @@ def _record(
     parser: ArgumentParser,
     argv: list[str],
 ) -> int:
-    """Adds the scores to the model card of a checkpoint in a writable folder, and returns the exit code."""
+    """Adds the scores to the model card of a checkpoint in a writable folder, and returns the exit code.
+
+    The checkpoint that comes with the package stays as it is.
+    """
     from ..hub.card import write_model_card
     from ..hub.facts import evaluation_facts, record_evaluation
 
     folder = Path(arguments.checkpoint)
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+    is_shipped = folder.resolve() == DEFAULT_CHECKPOINT.resolve()
+    if is_shipped or not (folder.is_dir() and os.access(folder, os.W_OK)):
         return 0
     losses = {"loss": result.loss, "shuffled_loss": result.shuffled_loss}
     scores = losses | {"vqa_accuracy": result.vqa_accuracy} | result.metrics
