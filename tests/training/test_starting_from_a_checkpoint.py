@@ -110,6 +110,21 @@ def test_another_model_is_refused(parent, tmp_path, changes, sentence):
     assert not (tmp_path / "child").exists()
 
 
+def test_a_layer_prefix_is_added_and_trained_and_the_parent_is_still_known(start, parent, tmp_path):
+    model = start(**{"model.layer_prefix_rank": 2, "training.max_steps": 2, "training.learning_rate": 1e-2})
+    assert model.config.layer_prefix_rank == 2
+    child = Captioner.from_pretrained(tmp_path / "child", device="cpu").model
+    assert child.core.layer_prefix.up.abs().max() > 0
+    own = json.loads((parent / "model_card.json").read_text())
+    facts = json.loads((tmp_path / "child" / "model_card.json").read_text())["training"]["parent"]
+    assert (facts["weights"], facts["data"]) == (own["weights"], own["training"]["data"])
+    again = {"model.init_from": str(tmp_path / "child"), "training.output_dir": str(tmp_path / "again")}
+    with pytest.raises(ConfigError, match=r"model\.layer_prefix_rank is 3, and the checkpoint .* has 2, which cannot"):
+        start(**again, **{"model.layer_prefix_rank": 3})
+    with pytest.raises(ConfigError, match=r"model\.layer_prefix_rank must be at least 1, got 0"):
+        start(**{"model.layer_prefix_rank": 0, "training.output_dir": str(tmp_path / "none")})
+
+
 def test_a_setting_that_the_parent_has_too_may_be_given(start):
     start(**{"model.projector": "mlp", "model.image_tokens": "patches", "training.max_steps": 1})
 

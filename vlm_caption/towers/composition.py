@@ -103,6 +103,25 @@ def compose(
     return model, processor
 
 
+def add_layer_prefix(model: CaptionerForConditionalGeneration, rank: int) -> None:
+    """Gives a captioner that has no layer prefix a new one, which training then makes use of.
+
+    Its keys and values are zero at first, and zero keys take a share of the attention, so captions change a little.
+
+    Args:
+        model: The captioner.
+        rank: R; see `CaptionerConfig`.
+
+    Raises:
+        ValueError: The language model cannot have one.
+    """
+    config: Any = model.config
+    fresh = CaptionerConfig.from_dict({**config.to_dict(), "layer_prefix_rank": rank})  # which checks it
+    config.layer_prefix_rank = rank
+    model.core.layer_prefix = LayerPrefix(fresh).to(model.device)
+    _check_cache_shape(model)
+
+
 @torch.no_grad()
 def _check_cache_shape(model: CaptionerForConditionalGeneration) -> None:
     """Checks that the language model's keys and values have the shape that its config makes one expect.

@@ -19,7 +19,7 @@ from ..data.vectors import Vectors
 from ..hub.facts import read_facts
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.checks import check_checkpoint, load_config
-from ..towers.composition import NO_TOWER
+from ..towers.composition import NO_TOWER, add_layer_prefix
 from ..towers.configuration import CaptionerConfig
 from ..towers.fingerprints import weights_fingerprint
 from ..towers.processor import CaptionerProcessor
@@ -29,11 +29,15 @@ logger = logging.getLogger(__name__)
 # Settings of a new model that say nothing about a finished one.
 _OF_NEW_MODELS = ("tokenizer", "query_text")
 
+# A setting that a finished model can get, if it has none.
+_ADDED = "layer_prefix_rank"
+
 
 def adopt_parent(config: RunConfig) -> RunConfig:
     """Returns the config of a run with the settings of the checkpoint that it starts from, if it starts from one.
 
-    The settings in `model` become those of the checkpoint. The prompt does so unless the config gives one.
+    The settings in `model` become those of the checkpoint, except that a layer prefix can be added. The prompt becomes
+    the checkpoint's unless the config gives one.
 
     Raises:
         ConfigError: The config gives a setting in `model` that the checkpoint does not have, or the output folder is
@@ -61,6 +65,8 @@ def adopt_parent(config: RunConfig) -> RunConfig:
         raise CheckpointError(
             f"The processor of model.init_from {parent} cannot be loaded: {first_line_of(error)}"
         ) from error
+    if own[_ADDED] is None:
+        own[_ADDED] = config.model.layer_prefix_rank
     model = ModelSection(init_from=parent, **own)
     data = dataclasses.replace(config.data)
     if not _is_given(config, "data", "prompt"):
@@ -96,6 +102,8 @@ def _check_given(config: RunConfig, own: dict[str, Any]) -> None:
         if name == "init_from" or name in _OF_NEW_MODELS or given is None or not _is_given(config, "model", name):
             continue
         there = own.get(name)
+        if name == _ADDED and there is None:
+            continue
         if isinstance(given, dict) and isinstance(there, dict):
             given, there = given.get("model_type"), there["model_type"]
         if given != there:
@@ -134,6 +142,22 @@ def load_parent(
         )
     logger.info("Starting from %s", parent)
     return captioner.model, captioner.processor
+
+
+def extend_parent(config: RunConfig, model: CaptionerForConditionalGeneration) -> None:
+    """Adds the layer prefix that a config asks for to a model of a checkpoint without one.
+
+    Raises:
+        ConfigError: The language model cannot have one.
+    """
+    rank = config.model.layer_prefix_rank
+    if rank is None or model.config.layer_prefix_rank is not None:
+        return
+    try:
+        add_layer_prefix(model, rank)
+    except ValueError as error:
+        raise ConfigError(f"model.{error}") from error
+    logger.info("Added a layer prefix of rank %d", rank)
 
 
 def describe_parent(config: RunConfig, model: CaptionerForConditionalGeneration) -> dict[str, Any] | None:

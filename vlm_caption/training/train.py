@@ -8,7 +8,7 @@
 import importlib.util
 import logging
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers import set_seed
@@ -30,7 +30,7 @@ from .loop import TrainingLoop
 from .metrics_log import read_metrics, write_metrics
 from .model import changed_towers, check_stages, compose_captioner, log_parts, set_generation, set_prompt
 from .packing_check import check_packing
-from .parent import adopt_parent, describe_parent
+from .parent import adopt_parent, describe_parent, extend_parent
 from .report import report, save_stage
 from .run_folder import (
     RUN_DATA_NAME,
@@ -104,8 +104,7 @@ def _train(config: RunConfig, signals: StopSignals, is_sharding: bool) -> Captio
     device = cast(torch.device, processes.device)
     if config.training.resume:
         keep_threads(output_dir / RUN_DATA_NAME)
-    model, processor = _compose(config, splits, stages)
-    parent = describe_parent(config, model)
+    model, processor, parent = _compose(config, splits, stages)
     changed = changed_towers(config, model)
     signals.raise_if_received()
     if processes.num_processes > 1:
@@ -152,15 +151,21 @@ def _train(config: RunConfig, signals: StopSignals, is_sharding: bool) -> Captio
 
 def _compose(
     config: RunConfig, splits: CaptionSplits, stages: list[Stage]
-) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor]:
-    """Builds the run's captioner, and checks that it can be trained as the stages say."""
+) -> tuple[CaptionerForConditionalGeneration, CaptionerProcessor, dict[str, Any] | None]:
+    """Builds the run's captioner, and checks that it can be trained as the stages say.
+
+    Returns:
+        The model, its processor, and what `describe_parent` says.
+    """
     model, processor = compose_captioner(config, each_text(splits.train, config.data.prompt), splits.vectors)
+    parent = describe_parent(config, model)
+    extend_parent(config, model)
     check_stages(model, stages)
     set_generation(model, config)
     set_prompt(model, processor, config.data, [*each_question(splits.train), *each_question(splits.dev)])
     check_packing(model)
     splits.count_cut(processor)
-    return model, processor
+    return model, processor, parent
 
 
 def _move(model: CaptionerForConditionalGeneration, device: torch.device, is_sharding: bool) -> None:
