@@ -145,7 +145,9 @@ class TestEvaluation:
         frequencies = DocumentFrequencies.count([["red"], ["blue"]] * 5)
         monkeypatch.setattr("vlm_caption.captioning.generation.checkpoint_frequencies", lambda checkpoint: frequencies)
         several = []
-        monkeypatch.setattr(DocumentFrequencies, "choose", lambda self, captions: (several.append(captions), 2)[1])
+        monkeypatch.setattr(
+            DocumentFrequencies, "rank", lambda self, captions: (several.append(captions), [2, 0, 1])[1]
+        )
         captions = run(consensus=3)
         assert [len(texts) for texts in several] == [3] * 7
         assert captions == [texts[2] for texts in several]
