@@ -58,6 +58,8 @@ def adopt_parent(config: RunConfig) -> RunConfig:
         )
     check_checkpoint(folder)
     own = _model_settings(load_config(folder))
+    if own[_ADDED] is None:
+        own[_ADDED] = config.model.layer_prefix_rank
     _check_given(config, own)
     try:
         processor = CaptionerProcessor.from_pretrained(folder)
@@ -65,8 +67,6 @@ def adopt_parent(config: RunConfig) -> RunConfig:
         raise CheckpointError(
             f"The processor of model.init_from {parent} cannot be loaded: {first_line_of(error)}"
         ) from error
-    if own[_ADDED] is None:
-        own[_ADDED] = config.model.layer_prefix_rank
     model = ModelSection(init_from=parent, **own)
     data = dataclasses.replace(config.data)
     if not _is_given(config, "data", "prompt"):
@@ -102,8 +102,6 @@ def _check_given(config: RunConfig, own: dict[str, Any]) -> None:
         if name == "init_from" or name in _OF_NEW_MODELS or given is None or not _is_given(config, "model", name):
             continue
         there = own.get(name)
-        if name == _ADDED and there is None:
-            continue
         if isinstance(given, dict) and isinstance(there, dict):
             given, there = given.get("model_type"), there["model_type"]
         if given != there:
