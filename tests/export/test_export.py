@@ -391,7 +391,7 @@ def test_smoothing_measures_all_linear_layers_and_the_head(folder):
 
 
 def test_an_older_runtime_refuses_blocks(quantized):
-    assert json.loads((quantized / "captioner.json").read_text())["format"] == {"int8": 5, "int4": 6}[quantized.name]
+    assert json.loads((quantized / "captioner.json").read_text())["format"] == {"int8": 7, "int4": 8}[quantized.name]
 
 
 @pytest.mark.parametrize("language", ["llama", "gpt2"])
