@@ -76,7 +76,7 @@ def test_only_the_language_model_comes_in_a_dtype_of_its_own(vision, language):
     torch.manual_seed(3)
     whole = compose(vision, language)[0].state_dict()
     torch.manual_seed(3)
-    for name, tensor in compose(vision, language, language_dtype=torch.bfloat16)[0].state_dict().items():
+    for name, tensor in compose(vision, language, dtype={"text_config": torch.bfloat16})[0].state_dict().items():
         expected = whole[name].bfloat16() if name.startswith("core.language_model.") else whole[name]
         torch.testing.assert_close(tensor, expected, rtol=0, atol=0)
 
@@ -85,6 +85,8 @@ def test_a_dtype_may_be_asked_for(vision, language):
     for sources in ((vision, language), (CLIP, GPT2)):
         model = compose(*sources, dtype=torch.bfloat16)[0]
         assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    with pytest.raises(ValueError, match="dtype has no 'language_model': give one dtype"):
+        compose(vision, language, dtype={"language_model": torch.bfloat16})
 
 
 @pytest.mark.parametrize("family", LANGUAGE)

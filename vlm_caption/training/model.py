@@ -52,9 +52,9 @@ def compose_captioner(
     del settings["init_from"]
     sizes = {} if vectors is None else {"feature_tokens": vectors.shape[1], "feature_size": vectors.shape[2]}
     rounded = use_bf16(config.training.precision) and "language" not in config.changed_towers
-    options = {"language_dtype": torch.bfloat16 if rounded else None, "captions": texts, **sizes}
+    dtype = {"text_config": torch.bfloat16} if rounded else torch.float32
     try:
-        return compose(**settings, **options)
+        return compose(**settings, **sizes, dtype=dtype, captions=texts)
     except (ValueError, StrictDataclassError) as error:
         raise ConfigError(f"The settings in model do not go together: {' '.join(str(error).split())}") from error
 
