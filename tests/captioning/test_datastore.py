@@ -152,9 +152,39 @@ def test_a_folder_without_a_datastore_or_with_a_damaged_one_is_refused_in_a_sent
     path.write_bytes(content[:-9])
     with pytest.raises(DataError, match="this is not a datastore of vlm-caption index, or it is damaged"):
         Datastore.load(path.parent)
-    dataclasses.replace(store, picture_ends=store.picture_ends + 1).save(path.parent)
-    with pytest.raises(DataError, match="this is not a datastore"):
-        Datastore.load(path.parent)
+    for damaged in (
+        {"picture_ends": store.picture_ends + 1},
+        {"picture_ends": store.picture_ends.astype(np.float64)},
+        {"caption_ends": np.concatenate([[-1], store.caption_ends[1:]])},
+        {"text": store.text[:, None]},
+        {"mean": store.mean[0]},
+    ):
+        dataclasses.replace(store, **damaged).save(path.parent)
+        with pytest.raises(DataError, match="this is not a datastore"):
+            Datastore.load(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        (DATASTORE_NAME, b"precious", "is no datastore, and would be lost"),
+        ("document_frequencies.json", b'{"my": "notes"}', "holds something else, which would be lost"),
+        ("config.json", b"{}", "holds a checkpoint"),
+    ],
+)
+def test_the_command_replaces_no_files_of_others(tmp_path, capsys, name, content, reason):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / name).write_bytes(content)
+    assert load_script("index").main(["--data.path", str(tmp_path / "nowhere.csv"), str(folder)]) == 2
+    assert reason in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {name: content}
+
+
+def test_the_command_notices_at_once_that_its_folder_is_a_file(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert load_script("index").main(["--data.path", str(tmp_path / "nowhere.csv"), str(tmp_path / "file")]) == 2
+    assert f"there is no folder {tmp_path / 'file'} (Not a directory" in capsys.readouterr().err
 
 
 def test_the_command_collects_what_captioning_uses(model, rows, tmp_path, capsys):
@@ -167,7 +197,8 @@ def test_the_command_collects_what_captioning_uses(model, rows, tmp_path, capsys
     options = ["--checkpoint", str(tmp_path / "checkpoint")]
     store = str(tmp_path / "store")
     index, caption = load_script("index"), load_script("caption")
-    assert index.main([*options, "--data.path", str(tmp_path / "metadata.jsonl"), store]) == 0
+    for _ in range(2):  # its own files are replaced
+        assert index.main([*options, "--data.path", str(tmp_path / "metadata.jsonl"), store]) == 0
     assert capsys.readouterr().out.endswith("store: 17 images with 17 captions\n")  # and one of dev
     assert caption.main([*options, "--datastore", store, rows["image"][0]]) == 0
     [chosen] = capsys.readouterr().out.splitlines()

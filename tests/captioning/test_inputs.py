@@ -59,6 +59,14 @@ def test_standard_input_is_a_list(photos, separator):
     assert find("-", stdin=(separator.join(names) + separator).encode())[:3] == photos
 
 
+def test_data_urls_of_two_pictures_are_two():
+    urls = [f"data:image/png;base64,{'A' * 60}{end}" for end in "xyx"]
+    Path("list.txt").write_text("\n".join(urls))
+    found = find("@list.txt")
+    assert found == [describe(urls[0]), describe(urls[1])]
+    assert len(set(found)) == 2
+
+
 def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern():
     picture(0).save("a[1].png")
     assert find("a[1].png") == ["a[1].png"]
@@ -100,6 +108,35 @@ def test_parquet_files_hold_pictures(is_struct):
     sources = find_pictures(["a.parquet"], pytest.fail)
     assert describe(sources[39]) == "a.parquet, row 40"
     assert [open_image(sources[row]).width for row in (33, 5, 39)] == [23, 25, 29]
+
+
+def test_rows_behind_a_damaged_row_group_keep_their_own_pictures():
+    pq.write_table(pa.table({"image": [encoded(number) for number in range(30)]}), "a.parquet", row_group_size=6)
+    column = pq.ParquetFile("a.parquet").metadata.row_group(2).column(0)
+    content = bytearray(Path("a.parquet").read_bytes())
+    start = column.dictionary_page_offset or column.data_page_offset
+    content[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    Path("a.parquet").write_bytes(content)
+    found = {}
+    for row, source in enumerate(find_pictures(["a.parquet"], pytest.fail)):
+        try:
+            found[row] = open_image(source).width
+        except ImageError as error:
+            assert error.source == f"a.parquet, row {row + 1}"  # noqa: PT017 - the others are opened
+    assert found == {row: 20 + row for row in range(30) if not 12 <= row < 18}
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.parquet"])
+def test_a_stored_picture_with_too_many_bytes_can_be_opened_again(name):
+    with zipfile.ZipFile("a.zip", "w") as zipped, tarfile.open("a.tar", "w") as tarred:
+        zipped.writestr("0.png", encoded(0))
+        tarred.add("photos/0.png", "0.png")
+    pq.write_table(pa.table({"image": [encoded(0)]}), "a.parquet")
+    [source] = find_pictures([name], pytest.fail)
+    for _ in range(2):
+        with pytest.raises(ImageError, match="bytes"):
+            open_image(source, max_bytes=20)
+        assert open_image(source).width == 20
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.parquet"])

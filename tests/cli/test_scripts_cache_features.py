@@ -53,6 +53,8 @@ def test_caches_what_training_then_finds(script, settings, cache, tmp_path, capf
     [
         (["--data.path", "nowhere"], "nowhere: there is no such file or folder"),
         (["--dev-split", "val"], "no image is in the split 'val'; splits that are there: dev, train"),
+        (["--train-vision", "full"], "Training would not read the features: the vision tower is trained"),
+        (["--cache-features", "false"], "Training would not read the features"),
         (["--image-tokens", "pooled"], "image_grid and pooled_in_front belong to image_tokens='patches'."),
         (
             ["--question-column", "ask"],

@@ -235,6 +235,12 @@ def test_no_picture_is_bad_usage(run):
     assert err == ["caption.py: give pictures to caption, --features FILE or --config FILE, and only one of these"]
 
 
+def test_an_empty_list_is_bad_usage(run, tmp_path):
+    (tmp_path / "empty.txt").touch()
+    code, out, err = run(f"@{tmp_path / 'empty.txt'}")
+    assert (code, out, err) == (2, [], ["caption.py: There are no pictures to caption: the list is empty."])
+
+
 def test_a_closed_pipe_ends_it_quietly(checkpoint, photo):
     command = [sys.executable, ROOT / "scripts" / "caption.py", "--checkpoint", checkpoint, "--batch-size", "1"]
     with subprocess.Popen(

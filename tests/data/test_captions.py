@@ -2,7 +2,7 @@ import unicodedata
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vlm_caption.data import CaptionChoice, Cleaning, clean_caption
@@ -83,6 +83,7 @@ def test_capitals_become_small_in_every_script():
 
 
 @given(captions, final_stops, st.booleans())
+@example("A ?।", "remove", False)
 def test_cleaning_twice_changes_nothing_more(text, final_stop, lower_case):
     cleaned = clean_caption(text, final_stop, lower_case)
     assert clean_caption(cleaned, final_stop, lower_case) == cleaned

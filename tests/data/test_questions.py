@@ -241,3 +241,12 @@ def test_one_row_a_question_has_its_answers():
         {"image": "c", "questions": ["A?", "A?"], "captions": ["1", "3"]},
         {"image": "c", "questions": ["B?"], "captions": ["2"]},
     ]
+
+
+def test_one_row_a_question_keeps_the_name_of_its_corpus():
+    dataset = Dataset.from_list(ROWS).add_column("corpus", ["one", "two"])
+    assert [(row["image"], row["corpus"]) for row in ask_one_by_one(dataset)] == [
+        ("a.png", "one"),
+        ("a.png", "one"),
+        ("b.png", "two"),
+    ]

@@ -10,6 +10,7 @@ from tiny_models import picture, tiny_model, tiny_processor
 
 from vlm_caption.captioning.captioner import Captioner
 from vlm_caption.captioning.confidence import CONFIDENCE_NAME, Confidence
+from vlm_caption.evaluation.calibration import half_of
 from vlm_caption.evaluation.calibration_report import CalibrationReport, draw_reliability
 from vlm_caption.evaluation.fitting import fit_regression
 from vlm_caption.evaluation.negatives import draw_negatives
@@ -31,6 +32,13 @@ def test_rows_of_the_same_image_are_no_other_images():
     references = [["a dog"], ["a dog"], ["a cat"], ["a bird"]]
     _, shares = shares_below(["a dog", "a dog", "a cat", "a bird"], references, ["x", "x", "y", "z"])
     assert shares.tolist() == [1, 1, 1, 1]
+
+
+def test_captions_of_one_image_are_in_one_half():
+    images = [f"{number % 30}.jpg" for number in range(90)]
+    is_first = half_of(images, seed=0)
+    assert all(len(set(is_first[number::30])) == 1 for number in range(30))
+    assert is_first.sum() == 45
 
 
 def test_drawn_pictures_are_the_same_for_the_same_seed():

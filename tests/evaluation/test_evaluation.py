@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from coco_files import NO_JAVA, REFERENCES, RIGHT, SAME, write_files
+from datasets import concatenate_datasets
 from tiny_models import picture, tiny_model, tiny_processor
 from tiny_runs import write_colours
 
@@ -218,6 +219,17 @@ class TestQuestions:
         (tmp_path / "x" / "1.png").write_bytes(b"no picture")
         with pytest.raises(DataError, match="at least 1 of 2 images are bad"):
             run(captioner, dataset, prompt=self.PROMPT, bad=BadImages(max_share=0.4))
+
+
+def test_an_image_of_two_corpora_has_two_ids_that_can_be_scored_again(captioner, dataset, tmp_path):
+    twice = concatenate_datasets([dataset, dataset.select([0])])
+    result = run(captioner, twice)
+    assert (result.counted, result.num_images) == (f"{len(twice)} captions of {len(dataset)} images", len(dataset))
+    assert result.image_ids[-1] == f"{result.image_ids[0]} (2)"
+    write_evaluation(tmp_path / "first", result)
+    names = ["results.json", "references.json"]
+    again = evaluate_files(*(tmp_path / "first" / name for name in names), metrics=NO_JAVA)
+    assert again.image_ids == result.image_ids
 
 
 def test_other_images_are_never_the_same_one():

@@ -496,6 +496,17 @@ def test_a_data_url_is_its_picture():
         assert len(describe(url)) < 80
 
 
+def test_data_urls_that_begin_alike_have_names_of_their_own():
+    urls = [
+        "data:image/bmp;base64," + base64.b64encode(encode(Image.new("RGB", (24, 16), colour), "BMP")).decode()
+        for colour in ("red", "blue")
+    ]
+    assert urls[0][:60] == urls[1][:60]
+    assert len(urls[0]) == len(urls[1])
+    assert describe(urls[0]) != describe(urls[1])
+    assert describe(urls[0]) == describe(str(urls[0]))
+
+
 @pytest.mark.parametrize("url", ["data:image/png;base64", "data:image/png;base64,AAA", "data:,"])
 def test_a_data_url_that_holds_no_picture(url):
     with pytest.raises(NotAnImageError):

@@ -174,6 +174,14 @@ def test_pictures_of_extreme_shapes(processor, size):
     torch.testing.assert_close(found, expected(processor, 100, 100, 100), rtol=0, atol=0.05)
 
 
+def test_a_line_is_too_thin_for_a_processor_that_resizes_the_shorter_side():
+    processor = tiny_processor(tiny_config())
+    processor.image_processor.size = {"shortest_edge": 224}
+    with pytest.raises(MemoryError, match="a picture of 1 x 20000 pixels is too thin"):
+        processor.picture_to_pixels(Image.new("RGB", (1, 20_000)))
+    assert processor.picture_to_pixels(Image.new("RGB", (20, 60))).shape[1] == 3
+
+
 def test_a_picture_without_pixels_is_refused(processor):
     for source in (Image.new("RGB", (0, 5)), np.zeros((0, 30, 3), np.uint8)):
         with pytest.raises(UnsupportedImageError, match="no pixels"):

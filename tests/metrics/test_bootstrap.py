@@ -57,6 +57,24 @@ class TestConfidenceIntervals:
         assert (low, high) == pytest.approx((values.mean() - width, values.mean() + width), abs=0.01)
         assert mean_interval(values, resamples=4000) == pytest.approx((low, high))
 
+    def test_draw_captions_of_one_image_together(self):
+        values = np.random.default_rng(0).normal(size=50)
+        once = confidence_intervals(numbers(values))["cider"]
+        repeated, images = np.repeat(values, 20), np.repeat(np.arange(50), 20)
+        assert confidence_intervals(numbers(repeated), groups=images)["cider"] == pytest.approx(once)
+        assert mean_interval(repeated, groups=images) == pytest.approx(once)
+        worse = compare(numbers(repeated), numbers(repeated * 0), groups=images)["cider"]
+        assert worse[1:3] == pytest.approx(once)
+        low, high = mean_interval(repeated)
+        assert high - low < 0.5 * (once.high - once.low)
+
+    def test_of_images_with_unlike_numbers_of_captions_are_of_the_mean_caption(self):
+        low, high = mean_interval(np.array([1.0, 1.0, 1.0, 0.0]), groups="aaab")
+        assert (low, high) == (0, 1)
+        assert mean_interval(np.array([1.0, 1.0, 1.0, 0.0]), groups="aaab", confidence=0.0) == pytest.approx(
+            (0.75, 0.75)
+        )
+
     def test_of_nothing_computed_are_none(self):
         nothing = Scores({}, {}, {"cider": "no scorer"}, ["a"], [["a"]])
         assert confidence_intervals(nothing) == compare(nothing, nothing) == {}

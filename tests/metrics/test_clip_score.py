@@ -26,18 +26,18 @@ def images(tmp_path):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A folder with a CLIP model of 16 positions that reads letters."""
+    """A folder with a CLIP model of 29 positions that reads letters."""
     pytest.importorskip("torchmetrics")
     folder = tmp_path_factory.mktemp("clip")
     letters = "abcdefghijklmnopqrstuvwxyz"
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=16)
+    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=29)
     tower = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     ends = {"bos_token_id": len(tokens) - 2, "eos_token_id": len(tokens) - 1, "pad_token_id": len(tokens) - 1}
     config = CLIPConfig(
-        text_config={**tower, "vocab_size": len(tokens), "max_position_embeddings": 16, **ends},
+        text_config={**tower, "vocab_size": len(tokens), "max_position_embeddings": 29, **ends},
         vision_config={**tower, "image_size": 16, "patch_size": 8},
         projection_dim=8,
     )
@@ -55,13 +55,15 @@ class TestScoreClip:
         expected = []
         for path, caption in zip(images, CAPTIONS, strict=True):
             with torch.inference_mode():
-                output = clip(**processor(text=caption, images=Image.open(path), return_tensors="pt"))
+                output = clip(
+                    **processor(text=f"A photo depicts {caption}", images=Image.open(path), return_tensors="pt")
+                )
             expected.append(2.5 * max(float(output.image_embeds[0] @ output.text_embeds[0]), 0))
         assert found == pytest.approx(expected, abs=1e-5)
         assert np.any(found > 0)
 
     def test_cuts_captions_that_the_model_cannot_read_whole(self, images, model):
-        long, cut = "red " * 20, "red red red red re"  # a token is a letter; two more mark the ends
+        long, cut = "red " * 20, "red red red red re"  # a token is a letter, 13 are before, and two more mark the ends
         first, second = score_clip([images[0]] * 2, [long, cut], model)
         assert first == pytest.approx(second, abs=1e-5)
 

@@ -104,6 +104,8 @@ def test_a_bridge_holds_the_projector_alone(tmp_path, model, towers):
 
 def test_a_learned_start_is_part_of_the_bridge(tmp_path, towers):
     model, processor = compose(*towers, image_start="learned")
+    with pytest.raises(ValueError, match="leave out variant"):
+        model.save_pretrained(tmp_path, variant="fp16")
     model.save_pretrained(tmp_path)
     assert saved_keys(tmp_path) == PROJECTOR | {"core.image_start"}
     assert_equal(load(tmp_path), model.eval(), processor(images=picture(), return_tensors="pt"))

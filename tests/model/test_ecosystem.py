@@ -82,6 +82,11 @@ def test_an_assistant_that_cannot_see_is_refused(model):
 def test_drafts_from_a_prompt_that_is_an_image_are_refused(model):
     with pytest.raises(ValueError, match="Prompt lookup drafts from the prompt, and an image is no text"):
         model.generate(pixel_values=pixels(1), **GREEDY, prompt_lookup_num_tokens=3)
+    with pytest.raises(ValueError, match="Early layers draft from token ids"):
+        model.generate(pixel_values=pixels(1), **GREEDY, assistant_early_exit=1)
+    model.generation_config.prompt_lookup_num_tokens = 3
+    with pytest.raises(ValueError, match="Prompt lookup drafts from the prompt, and an image is no text"):
+        model.generate(pixel_values=pixels(1), **GREEDY)
 
 
 def test_penalties_of_repetition_see_what_was_written_and_not_the_placeholders(model):

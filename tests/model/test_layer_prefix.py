@@ -40,6 +40,32 @@ def test_captions_are_those_of_generate_and_of_a_pass_over_the_whole(language, s
         assert own[:length].tolist() == theirs[:length].tolist()
 
 
+@pytest.mark.parametrize("rank", [None, 3])
+def test_lengths_of_whole_sequences_do_not_count_the_prefix(rank):
+    model = tiny_model("dinov2", "llama", layer_prefix_rank=rank, **PATCHES)
+    model.generation_config.update(max_new_tokens=None, do_sample=False, eos_token_id=None)
+    prompt = model.core.image_prompt(1)
+    length = prompt.shape[1]
+    for settings, new in (
+        ({"max_length": length + 3}, 3),
+        ({"max_length": length + 3, "min_length": length + 2}, 3),
+        ({}, 20),
+    ):
+        assert model.generate(pixel_values=pixels(1), **settings).shape[1] == length + new
+    with pytest.raises(ValueError, match=f"The prompt has {length} tokens .* and max_length is {length}"):
+        model.generate(pixel_values=pixels(1), max_length=length)
+    ends = model.generate(pixel_values=pixels(1), max_new_tokens=1)[0, -1].item()  # the likeliest first token
+    early = model.generate(pixel_values=pixels(1), max_length=length + 6, eos_token_id=ends)
+    late = model.generate(pixel_values=pixels(1), max_length=length + 6, min_length=length + 4, eos_token_id=ends)
+    assert early.shape[1] == length + 1
+    assert late.shape[1] >= length + 4
+
+
+def test_a_cache_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match="leave out cache_implementation"):
+        build().generate(pixel_values=pixels(1), cache_implementation="static", max_new_tokens=2)
+
+
 @torch.no_grad()
 def test_a_prefix_is_what_a_model_without_one_reads_from_a_cache():
     model = build()

@@ -131,9 +131,10 @@ def quantization(name: str):
 
 
 @pytest.mark.filterwarnings("ignore")  # of the quantisers, about casts
-@pytest.mark.parametrize("name", ["torchao int8", "bitsandbytes int8", "bitsandbytes int4"])
+@pytest.mark.parametrize("name", ["torchao int8", "bitsandbytes int8", "bitsandbytes int4", "as a dict"])
 def test_quantisation_is_of_the_language_model_alone(checkpoint, name):
-    plain, model = load(checkpoint), load(checkpoint, quantization_config=quantization(name))
+    settings = quantization(name) if name != "as a dict" else quantization("bitsandbytes int8").to_dict()
+    plain, model = load(checkpoint), load(checkpoint, quantization_config=settings)
     ids = torch.tensor([[BOS, IMAGE, 5, 6], [BOS, IMAGE, 7, 8]])
     for part in ("vision_tower", "multi_modal_projector"):
         for key, tensor in getattr(plain.core, part).state_dict().items():

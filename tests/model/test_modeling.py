@@ -495,6 +495,23 @@ def test_activation_checkpointing_saves_memory_in_frozen_towers_and_changes_noth
     assert train_step(model)[0] == plain
 
 
+def test_activation_checkpointing_keeps_hooks_in_place_of_forward():
+    model = tiny_model(language="llama").train()
+    model.gradient_checkpointing_enable()
+    layer = model.core.language_model.model.layers[0]
+    calls = []
+
+    def hooked(*args, **kwargs):  # as accelerate's hooks are
+        calls.append(1)
+        return type(layer).forward(layer, *args, **kwargs)
+
+    layer.forward = hooked
+    for _ in range(2):
+        model(**rows_of(model, [5, EOS]), pixel_values=pixels(1))
+    assert len(calls) == 2
+    assert vars(layer)["forward"] is hooked
+
+
 def test_a_language_model_that_is_trained_is_in_train_mode():
     model = tiny_model(freeze_language=False).train()
     assert model.core.language_model.training

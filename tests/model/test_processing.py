@@ -65,6 +65,24 @@ def test_each_image_may_have_its_prompt_and_rows_are_padded_on_the_left(processo
     assert inputs["attention_mask"].sum(-1).tolist() == [6, 10]
 
 
+@pytest.mark.parametrize("text", [None, "", [""], ["", ""]])
+def test_empty_texts_stand_for_the_prompt_of_training(processor, text):
+    processor.prompt = "A<image>B"
+    a, b = (letters(processor, letter) for letter in "AB")
+    row = [BOS, *a, *[IMAGE] * 4, *b]
+    assert processor(images=[picture(0), picture(1)], text=text)["input_ids"] == [row, row]
+    assert processor(images=[picture(0)], text=text if text != ["", ""] else None)["input_ids"] == [row]
+
+
+def test_an_empty_text_stands_for_the_prompt_of_training_beside_others_too(processor):
+    processor.prompt = "A<image>B"
+    a, b, c = (letters(processor, letter) for letter in "ABC")
+    rows = processor(images=[picture(0), picture(1)], text=["C", ""])["input_ids"]
+    assert rows == [[BOS, *[IMAGE] * 4, *c], [BOS, *a, *[IMAGE] * 4, *b]]
+    rows = processor(images=[picture(0), picture(1)], text=["C<image>", ""])["input_ids"]
+    assert rows == [[BOS, *c, *[IMAGE] * 4], [BOS, *a, *[IMAGE] * 4, *b]]
+
+
 def test_text_may_say_where_the_images_go(processor):
     inputs = processor(images=[picture(0), picture(1)], text="A<image>B<image>C")
     a, b, c = (letters(processor, letter) for letter in "ABC")

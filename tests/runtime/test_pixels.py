@@ -35,6 +35,16 @@ def test_pixels_are_those_of_the_image_processor(name, width, height, seed):
     assert np.array_equal(pixels, expected)
 
 
+@pytest.mark.parametrize("size", [(100_000_000, 1), (1, 100_000_000)])
+def test_a_line_is_not_resized_to_a_picture_without_end(size):
+    class Line:  # as large as no picture of a test should be
+        width, height = size
+
+    Line.size = size
+    with pytest.raises(MemoryError, match="too thin"):
+        to_pixels(Line(), pixel_settings(PROCESSORS["DINOv2"]))
+
+
 def test_an_image_processor_of_another_kind_is_refused():
     with pytest.raises(ConfigError, match="longest_edge"):
         pixel_settings(CLIPImageProcessorPil(size={"shortest_edge": 32, "longest_edge": 64}))

@@ -165,8 +165,11 @@ def test_the_last_chunk_of_a_choice_says_why_it_ended():
         ("A dog runs", ("dog",), "A"),
         ("A dog ru", ("runs",), "A dog"),  # "ru" may become "runs"
         ("A caf\ufffd", (), "A caf"),
+        (" A  dog.\nUser: what", ("\nUser:",), "A dog."),
+        ("A dog.\nUse", ("\nUser:",), "A dog"),
+        ("A dog  runs", ("\n",), "A dog runs"),
     ],
 )
 def test_what_may_be_taken_back_is_not_sent(written, stop, part):
     assert settled(written, stop) == part
-    assert written.startswith(part)
+    assert " ".join(written.split()).startswith(part)

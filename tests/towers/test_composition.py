@@ -81,6 +81,15 @@ def test_only_the_language_model_comes_in_a_dtype_of_its_own(vision, language):
         torch.testing.assert_close(tensor, expected, rtol=0, atol=0)
 
 
+def test_an_image_size_that_the_image_processor_does_not_make_is_refused(vision, language):
+    size = compose(vision, language)[1].image_processor.size["height"]
+    compose(vision, language, image_size=size)
+    with pytest.raises(
+        ValueError, match=f"image_size is 16, and the image processor makes {size}: leave image_size out"
+    ):
+        compose(vision, language, image_size=16)
+
+
 def test_a_dtype_may_be_asked_for(vision, language):
     for sources in ((vision, language), (CLIP, GPT2)):
         model = compose(*sources, dtype=torch.bfloat16)[0]

@@ -7,8 +7,11 @@ import torch
 from tiny_models import VISION
 from tiny_runs import LANGUAGE, write_colours
 
-from vlm_caption import ConfigError
+from vlm_caption import Captioner, ConfigError, load_captions
 from vlm_caption.config.run_config import RunConfig
+from vlm_caption.evaluation.evaluate import evaluate
+from vlm_caption.evaluation.scoring import ScoringSettings
+from vlm_caption.hub.facts import read_facts
 from vlm_caption.training import model as training_model
 from vlm_caption.training.bag_of_words import check_bag_of_words
 from vlm_caption.training.train import train
@@ -72,6 +75,14 @@ def test_the_dev_loss_of_each_of_several_corpora_is_logged(run, tmp_path):
     parts = [value for name, value in last.items() if name.startswith("eval_loss/")]
     assert len(parts) == 2
     assert last["eval_loss"] == pytest.approx(sum(parts) / 2)
+
+
+def test_the_dev_loss_of_the_card_is_that_of_captions(run, tmp_path):
+    run()
+    captioner = Captioner.from_pretrained(tmp_path / "run", device="cpu")
+    dataset = load_captions(tmp_path, split="dev")
+    measured = evaluate(captioner, dataset, generation={"max_new_tokens": 1}, scoring=ScoringSettings(metrics=[]))
+    assert read_facts(tmp_path / "run")["training"]["dev_loss"] == pytest.approx(measured.loss, rel=1e-3)
 
 
 def test_no_samples_are_shown_because_nothing_can_be_written_yet(run):

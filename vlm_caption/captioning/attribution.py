@@ -55,7 +55,7 @@ def heat_map(
     """
     if not text.strip():
         raise ValueError("The caption is empty: give its text.")
-    pixel_values = captioner.processor.image_processor(open_image(image), return_tensors="pt")["pixel_values"]
+    pixel_values = captioner.processor.picture_to_pixels(open_image(image))
 
     def log_probs(pictures: torch.Tensor) -> torch.Tensor:
         """Returns the log-probability of the caption for each picture, float [I]."""

@@ -368,7 +368,7 @@ class Captioner:
         return self.model.core.encode_images(torch.cat(shown)).pooler_output
 
     def _pixels(self, image: Image.Image) -> torch.Tensor:
-        return self.processor.image_processor(image, return_tensors="pt")["pixel_values"]
+        return self.processor.picture_to_pixels(image)
 
     def _encode_and_generate(
         self, inputs: list[_Input], shown: torch.Tensor | None, settings: GenerationSettings

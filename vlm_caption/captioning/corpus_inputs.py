@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING
 
 from ..config.sections import DataSection
 from ..core.errors import ImageError
@@ -12,7 +12,7 @@ from ..data.opening import open_data
 from ..data.places import Place, open_place
 from ..data.vectors import open_vectors
 from ..images.opening import ImageSource
-from .inputs import StoredPicture
+from ..images.stored import StoredPicture
 
 if TYPE_CHECKING:
     from ..data.vectors import Vectors
@@ -67,4 +67,4 @@ def _source(image: str) -> ImageSource:
     place = Place.parse(image)
     if place.is_whole_file:
         return Path(place.path)
-    return cast(BinaryIO, StoredPicture(place.described, partial(open_place, image)))
+    return StoredPicture(place.described, partial(open_place, image))

@@ -218,12 +218,13 @@ class Datastore:
     def _check(self) -> None:
         """Raises ValueError where the tensors do not go together."""
         is_whole = (
-            len(self.vectors.shape) == 2
+            [len(tensor.shape) for tensor in (self.vectors, self.mean, self.text)] == [2, 1, 1]
+            and all(ends.ndim == 1 and ends.dtype.kind == "i" for ends in (self.picture_ends, self.caption_ends))
             and self.mean.shape == self.vectors.shape[1:]
             and len(self.picture_ends) == len(self.vectors) > 0
             and int(self.picture_ends[-1]) == len(self.caption_ends) > 0
             and int(self.caption_ends[-1]) == len(self.text)
-            and bool((np.diff(self.picture_ends) >= 0).all() and (np.diff(self.caption_ends) >= 0).all())
+            and all((np.diff(ends, prepend=0) >= 0).all() for ends in (self.picture_ends, self.caption_ends))
         )
         if not is_whole:
             raise ValueError("the tensors do not go together")

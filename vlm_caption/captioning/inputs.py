@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from ..core.console import first_line_of
 from ..core.errors import ConfigError, DataError, ImageError, ImageNotFoundError
@@ -18,6 +18,7 @@ from ..core.text import preview, readable
 from ..data.records import IMAGE_COLUMNS, find_column
 from ..images.finding import PassedOver, find_images
 from ..images.opening import IMAGE_SUFFIXES, ImageSource, describe
+from ..images.stored import StoredPicture
 from .places import URL, place_of
 
 if TYPE_CHECKING:
@@ -26,43 +27,6 @@ if TYPE_CHECKING:
     from ..data.vectors import Vectors
 
 _TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-
-
-class StoredPicture:
-    """A picture inside an archive or a table: a binary file for `open_image` that is opened when it is first read.
-
-    It can be pickled before it is read: another process opens the archive again.
-
-    Args:
-        name: The picture's name in captions and messages, such as "photos.zip, 1.jpg".
-        open_file: A function that opens the picture, and can be pickled.
-    """
-
-    def __init__(self, name: str, open_file: Callable[[], Any]) -> None:
-        self.name = name
-        self._open_file = open_file
-        self._file: BinaryIO | None = None
-
-    def seekable(self) -> bool:
-        return False
-
-    def read(self, size: int = -1) -> bytes:
-        """Returns the next bytes. At the end it returns none and closes the file.
-
-        Raises:
-            OSError: The archive is damaged, or holds the picture in a form that cannot be read.
-        """
-        try:
-            self._file = self._file or self._open_file()
-            content = self._file.read(size)
-        except OSError:
-            raise
-        except Exception as error:  # zipfile, tarfile, zlib and pyarrow have errors of their own
-            raise OSError(first_line_of(error)) from error
-        if not content:
-            self._file.close()
-            self._file = None
-        return content
 
 
 def find_pictures(
@@ -94,7 +58,7 @@ def find_pictures(
             raise ConfigError("An argument is empty, and names no picture: is a variable of your shell not set?")
         try:
             for source in _expand(name, on_error, stdin, passed_over):
-                found.setdefault(place_of(describe(source)) if _is_short(source) else str(source), source)
+                found.setdefault(place_of(describe(source)), source)
         except ImageError as error:
             on_error(error)
     return list(found.values())
@@ -103,11 +67,6 @@ def find_pictures(
 def is_vectors_file(vectors: object) -> "TypeIs[Vectors]":
     """Returns whether inputs are the vectors of a file, a `Vectors`, without importing that class and pyarrow."""
     return hasattr(vectors, "path")
-
-
-def _is_short(source: ImageSource) -> bool:
-    """Returns whether `describe` gives a source's full name, as for everything but `data:` URLs."""
-    return not (isinstance(source, str) and source[:5].lower() == "data:")
 
 
 def _expand(
@@ -228,7 +187,7 @@ class _Tar:
         return self.archive.extractfile(self.members[name])
 
 
-def _open_zip(path: str) -> Iterator[BinaryIO]:
+def _open_zip(path: str) -> Iterator[StoredPicture]:
     try:
         container = _Zip(path)
         names = [info.filename for info in container.archive.infolist() if _is_picture(info.filename)]
@@ -237,7 +196,7 @@ def _open_zip(path: str) -> Iterator[BinaryIO]:
     yield from _named(container, names)
 
 
-def _open_tar(path: str) -> Iterator[BinaryIO]:
+def _open_tar(path: str) -> Iterator[StoredPicture]:
     container = _Tar(path)
     if container.members or container.fault is None:
         yield from _named(container, list(container.members))
@@ -245,13 +204,13 @@ def _open_tar(path: str) -> Iterator[BinaryIO]:
         raise _unreadable(path, "tar archive", container.fault) from container.fault
 
 
-def _named(container: _Zip | _Tar, names: Sequence[str]) -> Iterator[BinaryIO]:
+def _named(container: _Zip | _Tar, names: Sequence[str]) -> Iterator[StoredPicture]:
     if not names:
         raise ImageNotFoundError(
             container.path, f"the archive holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})"
         )
     for name in names:
-        yield cast(BinaryIO, StoredPicture(f"{container.path}, {readable(name)}", _Opener(container, name)))
+        yield StoredPicture(f"{container.path}, {readable(name)}", _Opener(container, name))
 
 
 def _is_picture(name: str) -> bool:
@@ -260,7 +219,7 @@ def _is_picture(name: str) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
 
 
-def _open_parquet(path: str) -> Iterator[BinaryIO]:
+def _open_parquet(path: str) -> Iterator[StoredPicture]:
     import pyarrow as pa
 
     try:
@@ -271,7 +230,7 @@ def _open_parquet(path: str) -> Iterator[BinaryIO]:
     if not count:
         raise ImageNotFoundError(path, "the table has no rows")
     for row in range(count):
-        yield cast(BinaryIO, StoredPicture(f"{path}, row {row + 1}", _Opener(rows, row)))
+        yield StoredPicture(f"{path}, row {row + 1}", _Opener(rows, row))
 
 
 def _unreadable(path: str, kind: str, error: Exception) -> ImageError:
@@ -291,7 +250,7 @@ class _ParquetRows:
         self.path, self.table = path, pq.ParquetFile(path)
         self.column = find_column(self.table.schema_arrow.names, None, IMAGE_COLUMNS, "image", path)
         self.batches: Iterator[Any] = iter(())
-        self.start, self.values = 0, []
+        self.start, self.end, self.values = 0, 0, []
 
     def open(self, row: int) -> BinaryIO:
         """Opens the picture of a row.
@@ -299,12 +258,7 @@ class _ParquetRows:
         Raises:
             OSError: The row has no picture, or the file that it names cannot be opened.
         """
-        if not self.values or row < self.start:
-            self._begin(row)
-        while row >= self.start + len(self.values):
-            self.start += len(self.values)
-            self.values = next(self.batches).column(0).to_pylist()
-        value = self.values[row - self.start]
+        value = self._value(row)
         if isinstance(value, dict):  # the type Image of `datasets`: bytes, or the path of a file
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str):
@@ -312,6 +266,19 @@ class _ParquetRows:
         if not isinstance(value, bytes):
             raise OSError("the row has no picture")
         return io.BytesIO(value)
+
+    def _value(self, row: int) -> Any:
+        """Returns what a row has in the column. An error of pyarrow's costs the rows of one row group at most."""
+        if not self.values or not self.start <= row < self.end:
+            self._begin(row)
+        try:
+            while row >= self.start + len(self.values):
+                self.start += len(self.values)
+                self.values = next(self.batches).column(0).to_pylist()
+        except Exception:
+            self.values = []  # those before the damage belong to other rows
+            raise
+        return self.values[row - self.start]
 
     def _open_file(self, name: str) -> BinaryIO:
         """Opens a file that a row names, in the folder of the table or below it.
@@ -326,11 +293,9 @@ class _ParquetRows:
 
     def _begin(self, row: int) -> None:
         """Starts reading at the row group that contains a row."""
-        self.start, self.values = 0, []
+        self.start, self.end, self.values = 0, 0, []
         for group in range(self.table.num_row_groups):
-            length = self.table.metadata.row_group(group).num_rows
-            if row < self.start + length:
-                groups = list(range(group, self.table.num_row_groups))
-                self.batches = self.table.iter_batches(self.ROWS, row_groups=groups, columns=[self.column])
+            self.start, self.end = self.end, self.end + self.table.metadata.row_group(group).num_rows
+            if row < self.end:
+                self.batches = self.table.iter_batches(self.ROWS, row_groups=[group], columns=[self.column])
                 return
-            self.start += length

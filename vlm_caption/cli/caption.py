@@ -98,6 +98,8 @@ def _caption(parser: ArgumentParser, arguments: argparse.Namespace, stack: ExitS
         parser.complain(error, stderr)
         log.add(error)
     if not len(inputs):
+        if not errors:
+            raise ConfigError("There are no pictures to caption: the list is empty.")
         return 1
     if isinstance(inputs, list) and _all_missing(inputs, refuse):
         return 1

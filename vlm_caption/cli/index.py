@@ -18,6 +18,8 @@ from ..config.command_line import add_arguments, parse_arguments
 from ..config.run_config import RunConfig
 from ..core.console import ArgumentParser, describe_file_error, printable, setup_logging
 from ..core.errors import BackboneError, ConfigError, DataError, ImageError
+from ..core.files import exists
+from ..core.outputs import Output, check_outputs
 from .loading import load_for_datasets
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ def main(argv: list[str] | None, prog: str) -> int:
             parser.error("say what to collect: --data.path of captioned images")
         if config.data.features is not None:
             raise ConfigError("data.features gives vectors, and a datastore is of images.")
+        _check_folder(arguments.folder)
         store = _collect(arguments, config)
         store.save(arguments.folder)
     except (BackboneError, DataError, ImageError, ValueError) as error:
@@ -64,6 +67,34 @@ def main(argv: list[str] | None, prog: str) -> int:
         return 128 + getattr(error, "signum", signal.SIGINT)
     print(printable(f"{arguments.folder}: {len(store)} images with {len(store.caption_ends)} captions"))
     return 0
+
+
+def _check_folder(folder: Path) -> None:
+    """Checks that the datastore can be written to a folder without losing anything.
+
+    Raises:
+        ConfigError: The folder holds something else under one of its names, or cannot be written.
+    """
+    from ..captioning.consensus import FREQUENCIES_NAME
+    from ..captioning.datastore import DATASTORE_NAME, Datastore
+
+    if exists(folder / "config.json"):
+        raise ConfigError(
+            f"{folder} holds a checkpoint, whose {FREQUENCIES_NAME} would be replaced: name another one."
+        )
+    check_outputs(
+        [
+            Output("folder", folder / DATASTORE_NAME, None, makes_folders=True),
+            Output("folder", folder / FREQUENCIES_NAME, (b'{"tokenizer":',), makes_folders=True),
+        ]
+    )
+    if exists(folder / DATASTORE_NAME):
+        try:
+            Datastore.load(folder)
+        except DataError as error:
+            raise ConfigError(
+                f"{folder / DATASTORE_NAME} is no datastore, and would be lost: name another folder."
+            ) from error
 
 
 def _collect(arguments: argparse.Namespace, config: RunConfig) -> "Datastore":

@@ -57,7 +57,7 @@ def clean_caption(text: str, final_stop: FinalStop = "keep", lower_case: bool = 
     if final_stop == "add" and text and not unicodedata.category(text[-1]).startswith("P"):
         return f"{text}."
     if final_stop == "remove" and text and text[-1] in FULL_STOPS:
-        body = text[:-1].rstrip()
+        body = _TOKENIZER_SPACE.sub("", text[:-1].rstrip())  # a mark before the full stop now ends the caption
         if body and body[-1] not in FULL_STOPS + _ELLIPSIS:
             return body
     return text

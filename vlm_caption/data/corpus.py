@@ -205,8 +205,7 @@ def ask_one_by_one(dataset: Dataset) -> Dataset:
         for question, answer in zip(row["questions"], row["captions"], strict=True):
             answers.setdefault(question, []).append(answer)
         rows += [
-            {"image": row["image"], "captions": texts, "questions": [question] * len(texts)}
-            for question, texts in answers.items()
+            {**row, "captions": texts, "questions": [question] * len(texts)} for question, texts in answers.items()
         ]
     return Dataset.from_list(rows, features=dataset.features)
 

@@ -140,7 +140,8 @@ def calibrate(
     is_right = shares >= settings.right_share
     if is_right.all() or not is_right.any():
         raise DataError(f"{data}: {'all' if is_right.all() else 'none'} of the captions are right: give more images")
-    report = _cross_fit(photos, is_right, cider, negatives, settings.seed)
+    is_first = half_of(dataset["image"], settings.seed)
+    report = _cross_fit(photos, is_right, cider, negatives, is_first)
     facts = {
         "data": data,
         "images": len(dataset),
@@ -162,15 +163,21 @@ def _fit(photos: np.ndarray, is_right: np.ndarray, negatives: Negatives) -> Regr
     return Regressions(fit_regression(photos, is_right), known, usual)
 
 
+def half_of(images: Sequence[str], seed: int) -> np.ndarray:
+    """Returns which rows belong to one random half of the images, bool [N]. Several rows may be about one image."""
+    numbers = {image: number for number, image in enumerate(dict.fromkeys(images))}
+    is_first = np.random.default_rng(seed).permutation(len(numbers)) < len(numbers) // 2
+    return is_first[[numbers[image] for image in images]]
+
+
 def _cross_fit(
-    photos: np.ndarray, is_right: np.ndarray, cider: np.ndarray, negatives: Negatives, seed: int
+    photos: np.ndarray, is_right: np.ndarray, cider: np.ndarray, negatives: Negatives, is_first: np.ndarray
 ) -> CalibrationReport:
     """Returns how good confidences are on each half of the images if they are fitted on the other half.
 
     The confidences of drawn pictures are from fits on photos and on the other *kinds* of drawn pictures: they tell
     what to expect of a kind of picture that was never drawn.
     """
-    is_first = np.random.default_rng(seed).permutation(len(photos)) < len(photos) // 2
     confidences = np.zeros(len(photos))
     for half in (is_first, ~is_first):
         fitted = _fit(photos[~half], is_right[~half], negatives)

@@ -243,8 +243,19 @@ def _without_captions(dataset: Dataset, inputs: InputSettings) -> Captioned:
     if asks:
         questions = [texts[0] for texts in dataset["questions"]]
         image_ids = [f"{image}: {' '.join(text.split())}" for image, text in zip(image_ids, questions, strict=True)]
+    image_ids = _number_repeats(image_ids)
     images = list(sources) if inputs.vectors is None else [None] * len(sources)
     return Captioned(image_ids, sources, images, list(dataset["captions"]), [], asks)
+
+
+def _number_repeats(ids: Sequence[ImageId]) -> list[ImageId]:
+    """Returns ids of which none occurs twice. One image may be in several corpora, each with captions of its own."""
+    seen: Counter[ImageId] = Counter()
+    numbered: list[ImageId] = []
+    for image_id in ids:
+        seen[image_id] += 1
+        numbered.append(image_id if seen[image_id] == 1 else f"{image_id} ({seen[image_id]})")
+    return numbered
 
 
 def _own_generation(captioner: Captioner) -> dict[str, Any]:

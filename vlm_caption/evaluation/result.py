@@ -98,6 +98,7 @@ class Evaluation:
         bad_images: Why pictures were left out, by file.
         generation: How captions were written: the checkpoint's settings of `generate`, and those in place of them.
         comparison: The comparison with another system.
+        asks: Whether captions and references are answers to questions.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Evaluation:
     bad_images: dict[str, str] = field(default_factory=dict)
     generation: dict[str, Any] = field(default_factory=dict)
     comparison: Comparison | None = None
+    asks: bool = False
 
     @property
     def metrics(self) -> dict[str, float | None]:
@@ -140,8 +142,10 @@ class Evaluation:
     def counted(self) -> str:
         """The number of images that were captioned, or of questions asked, in words."""
         count = len(self.image_ids)
-        about = f"{self.num_images:,} images"
-        return about if count == self.num_images else f"{count:,} questions about {about}"
+        images = f"{self.num_images:,} images"
+        if count == self.num_images:
+            return images
+        return f"{count:,} questions about {images}" if self.asks else f"{count:,} captions of {images}"
 
     @property
     def ignores_images(self) -> bool:

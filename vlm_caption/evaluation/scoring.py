@@ -114,25 +114,26 @@ def score_captions(
         DataError: The other system's images are not the same.
     """
     scores = score(captioned.captions, captioned.references, settings.metrics)
-    intervals = confidence_intervals(scores)
+    groups = captioned.sources  # questions about one image stand and fall together
+    intervals = confidence_intervals(scores, groups=groups)
     not_computed = dict(scores.not_computed)
     for metric in COCO_METRICS:
         if metric not in scores.corpus and metric not in not_computed:
             not_computed[metric] = "it was not asked for"
     diversity = measure_diversity(captioned.captions, settings.training_captions, scores.tokenizer)
-    intervals |= _diversity_intervals(diversity)
+    intervals |= _diversity_intervals(diversity, groups)
     if diversity.is_unseen is None:
         not_computed["unseen"] = "there are no training captions to look for them in"
     clip_scores = _clip_scores(captioned, settings.clip_model, open_picture)
     if isinstance(clip_scores, str):
         not_computed["clip_score"], clip_scores = clip_scores, None
     else:
-        intervals["clip_score"] = mean_interval(clip_scores)
+        intervals["clip_score"] = mean_interval(clip_scores, groups=groups)
     vqa_scores = _vqa_scores(captioned)
     if isinstance(vqa_scores, str):
         not_computed["vqa_accuracy"], vqa_scores = vqa_scores, None
     elif vqa_scores is not None:
-        intervals["vqa_accuracy"] = mean_interval(vqa_scores)
+        intervals["vqa_accuracy"] = mean_interval(vqa_scores, groups=groups)
     shuffled_cider, cider_gain = None, None
     if "cider" in scores.corpus and len(set(captioned.sources)) > 1:
         shuffled_cider, intervals["shuffled_cider"], cider_gain = _shuffled_cider(captioned, scores)
@@ -151,15 +152,16 @@ def score_captions(
         vqa_scores=vqa_scores,
         not_computed=not_computed,
         comparison=None if other is None else _compare(captioned, scores, other, settings),
+        asks=captioned.asks,
         **facts,
     )
 
 
-def _diversity_intervals(diversity: Diversity) -> dict[str, Interval]:
+def _diversity_intervals(diversity: Diversity, groups: Sequence[ImageId]) -> dict[str, Interval]:
     means = {"mean_length": diversity.lengths, "repeated_4grams": diversity.repetitions}
     if diversity.is_unseen is not None:
         means["unseen"] = diversity.is_unseen
-    return {name: mean_interval(values) for name, values in means.items()}
+    return {name: mean_interval(values, groups=groups) for name, values in means.items()}
 
 
 def _shuffled_cider(captioned: Captioned, scores: Scores) -> tuple[float, Interval, tuple[float, Interval]]:
@@ -167,8 +169,8 @@ def _shuffled_cider(captioned: Captioned, scores: Scores) -> tuple[float, Interv
     references = [captioned.references[row] for row in rows_of_others(captioned.sources)]
     shuffled = score(captioned.captions, references, ["cider"], tokenizer=scores.tokenizer)
     gains = scores.per_image["cider"] - shuffled.per_image["cider"]
-    interval = mean_interval(shuffled.per_image["cider"])
-    return shuffled.corpus["cider"], interval, (float(gains.mean()), mean_interval(gains))
+    interval = mean_interval(shuffled.per_image["cider"], groups=captioned.sources)
+    return shuffled.corpus["cider"], interval, (float(gains.mean()), mean_interval(gains, groups=captioned.sources))
 
 
 def _vqa_scores(captioned: Captioned) -> np.ndarray | str | None:
@@ -200,5 +202,5 @@ def _compare(captioned: Captioned, scores: Scores, other: OtherSystem, settings:
         captions = [captioned.captions[row] for row in rows]
         scores = score(captions, references, settings.metrics, tokenizer=scores.tokenizer)
     other_scores = score(other_captions, references, settings.metrics, tokenizer=scores.tokenizer)
-    differences = compare(scores, other_scores)
+    differences = compare(scores, other_scores, groups=[captioned.sources[row] for row in rows])
     return Comparison(other.name, rows, other_captions, scores, other_scores, differences, missing)

@@ -343,7 +343,7 @@ class _Encoder:
             picture = self.open_picture(image)
             if content_digest(image, self.open_picture.max_bytes) != self.keys[index].tobytes():
                 raise ImageError(Place.parse(image).described, "the file changed while its features were computed")
-            pixels = self.processor.image_processor(picture, return_tensors="pt")["pixel_values"]
+            pixels = self.processor.picture_to_pixels(picture)
         except (ImageError, OSError, MemoryError) as error:
             return as_image_error(image, error)
         return pixels.to(self.model.core.vision_tower.dtype)

@@ -16,6 +16,7 @@ from ..data.vectors import Vectors
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.processor import CaptionerProcessor
 from .cache import image_features
+from .contents import as_image_error
 from .shards import FeatureTable
 
 
@@ -81,8 +82,13 @@ class ImageInputs:
         """Returns `image_features`, float [B, N, D_vision], or `pixel_values`, float [B, 3, H, W]."""
         if self.features is not None:
             return {"image_features": self.features[[self.rows[row["index"]] for row in rows]]}
-        pictures = [self.open_picture(self.images[self.rows[row["index"]]]) for row in rows]
-        return {"pixel_values": self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]}
+        return {"pixel_values": torch.cat([self._pixels(self.images[self.rows[row["index"]]]) for row in rows])}
+
+    def _pixels(self, image: str) -> torch.Tensor:
+        try:
+            return self.processor.picture_to_pixels(self.open_picture(image))
+        except MemoryError as error:
+            raise as_image_error(image, error) from error
 
     @torch.no_grad()
     def sample_features(self, count: int = 512) -> torch.Tensor:

@@ -5,6 +5,7 @@ Training, feature caching and captioning all go through `open_image`, so that on
 
 import base64
 import contextlib
+import hashlib
 import importlib
 import io
 import os
@@ -27,6 +28,7 @@ from ..core.errors import (
 )
 from .limits import MAX_BYTES, MAX_PIXELS
 from .pixels import from_array, is_tensor, read_array, to_rgb
+from .stored import StoredPicture
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +59,7 @@ TIMEOUT = 20.0
 # Part of the key of cached features: raise it whenever `open_image` gives other pixels for the same file.
 PIXELS_VERSION = 1
 
-ImageSource = Union[str, os.PathLike, bytes, BinaryIO, Image.Image, np.ndarray, "torch.Tensor"]
+ImageSource = Union[str, os.PathLike, bytes, BinaryIO, StoredPicture, Image.Image, np.ndarray, "torch.Tensor"]
 
 
 def open_image(
@@ -130,7 +132,9 @@ def describe(source: object) -> str:
 
 
 def _shorten(name: str) -> str:
-    return f"{name[:40]}… ({len(name)} characters)"
+    """Returns the beginning of a long name, and a digest that tells it from others that begin in the same way."""
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
+    return f"{name[:30]}… ({len(name)} characters, SHA-256 {digest[:12]})"
 
 
 def url_scheme(name: str) -> str | None:
@@ -139,8 +143,12 @@ def url_scheme(name: str) -> str | None:
     return match and (match[1] or match[2]).lower()
 
 
-def _open_file(source: str | os.PathLike | bytes | BinaryIO, name: str, max_bytes: int, timeout: float) -> BinaryIO:
+def _open_file(
+    source: str | os.PathLike | bytes | BinaryIO | StoredPicture, name: str, max_bytes: int, timeout: float
+) -> BinaryIO:
     """Give a seekable binary file that the caller closes, whatever the source."""
+    if isinstance(source, StoredPicture):
+        source = source.read(max_bytes + 1)
     if isinstance(source, bytes):
         _check_bytes(len(source), name, max_bytes)
         return io.BytesIO(source)

@@ -33,7 +33,8 @@ def measure_captions(
 ) -> tuple[dict[str, Tally], list[Finding], list[Finding]]:
     """Measures the captions of all splits. Returns the tallies, the odd captions and those that would be cut."""
     prompt = settings.prompt.rstrip()
-    separator = " " if prompt and not prompt.endswith("<image>") else ""  # the same as in CaptionCollator
+    # As in training: a chat's answer begins behind the marks of its turn.
+    separator = " " if prompt and not settings.chat and not prompt.endswith("<image>") else ""
     tallies: dict[str, Tally] = {}
     odd: list[Finding] = []
     cut: list[Finding] = []

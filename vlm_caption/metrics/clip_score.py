@@ -12,14 +12,15 @@ from ..images.opening import ImageSource, open_image
 
 # Hessel et al. stretch the cosine, which hardly ever passes 0.4.
 _STRETCH = 2.5
+_PROMPT = "A photo depicts"
 
 
 def score_clip(images: Iterable[ImageSource], captions: Sequence[str], model: str) -> np.ndarray:
     """Returns the CLIPScore of each caption [N], 2.5 × max(cosine, 0) (Hessel et al., EMNLP 2021), by torchmetrics.
 
-    Published values are those of `openai/clip-vit-base-patch32`, with "A photo depicts " before each caption. A model
-    whose vision tower is also the captioner's favours the captioner: choose another one. Captions that are too long
-    for the model are cut.
+    As in the paper, the text is "A photo depicts" and the caption. Published values are those of
+    `openai/clip-vit-base-patch32`. A model whose vision tower is also the captioner's favours the captioner: choose
+    another one. Captions that are too long for the model are cut.
 
     Args:
         images: The images in any form that `open_image` takes, read one at a time.
@@ -45,7 +46,7 @@ def score_clip(images: Iterable[ImageSource], captions: Sequence[str], model: st
         pairs = zip(images, captions, strict=True)
         for image, caption in progress(pairs, total=len(captions), desc="CLIPScore"):
             pixels = torch.from_numpy(np.array(open_image(image))).permute(2, 0, 1)  # [3, H, W], uint8
-            scores.append(_STRETCH * float(metric(pixels, caption)) / 100)
+            scores.append(_STRETCH * float(metric(pixels, f"{_PROMPT} {caption}")) / 100)
     return np.array(scores)
 
 

@@ -520,7 +520,6 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             ValueError: Images and placeholders do not match, prompt and new tokens exceed the language model's
                 positions, or decoding is to be assisted.
         """
-        _refuse_drafts(kwargs)
         prompt: Any = inputs if inputs is not None else kwargs.pop("input_ids", None)
         kwargs.pop("input_ids", None)
         embeds, mask = kwargs.pop("inputs_embeds", None), kwargs.pop("attention_mask", None)
@@ -529,7 +528,9 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
         settings = copy.deepcopy(generation_config or self.generation_config)
         if generation_config is not None:
             settings.update(**self.generation_config.to_dict(), defaults_only=True, allow_custom_entries=True)
-        kwargs = _block_repetition(settings, settings.update(**kwargs))  # `update` returns those that are no settings
+        kwargs = settings.update(**kwargs)  # those that are no settings
+        _refuse_drafts(settings, kwargs)
+        kwargs = _block_repetition(settings, kwargs)
         if prompt is None and embeds is None:
             if encoded is None:
                 raise ValueError("Pass an image or a prompt to generate from.")
@@ -538,10 +539,9 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
             mask = torch.ones_like(prompt) if mask is None else mask  # the start token may be the padding token
         prepared = self.core.prepare_language_inputs(prompt, encoded, inputs_embeds=embeds)
         embeds, image_embeds = prepared["inputs_embeds"], prepared.get("image_embeds")
-        new = settings.max_new_tokens
-        if new is None:  # by default the language model stops at its limit
-            new = 1 if settings.max_length is None else settings.max_length - embeds.shape[1]
-        self.check_length(embeds.shape[1], new, 0 if image_embeds is None else len(image_embeds) // len(embeds))
+        prefixes = 0 if image_embeds is None else len(image_embeds) // len(embeds)
+        _count_new_tokens(settings, embeds.shape[1], self.config.text_positions(prefixes))
+        self.check_length(embeds.shape[1], cast(int, settings.max_new_tokens), prefixes)
         if mask is None:
             mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
             pad, ends = settings.pad_token_id, settings.eos_token_id
@@ -549,6 +549,8 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
                 mask = prompt.ne(pad).long()
         start = {"inputs_embeds": embeds, "attention_mask": mask}
         if image_embeds is not None:
+            if settings.cache_implementation not in (None, "dynamic"):
+                raise ValueError("With a layer prefix, the cache is filled before: leave out cache_implementation.")
             repeats = max(settings.num_beams or 1, settings.num_return_sequences or 1)
             start = self.core.prefix_for_generate(image_embeds, embeds, mask, repeats)
         outputs = self.core.language_model.generate(generation_config=settings, **start, **kwargs)
@@ -569,6 +571,32 @@ class CaptionerForConditionalGeneration(CaptionerPreTrainedModel, GenerationMixi
                 f"positions of the {self.config.text_config.model_type} language model: lower max_new_tokens or "
                 "shorten the prompt."
             )
+
+
+def _count_new_tokens(settings: GenerationConfig, prompt_length: int, limit: int | None) -> None:
+    """Replaces the lengths of whole sequences with those of captions.
+
+    transformers counts `max_length` and `min_length` from the embeddings, which a layer prefix makes longer.
+
+    Args:
+        settings: The settings, which are changed. Without any length, they get the 20 new tokens of transformers, or
+            as many as the language model has positions for.
+        prompt_length: The number of tokens of the prompt, with those of images.
+        limit: The number of positions of the language model; None if it has no table of them.
+    """
+    if settings.max_new_tokens is None:
+        if settings.max_length is not None:
+            settings.max_new_tokens = settings.max_length - prompt_length
+            if settings.max_new_tokens < 1:
+                raise ValueError(
+                    f"The prompt has {prompt_length} tokens (image tokens included), and max_length is "
+                    f"{settings.max_length}: raise it, or set max_new_tokens instead."
+                )
+        else:
+            settings.max_new_tokens = max(1, 20 if limit is None else min(20, limit - prompt_length))
+    if settings.min_new_tokens is None and settings.min_length:
+        settings.min_new_tokens = max(0, settings.min_length - prompt_length)
+    settings.max_length, settings.min_length = None, None
 
 
 def _block_repetition(settings: GenerationConfig, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -594,13 +622,15 @@ def _block_repetition(settings: GenerationConfig, kwargs: dict[str, Any]) -> dic
     return kwargs
 
 
-def _refuse_drafts(kwargs: dict[str, Any]) -> None:
+def _refuse_drafts(settings: GenerationConfig, kwargs: dict[str, Any]) -> None:
     """Raises an error for decoding from drafts, which are made from token ids and would not see the image."""
     if kwargs.get("assistant_model") is not None:
         name = type(kwargs["assistant_model"]).__name__
         raise ValueError(f"A {name} cannot see the image: leave out assistant_model.")
-    if kwargs.get("prompt_lookup_num_tokens") is not None:
+    if settings.prompt_lookup_num_tokens is not None:
         raise ValueError("Prompt lookup drafts from the prompt, and an image is no text: leave it out.")
+    if settings.assistant_early_exit is not None:
+        raise ValueError("Early layers draft from token ids, and an image has none: leave out assistant_early_exit.")
 
 
 def _put_in_front(prompt: torch.Tensor, outputs: Any) -> Any:

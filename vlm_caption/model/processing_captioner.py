@@ -220,6 +220,18 @@ class CaptionerProcessor(ProcessorMixin):
             replacements[index].insert(0, {"type": "text", **inserted})
         return rows, replacements
 
+    def _fill_empty(self, rows: list[str], num_images: int) -> list[str]:
+        """Returns texts with the prompt of training instead of empty ones, and instead of none.
+
+        It says where its image goes. A text beside it that does not has its image in front, as if it were alone.
+        """
+        if rows and all(rows):
+            return rows
+        if len(rows) < 2:
+            rows = [""] * num_images
+        alone = self.image_token if len(rows) == num_images else ""
+        return [(row if self.image_token in row else alone + row) if row else self.render_prompt() for row in rows]
+
     def _place_images(self, images, text: str | list[str] | None) -> list[str] | None:
         """Returns the rows of text, with an `<image>` for each image."""
         from transformers.image_utils import make_flat_list_of_images  # imports torchvision where that is installed
@@ -227,9 +239,9 @@ class CaptionerProcessor(ProcessorMixin):
         num_images = 0 if images is None else len(cast(list, make_flat_list_of_images(images)))
         if text is None and num_images == 0:
             return None
-        if not text and num_images:
-            text = [self.render_prompt()] * num_images
         rows = [text or ""] if text is None or isinstance(text, str) else list(text)
+        if num_images:
+            rows = self._fill_empty(rows, num_images)
         if placed := sum(row.count(self.image_token) for row in rows):
             if placed != num_images:
                 raise ValueError(
@@ -298,11 +310,10 @@ class VectorProcessor(CaptionerProcessor):
         if images is not None:
             raise ValueError("There is no vision tower, and this takes no pictures: pass vectors, as image_features.")
         vectors = kwargs.pop("image_features", None)
-        if not text and vectors is not None:
-            text = self.render_prompt()
         rows = [text or ""] if text is None or isinstance(text, str) else list(text)
         data = {}
         if vectors is not None:
+            rows = self._fill_empty(rows, len(vectors))
             if len(rows) == 1:
                 rows *= len(vectors)
             if len(rows) != len(vectors):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from ..images.limits import check_resized
+
 
 @dataclass(frozen=True)
 class PixelSettings:
@@ -33,6 +35,9 @@ def to_pixels(image: Image.Image, settings: PixelSettings) -> np.ndarray:
     Args:
         image: An RGB picture, as `open_image` returns it.
         settings: How it is resized, cropped and scaled.
+
+    Raises:
+        MemoryError: See `check_resized`.
     """
     if settings.size is not None:
         height, width = _new_size(image, settings.size)
@@ -49,6 +54,7 @@ def to_pixels(image: Image.Image, settings: PixelSettings) -> np.ndarray:
 def _new_size(image: Image.Image, size: Sequence[int]) -> tuple[int, int]:
     if len(size) == 2:
         return size[0], size[1]
+    check_resized(*image.size, size[0])
     shorter, longer = sorted(image.size)
     longer = int(size[0] * longer / shorter)
     return (longer, size[0]) if image.width <= image.height else (size[0], longer)

@@ -249,15 +249,16 @@ def error_body(status: int, message: str, parameter: str | None = None) -> dict[
 def settled(text: str, stop: Sequence[str]) -> str:
     """Returns the part of a text that no later token takes back: before a stop text, and before what may become one.
 
+    White space is one space, as in the finished caption.
+
     Args:
-        text: A caption so far.
+        text: A caption so far, as it is decoded.
         stop: The texts that end it.
     """
     ends = [place for mark in stop if (place := text.find(mark)) >= 0]
-    if ends:
-        return text[: min(ends)].rstrip()
     held = max((len(mark) - 1 for mark in stop), default=0)
-    return text[: len(text) - held].rstrip().rstrip("\ufffd")  # half a character, whose other bytes are to come
+    kept = " ".join(text[: min(ends) if ends else len(text) - held].split())
+    return kept if ends else kept.rstrip("\ufffd")  # half a character, whose other bytes are to come
 
 
 def _finish_reason(caption: Caption) -> str:

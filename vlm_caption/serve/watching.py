@@ -14,7 +14,7 @@ def watch(processor: CaptionerProcessor, on_text: Callable[[list[str]], None]) -
 
     Args:
         processor: The model's processor.
-        on_text: Gets the text of each row: of each caption; or with beams of each beam, the likeliest one first.
+        on_text: Gets the decoded text of each row: of each caption; or with beams of each beam, the likeliest first.
     """
     return StoppingCriteriaList([_Watcher(processor, on_text)])
 
@@ -24,6 +24,5 @@ class _Watcher(StoppingCriteria):
         self.processor, self.on_text = processor, on_text
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        texts = self.processor.batch_decode(input_ids, skip_special_tokens=True)
-        self.on_text([" ".join(text.split()) for text in texts])
+        self.on_text(self.processor.batch_decode(input_ids, skip_special_tokens=True))
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

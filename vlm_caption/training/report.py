@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..captioning.checkpoints import DEFAULT_CHECKPOINT
-from ..captioning.nll import caption_nll
+from ..captioning.nll import caption_nll, model_loss
 from ..config.run_config import RunConfig
 from ..core.errors import ImageError
 from ..core.files import write_bytes
@@ -149,8 +149,9 @@ def _measure_losses(loop: TrainingLoop, advice: str = "") -> tuple[float, float 
         advice: What to do if the two do not differ.
     """
     model, data, size = loop.model, loop.data, loop.settings.batch_size
-    # An evaluation under autocast was rounded, so the loss is measured again.
-    dev_loss = None if loop.autocast else loop.state.at_best("eval_loss")
+    # Measured again where evaluations were of another loss, or under autocast, which rounds.
+    is_same = loop.loss_of is model_loss and not loop.autocast
+    dev_loss = loop.state.at_best("eval_loss") if is_same else None
     if dev_loss is None:
         dev_loss = caption_nll(model, data.dev, data.dev_collator, size)
     logger.info("Dev loss: %.4f nats a token", dev_loss)
