@@ -89,9 +89,10 @@ class CaptionerPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: CaptionerConfig):
         if config.external_towers:
+            name = config.name_or_path or "The checkpoint"
             raise ImportError(
-                f"{config.name_or_path} holds the bridge alone, without {' and '.join(config.external_towers)}: "
-                "install and import vlm_caption, which fetches them, or use a checkpoint saved with full=True."
+                f"{name} holds the bridge alone, without {' and '.join(config.external_towers)}: "
+                "install vlm_caption, whose from_pretrained fetches them, or use a checkpoint saved with full=True."
             )
         super().__init__(config)
         if _minor(transformers.__version__) > _minor(TESTED_WITH[1]):
