@@ -157,8 +157,16 @@ def test_it_travels_with_its_weights_and_with_no_others(captioner, checkpoint, p
 
 def test_confidences_of_other_weights_are_not_used(captioner, checkpoint, caplog):
     made_up_confidence(captioner.model, weights="sha256:another").save(checkpoint)
-    assert Captioner.from_pretrained(checkpoint).confidence is None
-    assert "are of other weights" in caplog.text
+    for dtype in (None, torch.float32, torch.bfloat16):
+        caplog.clear()
+        assert Captioner.from_pretrained(checkpoint, dtype=dtype).confidence is None
+        assert "are of other weights" in caplog.text
+
+
+def test_confidences_are_used_in_another_dtype_too(checkpoint):
+    loaded = Captioner.from_pretrained(checkpoint, dtype=torch.bfloat16)
+    assert loaded.confidence is not None
+    assert loaded.model.core.language_model.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,9 @@
 """The pictures, vectors and questions to caption that a config describes."""
 
+import base64
+import io
+import json
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -32,6 +36,35 @@ def test_missing_pictures_are_reported_and_the_others_found(tmp_path):
     found = open_corpus_inputs(data, "train", errors.append)
     assert [Path(describe(source)).stem for source in found.inputs] == ["train_blue"]
     assert [Path(error.source).name for error in errors] == ["train_red.png"]
+
+
+def test_pictures_of_one_place_in_two_files_have_two_names(tmp_path):
+    for split, seed in (("train", 0), ("validation", 1)):
+        (tmp_path / split).mkdir()
+        buffer = io.BytesIO()
+        picture(seed).save(buffer, "PNG")
+        row = {"image": base64.b64encode(buffer.getvalue()).decode(), "caption": "a dog"}
+        (tmp_path / split / "metadata.jsonl").write_text(json.dumps(row))
+    found = open_corpus_inputs(DataSection(path=str(tmp_path)), None, pytest.fail)
+    names = [describe(source) for source in found.inputs]
+    assert [name.partition(", ")[2] for name in names] == [
+        "train/metadata.jsonl, line 1",
+        "validation/metadata.jsonl, line 1",
+    ]
+
+
+def test_two_members_of_one_name_in_a_tar_have_two_names(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for seed in (0, 1):
+            picture(seed).save(tmp_path / "1.png")
+            (tmp_path / "1.txt").write_text(f"a dog {seed}")
+            archive.add(tmp_path / "1.png", "1.png")
+            archive.add(tmp_path / "1.txt", "1.txt")
+    found = open_corpus_inputs(DataSection(path=str(tmp_path / "a.tar")), None, pytest.fail)
+    first, second = map(describe, found.inputs)
+    assert first.endswith("a.tar, 1.png")
+    assert second.startswith(f"{first}@")
+    assert [open_image(source) for source in found.inputs] == [picture(0), picture(1)]
 
 
 def test_pictures_inside_larger_files_are_named_by_both(tmp_path):

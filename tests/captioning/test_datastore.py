@@ -72,7 +72,7 @@ def test_a_datastore_that_is_replaced_is_opened_anew(store, tmp_path):
 @pytest.mark.parametrize("at_a_time", [3, 1000])
 def test_the_most_similar_pictures_are_found(model, rows, store, monkeypatch, at_a_time):
     monkeypatch.setattr(module, "PICTURES_AT_A_TIME", at_a_time)
-    kind, vectors = vector_kind(model.config), vectors_of(model, rows)
+    kind, vectors = vector_kind(model), vectors_of(model, rows)
     found = store.find(kind, vectors, 5)
     assert found[:, 0].tolist() == list(range(len(rows)))  # a picture is most like itself
     queries = torch.nn.functional.normalize(torch.from_numpy(vectors - store.mean), dim=1)
@@ -110,7 +110,7 @@ def test_captions_are_compared_with_those_of_similar_pictures(model, rows, store
 
     settings = {"consensus": 6, "datastore": dataclasses.replace(store, frequencies=Ranking())}
     assert generate(*arguments, GenerationSettings.from_arguments(settings)).texts == [every[3], every[6 + 4]]
-    references = store.references(vector_kind(model.config), vectors_of(model, rows)[:2])
+    references = store.references(vector_kind(model), vectors_of(model, rows)[:2])
     assert compared == [(every[:6], references[0]), (every[6:], references[1])]
     assert references[0][:2] == CAPTIONS[0]
 
@@ -119,19 +119,28 @@ def test_another_vision_tower_is_refused(model, store, rows):
     other = tiny_model("dinov2", **SETTINGS)
     other.config.vision_backbone = {"name": "org/tower", "revision": None, "fingerprint": "sha256:00"}
     with pytest.raises(DataError, match="made with another vision tower: make it anew with vlm-caption index"):
-        store.find(vector_kind(other.config), vectors_of(model, rows))
+        store.find(vector_kind(other), vectors_of(model, rows))
+
+
+def test_a_vision_tower_that_was_trained_is_another_one(store, model, rows):
+    other = tiny_model("dinov2", **SETTINGS)
+    assert vector_kind(other) == vector_kind(model)
+    with torch.no_grad():
+        other.core.vision_tower.layernorm.weight.add_(1)
+    with pytest.raises(DataError, match="made with another vision tower"):
+        store.find(vector_kind(other), vectors_of(other, rows))
 
 
 @pytest.mark.parametrize("settings", [{"pooled_in_front": False}, {"vision_feature_layer": -2}])
 def test_vectors_of_another_kind_are_refused(store, model, rows, settings):
     other = tiny_model("dinov2", **(SETTINGS | settings))
-    with pytest.raises(DataError, match=r"vectors of another kind \(pooled of the output\) than this captioner"):
-        store.find(vector_kind(other.config), vectors_of(other, rows))
+    with pytest.raises(DataError, match=r"vectors of another kind \(pooled .*of the output\) than this captioner"):
+        store.find(vector_kind(other), vectors_of(other, rows))
 
 
 def test_datastores_from_before_vectors_had_a_kind_can_be_read(store, model, rows):
     older = dataclasses.replace(store, kind=dataclasses.replace(store.kind, origin=""))
-    found = older.find(vector_kind(model.config), vectors_of(model, rows), 1)
+    found = older.find(vector_kind(model), vectors_of(model, rows), 1)
     assert found.flatten().tolist() == list(range(len(rows)))
 
 

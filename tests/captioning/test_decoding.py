@@ -209,6 +209,9 @@ def test_banned_words_are_banned_at_the_beginning_and_inside(captioner, writes):
     tokenizer = captioner.processor.tokenizer
     expected = [tokenizer(text, add_special_tokens=False).input_ids for text in ("dog", " dog")]
     assert seen[0]["bad_words_ids"] == expected
+    captioner.model.generation_config.bad_words_ids = [[7]]
+    captioner.caption(PICTURES[0], ban=["dog"])
+    assert seen[1]["bad_words_ids"] == [[7], *expected]
 
 
 @pytest.mark.parametrize(

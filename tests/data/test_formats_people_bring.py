@@ -165,6 +165,16 @@ def test_pictures_may_be_in_a_zip(tmp_path, compression, inside, given):
     assert read(tmp_path / "t.csv", images=images) == EXPECTED
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_a_zip_that_was_packed_again_is_read_again(tmp_path, given):
+    (tmp_path / "t.csv").write_text("image,caption\na.png,A dog.\nb.png,A cat.\n")
+    for order in (["a.png", "b.png"], ["b.png", "a.png"]):
+        with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+            for name in order:
+                archive.writestr(name, PHOTOS[name])
+        assert read(tmp_path / "t.csv", images=tmp_path / "photos.zip" if given else None) == EXPECTED
+
+
 def test_a_picture_that_is_not_in_the_zip_is_told(tmp_path):
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         archive.writestr("a.png", PHOTOS["a.png"])

@@ -31,6 +31,18 @@ def test_prompts_that_differ_behind_the_question_are_other_settings():
     assert [name for name in before if before[name] != after[name]] == ["prompt"]
 
 
+def test_other_document_frequencies_are_other_settings(tmp_path):
+    model = tiny_model("dinov2")
+    model.name_or_path = str(tmp_path)
+    captioner = Captioner(model, tiny_processor(model.config))
+    collator = CaptionCollator(captioner.processor, lambda rows: {})
+    settings = []
+    for captions in ([["a dog"]] * 6, [["a cat"]] * 6):
+        DocumentFrequencies.count(captions).save(tmp_path)
+        settings.append(caption_settings(captioner, collator, {"consensus": 3}))
+    assert [name for name in settings[0] if settings[0][name] != settings[1][name]] == ["ranking"]
+
+
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("VLM_CAPTION_CACHE", str(tmp_path / "cache"))

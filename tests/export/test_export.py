@@ -31,6 +31,7 @@ from vlm_caption.export import export_onnx  # noqa: E402
 from vlm_caption.export.blocks import BLOCK, PackedWeights, pack_blocks, unpack_blocks  # noqa: E402
 from vlm_caption.export.builder import GraphBuilder, quantize_columns  # noqa: E402
 from vlm_caption.export.language import build_language_graph  # noqa: E402
+from vlm_caption.export.settings import decoding_settings  # noqa: E402
 from vlm_caption.export.smoothing import greatest_inputs  # noqa: E402
 from vlm_caption.export.vision import check_vision_tower  # noqa: E402
 
@@ -280,6 +281,14 @@ def test_the_command_captions_with_several_prompts(quantized, tmp_path, capsys):
     assert load_script("caption").main([*map(str, arguments), str(tmp_path / "1.png")]) == 0
     entries = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [entry["prompt"] for entry in entries] == ["A photo of", "See"]
+
+
+def test_an_export_writes_as_many_captions_of_an_image_as_its_checkpoint(folder):
+    save(folder / "several", "clip, gpt2")
+    captioner = Captioner.from_pretrained(folder / "several", device="cpu")
+    captioner.model.generation_config.update(num_beams=3, num_return_sequences=3)
+    assert decoding_settings(captioner)["num_beams"] == 3
+    assert "num_return_sequences" not in decoding_settings(captioner)
 
 
 def test_an_existing_folder_is_kept(folder):

@@ -90,7 +90,7 @@ def test_several_captions_and_a_seed(client):
 
 def test_a_datastore_chooses_captions_unless_a_request_sets_beams_or_samples(tiny_captioner, tmp_path):
     written = tiny_captioner.caption(file_of(3), num_return_sequences=8)
-    kind = vector_kind(tiny_captioner.model.config)
+    kind = vector_kind(tiny_captioner.model)
     Datastore.build(np.eye(2, kind.size, dtype=np.float32), [[written[5].text]] * 2, kind).save(tmp_path)
     client = TestClient(guarded(Service(tiny_captioner, "tiny", datastore=str(tmp_path))), base_url=LOCAL)
     best, second = contents(client.post(CHAT, json=chat_body(file_of(3), n=2)))

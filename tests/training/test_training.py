@@ -306,6 +306,28 @@ class TestSettings:
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
         assert use_bf16("auto") is False
 
+    def test_the_best_weights_keep_the_running_statistics_of_their_step(self, run, tmp_path):
+        resnet = {
+            "embedding_size": 8,
+            "hidden_sizes": [8, 16],
+            "depths": [1, 1],
+            "layer_type": "basic",
+            "num_features": 16,
+        }
+        pooled = {"model.image_tokens": "pooled", "model.image_grid": None, "model.pooled_in_front": False}
+        changes = {"model.vision": {"model_type": "resnet", **resnet}, "training.train_vision": "full", **pooled}
+        table = tmp_path / "captions.csv"  # what is learnt soon makes the dev loss worse
+        table.write_text(re.sub(r"(dev_\w+\.png),\w+", r"\1,XQKZ", table.read_text()))
+        run(**changes, train_language="full", learning_rate=0.1, warmup_steps=0, max_steps=30, eval_steps=3)
+        log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+        assert min(losses) < losses[-1]
+        captioner = Captioner.from_pretrained(tmp_path / "run", device="cpu")
+        dataset = with_index(load_captions(tmp_path, "dev"))
+        images = ImageInputs(captioner.model, captioner.processor, dataset["image"], cache=False)
+        loss = caption_nll(captioner.model, dataset, CaptionCollator(captioner.processor, images), 4)
+        assert loss == pytest.approx(min(losses), rel=1e-4)
+
     def test_pretrained_towers_are_not_saved_again(self, run, tmp_path):
         towers = {
             "model.vision": save_vision_tower(tmp_path / "vision"),

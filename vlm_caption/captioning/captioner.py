@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,15 +108,16 @@ class Captioner:
                 processor = CaptionerProcessor.from_pretrained(directory)
                 check_processor(processor, config, directory)
                 model = CaptionerForConditionalGeneration.from_pretrained(directory, config=config, **settings)
+                confidence = Confidence.load(directory, pooled_size(config))
+                # Another dtype has another fingerprint.
+                saved = model if confidence is None or dtype is None else _load_as_saved(directory)
         except BackboneError:
             raise
         except Exception as error:  # files of unknown origin, read by several libraries: errors of every kind
             raise CheckpointError(
                 f"The checkpoint {str(checkpoint)!r} cannot be loaded: {first_line_of(error)}"
             ) from error
-        confidence = Confidence.load(directory, pooled_size(config))
-        # Another dtype has another fingerprint.
-        if confidence is not None and dtype is None and confidence.weights != weights_fingerprint(model):
+        if confidence is not None and confidence.weights != weights_fingerprint(saved):
             logger.warning(
                 "The confidences of %s are of other weights and are not used: run scripts/calibrate.py", checkpoint
             )
@@ -439,6 +441,10 @@ class Captioner:
                 )
             )
         return captions
+
+
+def _load_as_saved(directory: Path) -> CaptionerForConditionalGeneration:
+    return CaptionerForConditionalGeneration.from_pretrained(directory, config=load_config(directory))
 
 
 __all__ = ["DEFAULT_CHECKPOINT", "Caption", "Captioner"]

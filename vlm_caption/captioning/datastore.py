@@ -126,9 +126,7 @@ class Datastore:
         Raises:
             DataError: The folder has no datastore, or its files are damaged.
         """
-        name = os.fspath(folder)
-        is_shipped = name in SHIPPED_DATASTORES and not Path(folder).exists()
-        path = (shipped(SHIPPED_DATASTORES[name]) if is_shipped else Path(folder)) / DATASTORE_NAME
+        path = datastore_file(folder)
         try:
             file = safe_open(path, framework="numpy")
             tensors = {name: file.get_tensor(name) for name in ("mean", "caption_ends", "picture_ends")}
@@ -228,6 +226,13 @@ class Datastore:
         )
         if not is_whole:
             raise ValueError("the tensors do not go together")
+
+
+def datastore_file(folder: str | os.PathLike) -> Path:
+    """Returns the larger file of a datastore; for the arguments, see `Datastore.load`."""
+    name = os.fspath(folder)
+    is_shipped = name in SHIPPED_DATASTORES and not Path(folder).exists()
+    return (shipped(SHIPPED_DATASTORES[name]) if is_shipped else Path(folder)) / DATASTORE_NAME
 
 
 @lru_cache(maxsize=2)

@@ -188,7 +188,7 @@ def _ranking(
     features = images["image_features"]
     each = len(features) // num_prompts
     vectors = picture_vectors(model.config, features[each - 1 :: each])  # the last picture is the captioned one
-    references = store.references(vector_kind(model.config), vectors)
+    references = store.references(vector_kind(model), vectors)
     return lambda number, texts: frequencies.rank(texts, references[number])
 
 
@@ -357,7 +357,8 @@ def _complete(
     if settings.ban:
         spellings = [spelling for word in settings.ban for spelling in (word.strip(), " " + word.strip())]
         encoded = processor.tokenizer(spellings, add_special_tokens=False).input_ids
-        arguments["bad_words_ids"] = [*arguments.get("bad_words_ids", []), *filter(None, encoded)]
+        banned = arguments.get("bad_words_ids") or own.bad_words_ids or []
+        arguments["bad_words_ids"] = [*banned, *filter(None, encoded)]
     if "stop_strings" in arguments:
         arguments.setdefault("tokenizer", processor.tokenizer)
     return arguments

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..core.digests import digest_tensors
+from ..model.freezing import holds_trained_weights, merged_state
 from ..towers.captioner import CaptionerForConditionalGeneration
 from ..towers.configuration import CaptionerConfig
 from ..towers.processor import CaptionerProcessor
@@ -26,18 +28,32 @@ def picture_vectors(config: CaptionerConfig, features: torch.Tensor) -> np.ndarr
     Returns:
         float32 [I, D].
     """
-    features = features[..., -_size(config) :].detach().float().cpu()
+    features = features[..., -vector_size(config) :].detach().float().cpu()
     return (features[:, 0] if has_pooled_vector(config) else features.mean(dim=1)).numpy()
 
 
-def vector_kind(config: CaptionerConfig) -> VectorKind:
-    """Returns what `picture_vectors` are."""
-    backbone: dict[str, Any] = config.vision_backbone or {}
+def vector_kind(model: CaptionerForConditionalGeneration) -> VectorKind:
+    """Returns what a captioner's `picture_vectors` are."""
+    config: CaptionerConfig = model.config
     layers = config.vision_feature_layers
-    origin = (
-        f"{'pooled' if has_pooled_vector(config) else 'mean'} of {f'layer {layers[-1]}' if layers else 'the output'}"
-    )
-    return VectorKind(backbone.get("fingerprint") or "", origin, _size(config))
+    if has_pooled_vector(config):
+        origin = "pooled" if layers else f"pooled ({config.pooled_feature})"
+    else:
+        origin = f"mean ({config.image_tokens})"
+    origin = f"{origin} of {f'layer {layers[-1]}' if layers else 'the output'}"
+    return VectorKind(_tower(model), origin, vector_size(config))
+
+
+def _tower(model: CaptionerForConditionalGeneration) -> str:
+    """Returns the fingerprint of the vision tower's files; or of its weights, if these are not those of the files."""
+    core: Any = model.base_model
+    known = (core.config.vision_backbone or {}).get("fingerprint")
+    is_adapted = core.config.vision_adapter is not None
+    if known and not is_adapted and not holds_trained_weights(core, "vision_tower"):
+        return known
+    state = merged_state(core)[0] if is_adapted else core.state_dict()
+    weights = ((name, tensor) for name, tensor in state.items() if name.startswith("vision_tower."))
+    return f"sha256:{digest_tensors(weights).hexdigest()}"
 
 
 def collect_datastore(
@@ -69,7 +85,7 @@ def collect_datastore(
     chunks = [indices[start : start + PICTURES_AT_A_TIME] for start in indices[::PICTURES_AT_A_TIME]]
     features = (images([{"index": index} for index in chunk])["image_features"] for chunk in chunks)
     vectors = np.concatenate([picture_vectors(model.config, of_chunk) for of_chunk in features])
-    return Datastore.build(vectors, captions, vector_kind(model.config))
+    return Datastore.build(vectors, captions, vector_kind(model))
 
 
 def has_pooled_vector(config: CaptionerConfig) -> bool:
@@ -77,5 +93,6 @@ def has_pooled_vector(config: CaptionerConfig) -> bool:
     return config.image_tokens == "pooled" or config.pooled_in_front
 
 
-def _size(config: CaptionerConfig) -> int:
+def vector_size(config: CaptionerConfig) -> int:
+    """Returns the number of numbers of a vector, D."""
     return config.vision_feature_size // len(config.vision_feature_layers or [0])

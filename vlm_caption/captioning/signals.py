@@ -8,7 +8,7 @@ from ..towers.configuration import CaptionerConfig
 from ..towers.processor import CaptionerProcessor
 from .confidence import caption_signals
 from .generation import Generation, token_log_probs, without_images
-from .picture_vectors import has_pooled_vector, vector_kind
+from .picture_vectors import has_pooled_vector, vector_size
 
 
 def pool_features(features: torch.Tensor) -> torch.Tensor:
@@ -33,7 +33,7 @@ def pooled_size(config: CaptionerConfig) -> int:
 def place_of_vectors(config: CaptionerConfig) -> int:
     """Returns where `picture_vectors` begin in what `pool_features` returns."""
     end = config.vision_feature_size if has_pooled_vector(config) else pooled_size(config)  # first token, or mean
-    return end - vector_kind(config).size
+    return end - vector_size(config)
 
 
 def pooled(features: torch.Tensor) -> np.ndarray:

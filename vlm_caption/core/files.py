@@ -9,6 +9,7 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 import stat
 from collections.abc import Generator, Iterable
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import BinaryIO
 # The confidences beside a checkpoint's weights, which `scripts/calibrate.py` writes.
 CONFIDENCE_NAME = "confidence.json"
 
-_PARTIAL = re.compile(r"\.(.+)\.\d+\.partial", re.DOTALL)  # of `write_bytes`
+_PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]+\.partial", re.DOTALL)  # of `write_bytes`
 
 # Of a name, in bytes. File systems take 255, and a partial file's name is longer than the final one.
 _LONGEST_STEM = 200
@@ -86,7 +87,8 @@ def write_bytes(path: Path, content: bytes, mode: int | None = None) -> None:
     Raises:
         OSError: The file cannot be written. Nothing is left behind, and the old file stays.
     """
-    partial = path.with_name(f".{_partial_stem(path)}.{os.getpid()}.partial")
+    # Processes of several machines or containers may have the same number.
+    partial = path.with_name(f".{_partial_stem(path)}.{secrets.token_hex(8)}.partial")
     try:
         with partial.open("wb") as file:
             file.write(content)

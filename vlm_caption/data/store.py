@@ -30,6 +30,7 @@ from ..core.cache import cache_dir
 from ..core.errors import DataError
 from ..core.files import move_folder
 from ..core.untrusted import load_json
+from .archives import find_archives
 from .captions import Cleaning, clean_question, count_words
 from .places import Place
 from .records import Format, Problem, Record, Source
@@ -40,7 +41,7 @@ FEATURES = Features({"image": Value("string"), "captions": List(Value("string"))
 ASKED_FEATURES = Features({**FEATURES, "questions": List(Value("string"))})
 
 # Raise it whenever a reader or this file gives other rows for the same corpus.
-_READER_VERSION = 5
+_READER_VERSION = 6
 
 _REPORT = "report.json"
 _PROBLEMS = "problems.jsonl"
@@ -114,7 +115,7 @@ def store(
                 with closing(sqlite3.connect(Path(scratch, "records.sqlite"), isolation_level=None)) as rows:
                     records = _tell(corpus_format.read(source), source)
                     pictures = Path(os.path.abspath(target), f"{source.path.name:.100}.pictures")  # noqa: PTH100
-                    _write(rows, records, cleaning, dev_share, built, pictures, source.questions)
+                    _write(rows, records, cleaning, dev_share, built, pictures, source)
                 shutil.rmtree(target, ignore_errors=True)
                 move_folder(built, target)
             stored = _open(target)
@@ -131,9 +132,11 @@ def store(
 def _fingerprint(source: Source, name: str, corpus_format: Format, cleaning: Cleaning, dev_share: float) -> str:
     digest = hashlib.sha256()
     # Paths as given are in the rows, and mean another file in another working directory.
-    settings = [_READER_VERSION, name, asdict(source), os.path.abspath(source.path), asdict(cleaning), dev_share]  # noqa: PTH100
+    places = [os.path.abspath(path) for path in (source.path, source.images) if path is not None]  # noqa: PTH100
+    settings = [_READER_VERSION, name, asdict(source), places, asdict(cleaning), dev_share]
     digest.update(json.dumps(settings, default=str).encode())
-    for path in corpus_format.find(source.path) if corpus_format.files is None else corpus_format.files(source):
+    read = corpus_format.find(source.path) if corpus_format.files is None else corpus_format.files(source)
+    for path in [*read, *find_archives(source.path, source.images)]:
         state = path.stat()
         digest.update(os.fsencode(path) + f"\0{state.st_size}\0{state.st_mtime_ns}\0".encode())
     return f"{name}-{digest.hexdigest()[:32]}"
@@ -175,13 +178,13 @@ def _write(
     dev_share: float,
     target: Path,
     pictures: Path,
-    questions: bool,
+    source: Source,
 ) -> None:
     """Writes the corpus into the folder `target`.
 
     Args:
         rows: An empty database.
-        records, cleaning, dev_share, questions: See `store`.
+        records, cleaning, dev_share, source: See `store`.
         target: The folder.
         pictures: The final name of the file for pictures that have none.
     """
@@ -194,14 +197,14 @@ def _write(
         (target / _PROBLEMS).open("w", encoding="utf-8") as file,
         (target / pictures.name).open("wb") as contents,
     ):
-        dropped = _gather(_keep_pictures(records, contents, pictures), rows, cleaning, file)
+        dropped = _gather(_keep_pictures(records, contents, pictures, source.path), rows, cleaning, file)
         _settle_splits(rows, dev_share, file)
     if not (target / pictures.name).stat().st_size:
         (target / pictures.name).unlink()
     splits = [split for (split,) in rows.execute("SELECT split FROM images GROUP BY split ORDER BY min(id)")]
     files = {split: f"{number}.arrow" for number, split in enumerate(splits)}
     for split, name in files.items():
-        _write_split(rows, split, target / name, questions)
+        _write_split(rows, split, target / name, source.questions)
     report = {"splits": files, "dropped": dropped, "files": _describe_files(target)}
     (target / _REPORT).write_text(json.dumps(report), encoding="utf-8")
 
@@ -223,13 +226,16 @@ def _tell(records: Iterable[Record | Problem], source: Source) -> Iterator[Recor
         raise DataError(f"{source.path}: it holds no pictures with captions")
 
 
-def _keep_pictures(records: Iterable[Record | Problem], contents: BinaryIO, path: Path) -> Iterator[Record | Problem]:
+def _keep_pictures(
+    records: Iterable[Record | Problem], contents: BinaryIO, path: Path, corpus: Path
+) -> Iterator[Record | Problem]:
     """Writes the pictures that records bring along into a file, and yields the records with their places in it.
 
     Args:
         records: The records.
         contents: The file.
         path: Its final name.
+        corpus: The corpus, whose files name the pictures.
     """
     offsets: dict[bytes, int] = {}
     for record in records:
@@ -238,7 +244,9 @@ def _keep_pictures(records: Iterable[Record | Problem], contents: BinaryIO, path
             if key not in offsets:
                 offsets[key] = contents.tell()
                 contents.write(record.content)
-            place = Place(str(path), record.where.rpartition(", ")[2], offsets[key], len(record.content))
+            within = record.where.removeprefix(f"{corpus}/")
+            name = record.where.rpartition(", ")[2] if within == record.where else within
+            place = Place(str(path), name, offsets[key], len(record.content))
             record = replace(record, image=str(place), content=None)
         yield record
 

@@ -13,9 +13,12 @@ from datasets import Dataset
 
 from ..captioning.caption_file import CaptionFile
 from ..captioning.captioner import Captioner
+from ..captioning.consensus import FREQUENCIES_NAME
+from ..captioning.datastore import datastore_file
 from ..captioning.generation import GenerationSettings, caption_batch
 from ..core.console import progress
-from ..core.digests import digest_tensors
+from ..core.digests import checksum_file, digest_tensors
+from ..core.files import is_file
 from ..data.bad_images import PictureOpener
 from ..data.collator import CaptionCollator
 from ..data.vectors import Vectors
@@ -97,7 +100,19 @@ def caption_settings(captioner: Captioner, collator: CaptionCollator, generation
         # Its ids too, which depend on the chat template.
         "prompt": [collator.prompt, captioner.processor.chat, collator.prefix],
         "generation": own | generation,
+        "ranking": _ranking_settings(captioner, generation),
     }
+
+
+def _ranking_settings(captioner: Captioner, generation: dict[str, Any]) -> list[str]:
+    """Returns checksums of the files by which captions are ranked."""
+    files: list[Path] = []
+    if generation.get("datastore") is not None:
+        file = datastore_file(generation["datastore"])
+        files = [file, file.with_name(FREQUENCIES_NAME)]
+    elif generation.get("consensus") is not None:
+        files = [Path(captioner.model.name_or_path, FREQUENCIES_NAME)]
+    return [checksum_file(file) for file in files if is_file(file)]
 
 
 def picture_settings(captioner: Captioner, images: Sequence[str], open_picture: PictureOpener) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def export_settings(captioner: Captioner, cache: dict[str, int], quantize: str |
         "cache": cache,
         "positions": None if positions is None else {"all": positions, "an_image": config.prefix_length},
         "generation": decoding_settings(captioner),
-        "vectors": asdict(vector_kind(config)) | {"start": place_of_vectors(config)},
+        "vectors": asdict(vector_kind(captioner.model)) | {"start": place_of_vectors(config)},
     }
 
 
@@ -95,5 +95,6 @@ def decoding_settings(captioner: Captioner) -> dict[str, Any]:
     settings, unknown = split_settings(captioner.model.generation_config.to_diff_dict())
     if unknown:
         raise ConfigError(f"The setting {unknown[0]} of generation_config.json cannot be exported: remove it there.")
+    settings.pop("num_return_sequences", None)  # a caption for each image, as the captioner writes by default
     DecodingSettings(**settings)  # checks them
     return settings

@@ -445,9 +445,7 @@ class TrainingLoop:
             reshard(self.model)
             if self.state.choose_best(metrics):
                 self.best_weights = {
-                    name: gather_tensor(parameter.detach()).cpu().clone()
-                    for name, parameter in self.model.named_parameters()
-                    if parameter.requires_grad
+                    name: gather_tensor(tensor.detach()).cpu().clone() for name, tensor in _trained(self.model)
                 }
 
     def _show_samples(self, samples: list[dict[str, str]]) -> None:
@@ -482,3 +480,14 @@ class TrainingLoop:
             move_folder(partial, self.folder / f"checkpoint-{self.state.global_step}")
             for folder in checkpoints.find_checkpoints(self.folder)[:-_CHECKPOINTS_KEPT]:
                 checkpoints.remove_checkpoint(folder)
+
+
+def _trained(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields the trained parameters, and the running statistics beside them, such as those of batch normalisation."""
+    yield from ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+    kept = model.state_dict().keys()
+    for prefix, module in model.named_modules():
+        if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+            for name, buffer in module.named_buffers(prefix, recurse=False):
+                if name in kept and buffer.is_floating_point():
+                    yield name, buffer

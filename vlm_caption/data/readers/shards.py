@@ -88,7 +88,7 @@ def read_shards(source: Source) -> Iterator[Record | Problem]:
         for sample in _samples(shard, {"txt", "json", _ending(source)}):
             if sample.picture is not None:
                 record = _record(sample, sample.picture, shard, source, split)
-                yield replace(record, key=names.key(sample.picture)) if isinstance(record, Record) else record
+                yield names.tell_apart(record, sample.picture) if isinstance(record, Record) else record
             for stray in sample.strays:
                 reason = "it has no caption of its own name: rename the members so that no name has a dot inside"
                 yield Problem(f"{shard}, {_as_text(stray.name)}", reason, split=split)
@@ -103,6 +103,14 @@ class _Names:
     def __init__(self, shard: Path, name: str) -> None:
         self._shard, self._name = shard, name
         self._first: dict[int, tuple[int, int]] = {}  # a hash of a name -> where its first picture is
+
+    def tell_apart(self, record: Record, picture: tarfile.TarInfo) -> Record:
+        """Returns the record of a picture with its key, and with a name that no other picture has."""
+        key = self.key(picture)
+        if key.endswith(suffix := f"@{picture.offset_data}"):
+            place = Place.parse(record.image)
+            record = replace(record, image=str(replace(place, name=f"{place.name}{suffix}")))
+        return replace(record, key=key)
 
     def key(self, picture: tarfile.TarInfo) -> str:
         key = f"{self._name}/{_as_text(picture.name)}"
