@@ -109,7 +109,7 @@ def test_each_picture_may_have_its_question(captioner):
 def test_examples_of_questions_have_questions(captioner, processor):
     examples = [(picture(5), "What?", "a dog")]
     assert captioner.caption(picture(1), prompt="{question}", question="Who?", examples=examples)
-    with pytest.raises(ValueError, match="there is no question to fill it"):
+    with pytest.raises(ValueError, match="there is no question to fill it in example 1: give one"):
         captioner.caption(picture(1), prompt="{question}", question="Who?", examples=EXAMPLES)
 
 
@@ -138,7 +138,7 @@ def test_features_of_several_images_serve_in_place_of_their_pixels(model):
     torch.testing.assert_close(model(input_ids=ids, image_features=features).logits, expected)
 
 
-@pytest.mark.parametrize("example", [(), (picture(5),), (picture(5), "a", "b", "c")])
+@pytest.mark.parametrize("example", [(), (picture(5),), (picture(5), "a", "b", "c"), (picture(5), 7)])
 def test_an_example_is_a_picture_with_its_caption_or_with_question_and_answer(captioner, example):
     with pytest.raises(ValueError, match="An example is a picture and its caption, or"):
         captioner.caption(picture(0), examples=[example])

@@ -195,6 +195,13 @@ def test_a_row_of_parquet_names_no_file_outside_the_folder_of_the_table(photos, 
         open_image(bad)
 
 
+def test_a_row_of_parquet_names_the_file_that_is_not_there(photos):
+    pq.write_table(pa.table({"image": ["gone/1.png"]}), "photos/a.parquet")
+    [bad] = find_pictures(["photos/a.parquet"], pytest.fail)
+    with pytest.raises(ImageError, match=r"the row names 'gone/1\.png': No such file"):
+        open_image(bad)
+
+
 @pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tgz", "a.parquet"])
 def test_an_archive_that_cannot_be_read_is_bad_alone(photos, name):
     pq.write_table(pa.table({"caption": ["a"]}), "b.parquet")

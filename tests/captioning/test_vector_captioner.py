@@ -21,6 +21,7 @@ from tiny_models import (
     save_language_model,
     save_vision_tower,
 )
+from tiny_runs import write_colours
 from transformers import AutoProcessor
 
 from vlm_caption import (
@@ -31,6 +32,7 @@ from vlm_caption import (
     compose,
     write_model_card,
 )
+from vlm_caption.captioning.attribution import heat_map
 from vlm_caption.data import open_vectors
 from vlm_caption.towers.processor import VectorProcessor
 
@@ -313,6 +315,32 @@ class TestScript:
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert [(line["image"], line["caption"]) for line in lines] == [(c.image, c.text) for c in wanted]
         assert set(lines[0]) == {"image", "caption", "score", "confidence", "finished", "checkpoint"}
+
+    @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+    def test_captions_of_other_vectors_are_not_taken_for_those_of_these(self, checkpoint, tmp_path, capsys, suffix):
+        script, output = load_script("caption"), tmp_path / f"o.{suffix}"
+        options = ["--checkpoint", checkpoint, "--output", str(output), "--features", str(tmp_path / "v.npy")]
+        assert script.main(options) == 0
+        written = output.read_bytes()
+        assert script.main(options) == 0
+        for rows in (3, 5):
+            np.save(tmp_path / "v.npy", vectors(rows).numpy() + 1)
+            assert script.main(options) == 2
+            assert f"{output} has captions of other vectors: name another file." in capsys.readouterr().err
+        assert output.read_bytes() == written
+
+    def test_what_needs_pictures_refuses_it(self, checkpoint, captioner, tmp_path, capsys):
+        write_colours(tmp_path)
+        for name, options in (
+            ("index", ["--data.path", str(tmp_path / "captions.csv"), str(tmp_path / "store")]),
+            ("serve", ["--port", "0"]),
+        ):
+            if name == "serve":
+                pytest.importorskip("gradio")
+            assert load_script(name).main(["--checkpoint", checkpoint, *options]) == 2
+            assert "This captioner has no vision tower, and takes no pictures" in capsys.readouterr().err
+        with pytest.raises(ValueError, match="takes no pictures"):
+            heat_map(captioner, "photo.jpg", "a dog")
 
     def test_says_in_a_sentence_what_is_wrong(self, checkpoint, tmp_path, capsys):
         script = load_script("caption")

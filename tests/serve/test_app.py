@@ -80,6 +80,12 @@ def test_a_caption_is_that_of_the_captioner(client, tiny_captioner):
     assert choice["finish_reason"] == ("stop" if expected.finished else "length")
 
 
+def test_errors_of_other_addresses_and_methods_have_the_same_form(client):
+    for response, status in ((client.get("/v1/completions"), 404), (client.get(CHAT), 405)):
+        assert response.status_code == status
+        assert response.json()["error"]["code"] == status
+
+
 def test_several_captions_and_a_seed(client):
     body = chat_body(n=3, temperature=1, seed=5)
     first = contents(client.post(CHAT, json=body))

@@ -224,8 +224,10 @@ class TestBest:
         assert all(torch.equal(saved[name], tensor) for name, tensor in kept.items())
         assert json.loads((tmp_path / "run" / "model_card.json").read_text())["training"]["best_step"] == step
 
-    def test_patience_ends_a_run_for_good(self, run, tmp_path):
+    def test_patience_ends_a_run_for_good(self, run, tmp_path, caplog):
+        caplog.set_level(logging.INFO, "vlm_caption")
         run(**self.SETTINGS, patience=2)
+        assert any("the last 2 evaluations were no better (training.patience)" in line for line in caplog.messages)
         losses = step_values(tmp_path / "run", "eval_loss")
         assert len(losses) < 10
         assert min(losses) == losses[-3]

@@ -51,8 +51,9 @@ def heat_map(
 
     Raises:
         ImageError: The picture cannot be opened.
-        ValueError: The caption is empty, or the prompt is wrong.
+        ValueError: The caption is empty, the prompt is wrong, or the captioner takes vectors.
     """
+    captioner.check_vision_tower()
     if not text.strip():
         raise ValueError("The caption is empty: give its text.")
     pixel_values = captioner.processor.picture_to_pixels(open_image(image))

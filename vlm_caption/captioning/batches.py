@@ -56,9 +56,9 @@ def example_turns(examples: Sequence[Example]) -> list[tuple[str | None, str]]:
     """Returns the question of each example, if it has one, and its caption or answer.
 
     Raises:
-        ValueError: An example has too few or too many parts.
+        ValueError: An example has too few or too many parts, or one that is no text.
     """
-    if any(len(example) not in (2, 3) for example in examples):
+    if any(len(example) not in (2, 3) or not isinstance(example[-1], str) for example in examples):
         raise ValueError("An example is a picture and its caption, or a picture, a question and its answer.")
     return [(rest[0] if len(rest) == 2 else None, rest[-1]) for _, *rest in examples]
 

@@ -129,6 +129,18 @@ class Captioner:
         """An identifier of the trained weights: "sha256:" and 12 hex digits of their fingerprint."""
         return weights_fingerprint(self.model)[: len("sha256:") + 12]
 
+    def check_vision_tower(self) -> None:
+        """Checks that the captioner takes pictures.
+
+        Raises:
+            ValueError: It takes vectors.
+        """
+        if self.model.config.feature_size is not None:
+            raise ValueError(
+                "This captioner has no vision tower, and takes no pictures: give it vectors, with caption_vectors or "
+                "caption.py --features FILE."
+            )
+
     @property
     def prompt(self) -> str:
         """The default prompt."""
@@ -264,11 +276,7 @@ class Captioner:
         Raises:
             ImageError, ValueError: See `caption_each`.
         """
-        if self.model.config.feature_size is not None:
-            raise ValueError(
-                "This captioner has no vision tower, and takes no pictures: give it vectors, with caption_vectors or "
-                "caption.py --features FILE."
-            )
+        self.check_vision_tower()
         settings = GenerationSettings.from_arguments(generation)
         limits = Limits(max_pixels, max_bytes)
         prompts = self._encode_prompts(prompt, question, example_turns(examples))

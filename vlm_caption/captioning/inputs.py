@@ -289,7 +289,10 @@ class _ParquetRows:
         path = Path(os.path.normpath(name))
         if path.is_absolute() or os.pardir in path.parts[:1]:
             raise OSError(f"the row names {preview(name)}, which is not in the folder of the table")
-        return open_regular(Path(self.path).parent / name)
+        try:
+            return open_regular(Path(self.path).parent / name)
+        except OSError as error:
+            raise OSError(f"the row names {preview(name)}: {error.strerror or error}") from error
 
     def _begin(self, row: int) -> None:
         """Starts reading at the row group that contains a row."""

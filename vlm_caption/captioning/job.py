@@ -3,8 +3,10 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby, islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.digests import checksum_file
 from ..core.errors import ImageError
 from ..images.opening import ImageSource, describe
 from .caption import Caption
@@ -44,6 +46,13 @@ class CaptionJob:
         review: Review | None = None,
     ) -> None:
         self.inputs, self.writers, self.batch_size, self.review = inputs, writers, batch_size, review
+        self._outputs = [*writers, *([review.output] if review else [])]
+        self._vectors = ""  # what tells rows of one file from those of the same numbers in another
+        if is_vectors_file(inputs):
+            self._vectors = f"/vectors:{checksum_file(Path(inputs.path))[:12]}"
+            for writer in self._outputs:
+                if isinstance(writer, OutputFile):
+                    writer.check_vectors(self._vectors)
         # A writer that adds to what is there cannot tell what it has written, so another one decides if there is one.
         deciding = [writer for writer in writers if writer.resumes] or writers
         self._left = [
@@ -67,9 +76,10 @@ class CaptionJob:
             DataError: Captions cannot be written.
             ValueError: A setting is wrong; see `caption_each`.
         """
-        outputs = [*self.writers, *([self.review.output] if self.review else [])]
-        checkpoint = captioner.checkpoint if any(writer.needs_checkpoint for writer in outputs) else ""
-        for writer in outputs:
+        checkpoint = ""
+        if any(writer.needs_checkpoint for writer in self._outputs):
+            checkpoint = captioner.checkpoint + self._vectors
+        for writer in self._outputs:
             if isinstance(writer, OutputFile):
                 writer.check_checkpoint(checkpoint)
         batches = self._batches(whole=settings.get("seed") is not None)

@@ -190,6 +190,16 @@ class OutputFile:
                 f"is {checkpoint}): name another file."
             )
 
+    def check_vectors(self, ending: str) -> None:
+        """Checks that the captions in the file are of the same vectors, by how their `checkpoint` ends.
+
+        Raises:
+            DataError: They are of others.
+        """
+        known = {str(entry["checkpoint"]) for entry in (*self.before, *self.file.entries) if entry.get("checkpoint")}
+        if any(not checkpoint.endswith(ending) for checkpoint in known):
+            raise DataError(f"{self.path} has captions of other vectors: name another file.")
+
     def add(self, captions: "Sequence[Caption]") -> list[ImageError]:
         self.file.add(*captions)
         return []

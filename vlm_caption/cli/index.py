@@ -106,6 +106,7 @@ def _collect(arguments: argparse.Namespace, config: RunConfig) -> "Datastore":
     bad = bad_images(data)
     corpus = open_data(data)
     captioner = load_for_datasets(arguments.checkpoint)
+    captioner.check_vision_tower()
     split = arguments.split or data.train_split
     dataset = corpus.load(split, data.limit, on_missing=None if bad is None else bad.add_missing)
     hold_frozen(captioner.model, arguments.precision or config.training.precision)

@@ -3,7 +3,7 @@
 import argparse
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ..captioning.checkpoints import DEFAULT_CHECKPOINT, find_checkpoint
 from ..core.console import ArgumentParser, loading, natural_int, positive_int, setup_logging
@@ -72,7 +72,10 @@ def _load(arguments: argparse.Namespace) -> "Captioner | runtime.Captioner":
             raise ConfigError(f"--device: {checkpoint} is an export, which has no such option: leave it out.")
     elif not is_hub_id(str(checkpoint)):
         find_checkpoint(checkpoint)  # before the slow imports
-    return load_captioner(checkpoint, arguments.device)
+    captioner = load_captioner(checkpoint, arguments.device)
+    if not is_export(checkpoint):
+        cast("Captioner", captioner).check_vision_tower()
+    return captioner
 
 
 def _try_datastore(captioner: "Captioner | runtime.Captioner", datastore: str) -> None:

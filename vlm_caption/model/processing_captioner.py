@@ -160,9 +160,10 @@ class CaptionerProcessor(ProcessorMixin):
     def _parts(self, rendering: _Rendering, turns: Sequence[tuple[str | None, str]]) -> list[str]:
         """Returns markup and text of the data in turn: for each image its question, if there is one, and answer."""
         texts = []
-        for question, answer in turns:
+        for number, (question, answer) in enumerate(turns, 1):
             if rendering.asks and not (question or "").strip():
-                raise ValueError(f"The prompt has {QUESTION}, and there is no question to fill it: give one.")
+                whose = "" if number == len(turns) else f" in example {number}"
+                raise ValueError(f"The prompt has {QUESTION}, and there is no question to fill it{whose}: give one.")
             if not rendering.asks and question is not None:
                 raise ValueError(f"There is no place for a question in the prompt: write {QUESTION} there.")
             texts += [cast(str, question).strip()] if rendering.asks else []

@@ -65,9 +65,10 @@ class PromptEncoder:
         asks = len(markup) > len(examples) + 1
         separator = "" if markup[0].endswith(self.settings.image_token) and not asks else " "
         texts: list[str] = []
-        for asked, answer in [*examples, (question, "")]:
+        for number, (asked, answer) in enumerate([*examples, (question, "")], 1):
             if asks and not (asked or "").strip():
-                raise ValueError(f"The prompt has {QUESTION}, and there is no question to fill it: give one.")
+                whose = "" if number > len(examples) else f" in example {number}"
+                raise ValueError(f"The prompt has {QUESTION}, and there is no question to fill it{whose}: give one.")
             if not asks and asked is not None:
                 raise ValueError(f"There is no place for a question in the prompt: write {QUESTION} there.")
             texts += [(asked or "").strip()] if asks else []

@@ -36,6 +36,10 @@ def build_app(service: Service, page: bool = True) -> fastapi.FastAPI:
     """
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
+    @app.exception_handler(HTTPException)
+    async def refuse(request: fastapi.Request, error: HTTPException) -> Response:
+        return _refuse(error)
+
     @app.get("/health")
     def health() -> dict[str, str]:
         return {"status": "ok", "model": service.name}

@@ -205,6 +205,14 @@ def _train_stage(
     )
     loop.run()
     state = loop.state
+    if state.is_out_of_patience(stage.settings.patience):
+        logger.info(
+            "Stopped at step %d of %d: the last %d evaluations were no better (training.patience); a larger patience "
+            "goes on",
+            state.global_step,
+            state.max_steps,
+            stage.settings.patience,
+        )
     if state.best_metric is not None:
         logger.info(
             "%s, after step %d of %d; these weights are kept",
