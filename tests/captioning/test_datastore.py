@@ -125,6 +125,7 @@ def test_another_vision_tower_is_refused(model, store, rows):
 def test_a_vision_tower_that_was_trained_is_another_one(store, model, rows):
     other = tiny_model("dinov2", **SETTINGS)
     assert vector_kind(other) == vector_kind(model)
+    assert vector_kind(other.bfloat16()) == vector_kind(model)
     with torch.no_grad():
         other.core.vision_tower.layernorm.weight.add_(1)
     with pytest.raises(DataError, match="made with another vision tower"):

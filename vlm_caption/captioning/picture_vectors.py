@@ -52,7 +52,12 @@ def _tower(model: CaptionerForConditionalGeneration) -> str:
     if known and not is_adapted and not holds_trained_weights(core, "vision_tower"):
         return known
     state = merged_state(core)[0] if is_adapted else core.state_dict()
-    weights = ((name, tensor) for name, tensor in state.items() if name.startswith("vision_tower."))
+    # In bfloat16, because a tower may be held in it here and not there.
+    weights = (
+        (name, tensor.bfloat16() if tensor.is_floating_point() else tensor)
+        for name, tensor in state.items()
+        if name.startswith("vision_tower.")
+    )
     return f"sha256:{digest_tensors(weights).hexdigest()}"
 
 
