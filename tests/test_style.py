@@ -11,7 +11,6 @@ MAX_PARAMETERS = 8  # without self, cls, *args and **kwargs
 # By file and name.
 ALLOWED = {
     "vlm_caption/towers/captioner.py: CaptionerForConditionalGeneration.forward": "the signature is transformers'",
-    "vlm_caption/towers/composition.py: compose": "public, and its callers pass the revisions by keyword",
 }
 
 

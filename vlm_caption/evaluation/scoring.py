@@ -116,10 +116,8 @@ def score_captions(
     scores = score(captioned.captions, captioned.references, settings.metrics)
     groups = captioned.sources  # questions about one image stand and fall together
     intervals = confidence_intervals(scores, groups=groups)
-    not_computed = dict(scores.not_computed)
-    for metric in COCO_METRICS:
-        if metric not in scores.corpus and metric not in not_computed:
-            not_computed[metric] = "it was not asked for"
+    not_asked = {metric: "it was not asked for" for metric in COCO_METRICS if metric not in scores.corpus}
+    not_computed = not_asked | scores.not_computed
     diversity = measure_diversity(captioned.captions, settings.training_captions, scores.tokenizer)
     intervals |= _diversity_intervals(diversity, groups)
     if diversity.is_unseen is None:

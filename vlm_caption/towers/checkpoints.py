@@ -296,18 +296,20 @@ def prepare_quantization(model_class: type, options: dict[str, Any]) -> dict[str
     Returns:
         The arguments, with a changed copy of the quantisation.
     """
-    quantization = copy.deepcopy(options.get("quantization_config"))
-    if isinstance(quantization, dict):
-        from transformers.quantizers import AutoQuantizationConfig
-
-        quantization = AutoQuantizationConfig.from_dict(quantization)
+    quantization: Any = copy.deepcopy(options.get("quantization_config"))
+    if isinstance(quantization, dict):  # it may lack the field that its kind has
+        fields = quantization
+        by_bitsandbytes = not fields.keys().isdisjoint({"load_in_8bit", "load_in_4bit"})
+        fields.setdefault("llm_int8_skip_modules" if by_bitsandbytes else "modules_to_not_convert", None)
+    else:
+        fields = {} if quantization is None else vars(quantization)
     for field in ("modules_to_not_convert", "llm_int8_skip_modules"):
-        if getattr(quantization, field, "") is None:
+        if fields.get(field, "") is None:
             from transformers.quantizers.base import get_keys_to_not_convert
 
             with torch.device("meta"):
                 heads = get_keys_to_not_convert(model_class(options["config"]))  # those skipped when nothing is said
-            setattr(quantization, field, [*heads, _VISION_PATTERN, modeling_captioner.PROJECTOR_PATTERN])
+            fields[field] = [*heads, _VISION_PATTERN, modeling_captioner.PROJECTOR_PATTERN]
     return options if quantization is None else options | {"quantization_config": quantization}
 
 
