@@ -165,6 +165,16 @@ def test_pictures_may_be_in_a_zip(tmp_path, compression, inside, given):
     assert read(tmp_path / "t.csv", images=images) == EXPECTED
 
 
+def test_a_zip_beside_the_table_of_a_subfolder_is_read_again_too(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "metadata.csv").write_text("file_name,caption\na.png,A dog.\nb.png,A cat.\n")
+    for order in (["a.png", "b.png"], ["b.png", "a.png"]):
+        with zipfile.ZipFile(tmp_path / "train" / "photos.zip", "w") as archive:
+            for name in order:
+                archive.writestr(name, PHOTOS[name])
+        assert read(tmp_path) == EXPECTED
+
+
 @pytest.mark.parametrize("given", [False, True])
 def test_a_zip_that_was_packed_again_is_read_again(tmp_path, given):
     (tmp_path / "t.csv").write_text("image,caption\na.png,A dog.\nb.png,A cat.\n")

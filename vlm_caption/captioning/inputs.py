@@ -6,8 +6,10 @@ import os
 import tarfile
 import zipfile
 import zlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
@@ -249,6 +251,8 @@ class _ParquetRows:
 
         self.path, self.table = path, pq.ParquetFile(path)
         self.column = find_column(self.table.schema_arrow.names, None, IMAGE_COLUMNS, "image", path)
+        groups = range(self.table.num_row_groups)
+        self.ends = list(accumulate(self.table.metadata.row_group(group).num_rows for group in groups))
         self.batches: Iterator[Any] = iter(())
         self.start, self.end, self.values = 0, 0, []
 
@@ -296,9 +300,6 @@ class _ParquetRows:
 
     def _begin(self, row: int) -> None:
         """Starts reading at the row group that contains a row."""
-        self.start, self.end, self.values = 0, 0, []
-        for group in range(self.table.num_row_groups):
-            self.start, self.end = self.end, self.end + self.table.metadata.row_group(group).num_rows
-            if row < self.end:
-                self.batches = self.table.iter_batches(self.ROWS, row_groups=[group], columns=[self.column])
-                return
+        group = bisect_right(self.ends, row)
+        self.start, self.end, self.values = self.ends[group - 1] if group else 0, self.ends[group], []
+        self.batches = self.table.iter_batches(self.ROWS, row_groups=[group], columns=[self.column])

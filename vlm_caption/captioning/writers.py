@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TextIO
 
 from ..core import outputs
 from ..core.console import printable
@@ -183,7 +183,7 @@ class OutputFile:
         Raises:
             DataError: They were written by another one.
         """
-        others = {entry.get("checkpoint") for entry in (*self.before, *self.file.entries)} - {checkpoint, None, ""}
+        others = self._checkpoints() - {checkpoint}
         if others:
             raise DataError(
                 f"{self.path} has captions of another checkpoint ({', '.join(sorted(map(str, others)))}, and this one "
@@ -196,9 +196,11 @@ class OutputFile:
         Raises:
             DataError: They are of others.
         """
-        known = {str(entry["checkpoint"]) for entry in (*self.before, *self.file.entries) if entry.get("checkpoint")}
-        if any(not checkpoint.endswith(ending) for checkpoint in known):
+        if any(not str(checkpoint).endswith(ending) for checkpoint in self._checkpoints()):
             raise DataError(f"{self.path} has captions of other vectors: name another file.")
+
+    def _checkpoints(self) -> set[Any]:
+        return {entry.get("checkpoint") for entry in (*self.before, *self.file.entries)} - {None, ""}
 
     def add(self, captions: "Sequence[Caption]") -> list[ImageError]:
         self.file.add(*captions)

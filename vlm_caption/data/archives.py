@@ -5,23 +5,10 @@ import zipfile
 from pathlib import Path
 
 from ..core.errors import DataError
-from ..core.files import is_file, is_folder, open_regular
+from ..core.files import open_regular
 from .places import Place
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., length of the name, length of the extra field
-
-
-def find_archives(corpus: Path, images: Path | None) -> list[Path]:
-    """Returns the zip archives that the pictures of a corpus may be in.
-
-    Args:
-        corpus: The corpus's folder or file.
-        images: The setting `data.images`.
-    """
-    if images is not None:
-        return [images] if images.suffix.lower() == ".zip" and is_file(images) else []
-    folder = corpus if is_folder(corpus) else corpus.parent
-    return sorted(path for path in folder.glob("*.zip") if is_file(path))
 
 
 class ZipPictures:

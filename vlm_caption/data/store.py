@@ -30,7 +30,6 @@ from ..core.cache import cache_dir
 from ..core.errors import DataError
 from ..core.files import move_folder
 from ..core.untrusted import load_json
-from .archives import find_archives
 from .captions import Cleaning, clean_question, count_words
 from .places import Place
 from .records import Format, Problem, Record, Source
@@ -41,7 +40,7 @@ FEATURES = Features({"image": Value("string"), "captions": List(Value("string"))
 ASKED_FEATURES = Features({**FEATURES, "questions": List(Value("string"))})
 
 # Raise it whenever a reader or this file gives other rows for the same corpus.
-_READER_VERSION = 6
+_READER_VERSION = 7
 
 _REPORT = "report.json"
 _PROBLEMS = "problems.jsonl"
@@ -135,8 +134,7 @@ def _fingerprint(source: Source, name: str, corpus_format: Format, cleaning: Cle
     places = [os.path.abspath(path) for path in (source.path, source.images) if path is not None]  # noqa: PTH100
     settings = [_READER_VERSION, name, asdict(source), places, asdict(cleaning), dev_share]
     digest.update(json.dumps(settings, default=str).encode())
-    read = corpus_format.find(source.path) if corpus_format.files is None else corpus_format.files(source)
-    for path in [*read, *find_archives(source.path, source.images)]:
+    for path in corpus_format.find(source.path) if corpus_format.files is None else corpus_format.files(source):
         state = path.stat()
         digest.update(os.fsencode(path) + f"\0{state.st_size}\0{state.st_mtime_ns}\0".encode())
     return f"{name}-{digest.hexdigest()[:32]}"
@@ -150,11 +148,22 @@ def _open(directory: Path) -> Stored | None:
         report = load_json((directory / _REPORT).read_bytes(), str(directory / _REPORT))
         # datasets puts its own files here, of selected rows.
         if report["files"] == {name: _describe_file(directory / name) for name in report["files"]}:
+            if report["archives"] != {path: _state(path) for path in report["archives"]}:
+                return None  # packed again, with the pictures in other places
             return Stored(directory, report["splits"], report["dropped"])
     except (OSError, DataError, KeyError, TypeError):
         pass
     logger.warning("%s: the cached corpus is damaged: it is read anew", directory)
     return None
+
+
+def _state(path: str) -> list[int] | None:
+    """Returns the size of a file and when it was changed; None if it is not there."""
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _describe_files(directory: Path) -> dict[str, list[Any]]:
@@ -192,11 +201,13 @@ def _write(
     rows.execute("PRAGMA synchronous = OFF")
     rows.execute("PRAGMA cache_size = -65536")  # kiB
     rows.executescript(_TABLES)
+    archives: dict[str, list[int] | None] = {}
     rows.execute("BEGIN")
     with (
         (target / _PROBLEMS).open("w", encoding="utf-8") as file,
         (target / pictures.name).open("wb") as contents,
     ):
+        records = _note_archives(records, archives)
         dropped = _gather(_keep_pictures(records, contents, pictures, source.path), rows, cleaning, file)
         _settle_splits(rows, dev_share, file)
     if not (target / pictures.name).stat().st_size:
@@ -205,7 +216,7 @@ def _write(
     files = {split: f"{number}.arrow" for number, split in enumerate(splits)}
     for split, name in files.items():
         _write_split(rows, split, target / name, source.questions)
-    report = {"splits": files, "dropped": dropped, "files": _describe_files(target)}
+    report = {"splits": files, "dropped": dropped, "archives": archives, "files": _describe_files(target)}
     (target / _REPORT).write_text(json.dumps(report), encoding="utf-8")
 
 
@@ -224,6 +235,18 @@ def _tell(records: Iterable[Record | Problem], source: Source) -> Iterator[Recor
             logger.info("%s: read %s records", source.path, f"{count:,}")
     if not count:
         raise DataError(f"{source.path}: it holds no pictures with captions")
+
+
+def _note_archives(
+    records: Iterable[Record | Problem], archives: dict[str, list[int] | None]
+) -> Iterator[Record | Problem]:
+    """Passes the records on, and notes the state of each zip archive that holds pictures of theirs."""
+    for record in records:
+        if isinstance(record, Record) and ".zip#" in record.image.lower():
+            path = Place.parse(record.image).path
+            if path not in archives:
+                archives[path] = _state(path)
+        yield record
 
 
 def _keep_pictures(

@@ -27,6 +27,7 @@ from ..core.console import progress
 from ..core.errors import DataError
 from ..data.collator import CaptionCollator
 from ..features.inputs import ImageInputs
+from ..metrics.bootstrap import number_groups
 from ..towers.fingerprints import weights_fingerprint
 from .calibration_report import CalibrationReport
 from .captions import BATCH_SIZE, caption_settings, open_unfinished, picture_settings, question_settings
@@ -165,9 +166,10 @@ def _fit(photos: np.ndarray, is_right: np.ndarray, negatives: Negatives) -> Regr
 
 def half_of(images: Sequence[str], seed: int) -> np.ndarray:
     """Returns which rows belong to one random half of the images, bool [N]. Several rows may be about one image."""
-    numbers = {image: number for number, image in enumerate(dict.fromkeys(images))}
-    is_first = np.random.default_rng(seed).permutation(len(numbers)) < len(numbers) // 2
-    return is_first[[numbers[image] for image in images]]
+    numbers = number_groups(images)
+    count = int(numbers.max()) + 1
+    is_first = np.random.default_rng(seed).permutation(count) < count // 2
+    return is_first[numbers]
 
 
 def _cross_fit(

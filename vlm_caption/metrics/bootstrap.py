@@ -110,6 +110,12 @@ def mean_interval(
     return _interval(sums[:, 0] / sums[:, 1], confidence)
 
 
+def number_groups(groups: Sequence[object]) -> np.ndarray:
+    """Returns the number of each member's group, int64 [N], in the order in which the groups occur."""
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    return np.array([numbers[group] for group in groups], dtype=np.int64)
+
+
 def _resampled_metrics(scores: Scores) -> list[str]:
     return [name for name in scores.corpus if name != "meteor"]
 
@@ -128,10 +134,8 @@ def _resample(
 
 def _draw(captions: int, groups: Sequence[object] | None, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Yields how often each caption was drawn, float [some resamples, captions], until there are `resamples` rows."""
-    groups = range(captions) if groups is None else groups
-    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    image_of = np.array([numbers[group] for group in groups])
-    images = len(numbers)
+    image_of = number_groups(range(captions) if groups is None else groups)
+    images = int(image_of.max()) + 1
     generator = np.random.default_rng(seed)
     step = max(1, _DRAWS_AT_A_TIME // captions)
     for start in range(0, resamples, step):
